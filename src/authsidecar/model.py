@@ -152,6 +152,7 @@ class AccessRequest:
         proxy: the endpoint that was asked.
         method: upper case, one of METHODS.
         path: decoded once, no trailing slash, starts with "/".
+        target: the request target as the proxy gave it, query included; only ever compared.
         client: the address that was judged.
         credential: the parsed token, or the 401 refusal that its text earned.
         preflight: a CORS preflight (OPTIONS, Origin, Access-Control-Request-Method, no token).
@@ -161,6 +162,7 @@ class AccessRequest:
     proxy: Proxy
     method: str
     path: str
+    target: bytes
     client: Address
     credential: Credential | Deny
     preflight: bool = False

@@ -1,0 +1,300 @@
+"""What is decided, and in which order: Coolify's order, Coolify's words.
+
+Everything that can refuse a readable request is here: `find_route` (row 1 of the table in
+docs/reference/reason-codes.md), `authenticate` (row 2) and CHECKS (rows 4 to 9). The rate limit
+(row 3) stands between them; `judge` says which bucket a request is charged to, whatever the
+verdict, and authorize.py charges it. Pure: time and state are arguments.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from hmac import compare_digest
+from typing import Final, NamedTuple
+
+from authsidecar.allowlist import Allowlist
+from authsidecar.model import (
+    AccessRequest,
+    Allow,
+    Credential,
+    Deny,
+    Kind,
+    Permission,
+    Principal,
+    Reason,
+    Role,
+    TeamId,
+    TokenRecord,
+    UnixMs,
+    Verdict,
+)
+from authsidecar.routes import Guard, Route, RouteTable
+
+ROUTE_UNKNOWN: Final = Reason("route_unknown", Kind.NOT_FOUND, 404, "Not found.")
+METHOD_NOT_ALLOWED: Final = Reason(
+    "method_not_allowed", Kind.MALFORMED, 405, "This method is not allowed here."
+)
+TOKEN_UNKNOWN: Final = Reason("token_unknown", Kind.UNAUTHENTICATED, 401, "Unauthenticated.")
+TOKEN_EXPIRED: Final = Reason("token_expired", Kind.UNAUTHENTICATED, 401, "Unauthenticated.")
+RATE_LIMITED: Final = Reason("rate_limited", Kind.RATE_LIMITED, 429, "Too Many Attempts.")
+NOT_TEAM_MEMBER: Final = Reason("not_team_member", Kind.UNAUTHENTICATED, 401, "Invalid token.")
+TEAM_ROLE_REQUIRED: Final = Reason(
+    "team_role_required", Kind.FORBIDDEN, 403, "Missing required team role."
+)
+API_DISABLED: Final = Reason("api_disabled", Kind.FORBIDDEN, 403, "API is disabled.")
+ADDRESS_NOT_ALLOWED: Final = Reason(
+    "address_not_allowed", Kind.FORBIDDEN, 403, "You are not allowed to access the API."
+)
+PERMISSION_MISSING: Final = Reason(
+    "permission_missing", Kind.FORBIDDEN, 403, "Missing required permissions"
+)
+INSTANCE_TEAM_REQUIRED: Final = Reason(
+    "instance_team_required", Kind.FORBIDDEN, 403, "You are not allowed to"
+)
+MCP_DISABLED: Final = Reason("mcp_disabled", Kind.NOT_FOUND, 404, "Not found.")
+TEAM_MCP_DISABLED: Final = Reason(
+    "team_mcp_disabled", Kind.FORBIDDEN, 403, "MCP server is disabled for this team."
+)
+STORE_UNAVAILABLE: Final = Reason(
+    "store_unavailable", Kind.UNAVAILABLE, 503, "Authorization is temporarily unavailable."
+)
+
+ELEVATED: Final = frozenset(Permission) - {Permission.READ}
+"""Permissions that only an admin or owner may use; a token with any of them is refused to others
+on every route (coolify-semantics section 4)."""
+
+PRIVILEGED: Final = frozenset({Role.OWNER, Role.ADMIN})
+ROOTS: Final = frozenset({Permission.ROOT, Permission.LEGACY_ROOT})
+
+INCLUDED_BY: Final = {
+    permission: ROOTS
+    | {permission}
+    | ({Permission.READ_SENSITIVE} if permission is Permission.READ else set())
+    for permission in Permission
+}
+"""Which permissions satisfy a required one: itself, root, and read:sensitive for read."""
+
+SWITCH_ACTIONS: Final = {
+    "/api/v1/enable": "enable the API",
+    "/api/v1/disable": "disable the API",
+    "/api/v1/mcp/enable": "enable the MCP server",
+    "/api/v1/mcp/disable": "disable the MCP server",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the operator configured.
+
+    Attributes:
+        routes: the table that decides what a route needs.
+        pass_outside: whether paths outside /api and /mcp pass without identity.
+        instance_team: the team whose root tokens may use the switches.
+    """
+
+    routes: RouteTable
+    pass_outside: bool = False
+    instance_team: TeamId = TeamId(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """The instance-wide state as Redis holds it.
+
+    Attributes:
+        api_enabled: the API switch.
+        allowlist: who may call, by address.
+        mcp_enabled: the instance's MCP switch.
+        nonce: the random value that proves, in Redis, that this is still current.
+    """
+
+    api_enabled: bool
+    allowlist: Allowlist
+    mcp_enabled: bool
+    nonce: bytes = b""
+
+
+class Case(NamedTuple):
+    """Everything that the checks after authentication look at."""
+
+    policy: Policy
+    request: AccessRequest
+    route: Route
+    instance: Instance
+    record: TokenRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A verdict before the rate limit, and the bucket that the request is charged to.
+
+    Attributes:
+        verdict: what is answered unless the bucket is empty.
+        bucket: "principal" (the token's user and whatever else is configured), "failed",
+            "unknown", "health", "feedback", "sentinel", or None: not counted.
+    """
+
+    verdict: Verdict
+    bucket: str | None
+
+
+def find_route(policy: Policy, request: AccessRequest) -> Route | Judgement:
+    """The row that the request needs a token for, or the judgement that needs none."""
+    if request.preflight:
+        return Judgement(Allow(None), None)
+    path = request.path
+    route = policy.routes.find(request.method, path)
+    if route is None or route.guard is Guard.CLOSED:
+        if policy.pass_outside and path.split("/", 2)[1] not in {"api", "mcp"}:
+            return Judgement(Allow(None), None)
+        detail = f"no route for {request.method} at this path"
+        return Judgement(Deny(ROUTE_UNKNOWN, detail), "unknown")
+    if route.guard is Guard.WRONG_METHOD:
+        return Judgement(Deny(METHOD_NOT_ALLOWED, f"{route.template} takes POST"), None)
+    if route.guard is Guard.PUBLIC:
+        return Judgement(Allow(None), route.bucket)
+    return route
+
+
+def authenticate(
+    credential: Credential, record: TokenRecord | None, now: UnixMs
+) -> TokenRecord | Deny:
+    """The record that the credential proves to own, or the 401.
+
+    Unknown id and wrong secret are one answer. A token is valid up to and including its
+    `expires_at` (coolify-semantics section 3).
+    """
+    if record is None or not compare_digest(record.digest, credential.digest):
+        return Deny(TOKEN_UNKNOWN, "no token with this id and secret")
+    if record.expires_at is not None and now > record.expires_at:
+        return Deny(TOKEN_EXPIRED, "the token's expiry has passed")
+    return record
+
+
+def judge(
+    policy: Policy,
+    request: AccessRequest,
+    route: Route,
+    instance: Instance,
+    record: TokenRecord | None,
+    now: UnixMs,
+) -> Judgement:
+    """The verdict on a request that needs a token, by rows 1 (MCP), 2 and 4 to 9.
+
+    Args:
+        policy: what the operator configured.
+        request: the client's request.
+        route: its row, as `find_route` gave it.
+        instance: the instance-wide state.
+        record: what Redis holds under the credential's id, or None.
+        now: the time by Redis's clock.
+    """
+    if route.guard is Guard.MCP and not instance.mcp_enabled:
+        return Judgement(Deny(MCP_DISABLED, "the instance's MCP switch is off"), "unknown")
+    if isinstance(request.credential, Deny):
+        return Judgement(request.credential, "failed")
+    proven = authenticate(request.credential, record, now)
+    if isinstance(proven, Deny):
+        return Judgement(proven, "failed")
+    case = Case(policy, request, route, instance, proven)
+    denial = first_denial(case)
+    return Judgement(_admit(proven) if denial is None else denial, "principal")
+
+
+def check_team_member(case: Case) -> Deny | None:
+    """Row 4: the token's owner still belongs to the token's team."""
+    if case.record.role is None or case.record.team is None:
+        return Deny(NOT_TEAM_MEMBER, "the token's user is not in the token's team")
+    return None
+
+
+def check_team_role(case: Case) -> Deny | None:
+    """Row 5: a token with more than `read` needs an admin or owner, on every route."""
+    elevated = case.record.permissions & ELEVATED
+    if elevated and case.record.role not in PRIVILEGED:
+        return Deny(
+            TEAM_ROLE_REQUIRED,
+            f"the token holds {' '.join(sorted(elevated))}, its user's role is {case.record.role}",
+        )
+    return None
+
+
+def check_api_enabled(case: Case) -> Deny | None:
+    """Row 6: the API switch is on; the switches themselves and MCP work regardless."""
+    if case.route.guard is Guard.ORDINARY and not case.instance.api_enabled:
+        return Deny(API_DISABLED, "the API switch is off")
+    return None
+
+
+def check_address(case: Case) -> Deny | None:
+    """Row 7: the client's address is on the allowlist; the switches work from anywhere."""
+    allowlist = case.instance.allowlist
+    if case.route.guard is Guard.SWITCH or allowlist.admits(case.request.client):
+        return None
+    return Deny(ADDRESS_NOT_ALLOWED, f"{case.request.client} is on no entry of the allowlist")
+
+
+def check_team_mcp(case: Case) -> Deny | None:
+    """The team's MCP switch is on, where the route is MCP's."""
+    if case.route.guard is Guard.MCP and not case.record.team_mcp:
+        return Deny(TEAM_MCP_DISABLED, f"team {case.record.team} has MCP switched off")
+    return None
+
+
+def check_permission(case: Case) -> Deny | None:
+    """Row 8: the token holds the permission that the route needs."""
+    needed, held = case.route.permission, case.record.permissions
+    if needed is None or held & INCLUDED_BY[needed]:
+        return None
+    reason = Reason(
+        PERMISSION_MISSING.code,
+        PERMISSION_MISSING.kind,
+        PERMISSION_MISSING.status,
+        f"{PERMISSION_MISSING.message}: {needed}",
+    )
+    found = " ".join(sorted(held)) or "nothing"
+    return Deny(reason, f"the route needs {needed}, the token holds {found}", (needed,))
+
+
+def check_instance_team(case: Case) -> Deny | None:
+    """Row 9: the switches belong to the instance team."""
+    wanted = case.policy.instance_team
+    if case.route.guard is not Guard.SWITCH or case.record.team == wanted:
+        return None
+    reason = Reason(
+        INSTANCE_TEAM_REQUIRED.code,
+        INSTANCE_TEAM_REQUIRED.kind,
+        INSTANCE_TEAM_REQUIRED.status,
+        f"{INSTANCE_TEAM_REQUIRED.message} {SWITCH_ACTIONS[case.route.template]}.",
+    )
+    return Deny(reason, f"needs team {wanted}, the token's team is {case.record.team}")
+
+
+CHECKS: Final[tuple[Callable[[Case], Deny | None], ...]] = (
+    check_team_member,
+    check_team_role,
+    check_api_enabled,
+    check_address,
+    check_team_mcp,
+    check_permission,
+    check_instance_team,
+)
+"""Rows 4 to 9, in order: everything that can refuse an authenticated request."""
+
+
+def first_denial(case: Case) -> Deny | None:
+    """The first check that refuses, or None: the request is allowed."""
+    for check in CHECKS:
+        if (denial := check(case)) is not None:
+            return denial
+    return None
+
+
+def _admit(record: TokenRecord) -> Allow:
+    # check_team_member has seen both; a record without them never gets here.
+    assert record.team is not None  # noqa: S101
+    assert record.role is not None  # noqa: S101
+    return Allow(
+        Principal(record.user, record.team, record.role, record.token, record.permissions),
+        read_sensitive=bool(record.permissions & INCLUDED_BY[Permission.READ_SENSITIVE])
+        and record.role in PRIVILEGED,
+    )

@@ -1,0 +1,1 @@
+"""Rate limits: which counters a request costs, and the algorithm that counts."""

@@ -1,0 +1,10 @@
+"""Which permission a route needs: one table per Coolify release line, first match in order wins.
+
+The tables are data (`coolify-4.x.tsv`, the columns of Coolify's own middleware); what
+docs/explanation/deviations.md says of named routes wins over their columns. No row, no access.
+"""
+
+from authsidecar.routes.loading import RELEASES, RouteError, coolify, extra
+from authsidecar.routes.table import Guard, Route, RouteTable
+
+__all__ = ["RELEASES", "Guard", "Route", "RouteError", "RouteTable", "coolify", "extra"]

@@ -1,0 +1,381 @@
+"""What one decision needs of Redis, in as few trips as can be.
+
+A warm request costs one trip: the charge, which also proves that the records the request was
+judged by are current. All charges that wait in the same tick of the event loop share one script
+call; nothing waits for a timer. Records come from a near cache that is never trusted without
+that proof, so a change is seen by the very next request.
+"""
+
+import asyncio
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from hashlib import sha1
+from hmac import compare_digest
+from importlib.resources import files
+from typing import Any, Final, TypeVar
+
+from redis.asyncio import Redis
+from redis.exceptions import (
+    BusyLoadingError,
+    ConnectionError,  # noqa: A004  # redis-py's own
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    TimeoutError,  # noqa: A004  # redis-py's own
+)
+
+from authsidecar.authorize import STALE, Charged, Stale, StoreError
+from authsidecar.model import Credential, Quota, TokenId, TokenRecord, UnixMs
+from authsidecar.policy import Instance
+from authsidecar.ratelimit.charges import Charge
+from authsidecar.ratelimit.pace import AddressPace
+from authsidecar.store import records
+from authsidecar.store.keys import Keys
+
+REPEAT_FREE_MS: Final = 10_000
+"""For how long a repeat of the same client request costs nothing, in milliseconds."""
+
+BATCH: Final = 128
+"""The most requests that share one script call: Redis serves nobody else meanwhile."""
+
+NONCE_BYTES: Final = 12
+
+_STATUS_STALE: Final = 0
+_STATUS_REFUSED: Final = 2
+
+_T = TypeVar("_T")
+
+
+def charge_script() -> str:
+    """The text of the charge script: the algorithm, then the driver that applies it."""
+    algorithm = files("authsidecar.ratelimit").joinpath("sliding_window.lua").read_text("ascii")
+    driver = files("authsidecar.store").joinpath("charge.lua").read_text("ascii")
+    return algorithm + driver
+
+
+class _Waiting:
+    """One request's part of the next shared script call."""
+
+    __slots__ = ("args", "counters", "future", "instance", "keys", "record")
+
+    def __init__(
+        self,
+        future: "asyncio.Future[Charged | Stale]",
+        counters: tuple[Charge, ...],
+        instance: Instance | None,
+        record: TokenRecord | None,
+    ) -> None:
+        self.future = future
+        self.counters = counters
+        self.instance = instance
+        self.record = record
+        self.keys: list[str] = []
+        self.args: list[Any] = []
+
+
+class DecisionStore:
+    """The Store of authorize.py over one Redis."""
+
+    def __init__(
+        self,
+        client: "Redis",
+        keys: Keys,
+        *,
+        budget_ms: int = 50,
+        cache_records: int = 100_000,
+        cache_max_age_s: float = 5.0,
+        pace: AddressPace | None = None,
+        observe: Callable[[str, float, str | None], None] = lambda *_: None,
+        looked_up: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            client: redis-py's asyncio client, decode_responses off, no retries of its own.
+            keys: the key names.
+            budget_ms: how long one trip may take, in milliseconds.
+            cache_records: how many records are kept at the most; 0 keeps none.
+            cache_max_age_s: after how many seconds a record is read again in any case.
+            pace: bounds the look-ups of addresses that send bad tokens.
+            observe: told of every trip: operation, seconds, kind of error or None.
+            looked_up: told of every use of the cache: "hit", "miss" or "stale".
+        """
+        self._client = client
+        self._keys = keys
+        self._budget_s = budget_ms / 1000
+        self._cache_records = cache_records
+        self._max_age_s = cache_max_age_s
+        self._pace = pace or AddressPace()
+        self._observe = observe
+        self._looked_up = looked_up
+        self._script = charge_script()
+        self._sha = sha1(self._script.encode()).hexdigest()  # noqa: S324  # Redis names it so
+        self._records: OrderedDict[TokenId, tuple[TokenRecord, float]] = OrderedDict()
+        self._instance: tuple[Instance, float] | None = None
+        self._loads: dict[object, asyncio.Task[Any]] = {}
+        self._waiting: list[_Waiting] = []
+        self._calls: set[asyncio.Task[None]] = set()
+        self._clock_offset_ms = 0.0
+
+    def now(self) -> UnixMs:
+        """The time by Redis's clock, from its last answer and this machine's own clock."""
+        return UnixMs(int(time.time() * 1000 + self._clock_offset_ms))
+
+    @property
+    def clock_offset_ms(self) -> float:
+        """By how much Redis's clock is ahead of this machine's, in milliseconds."""
+        return self._clock_offset_ms
+
+    async def ping(self) -> None:
+        """Ask Redis for the time, which also sets this process's idea of it."""
+        seconds, micros = await self._trip("ping", self._client.time())
+        self._clock_offset_ms = seconds * 1000 + micros / 1000 - time.time() * 1000
+
+    async def instance(self, *, fresh: bool) -> Instance:
+        """The instance-wide state; `fresh` reads Redis for this call alone."""
+        if fresh:
+            return await self._load_instance()
+        held = self._instance
+        if held is not None and time.monotonic() - held[1] <= self._max_age_s:
+            return held[0]
+        return await self._joined("instance", self._load_instance)
+
+    def known(self, credential: Credential) -> TokenRecord | None:
+        """The record that this process holds for exactly this id and secret, or None."""
+        held = self._records.get(credential.token_id)
+        if (
+            held is None
+            or time.monotonic() - held[1] > self._max_age_s
+            or not compare_digest(held[0].digest, credential.digest)
+        ):
+            self._looked_up("miss")
+            return None
+        self._records.move_to_end(credential.token_id)
+        self._looked_up("hit")
+        return held[0]
+
+    async def load(self, credential: Credential, *, fresh: bool) -> TokenRecord | None:
+        """The record of exactly this id and secret, or None; one answer, in the same time."""
+        if fresh:
+            return await self._load_record(credential)
+        return await self._joined(credential, lambda: self._load_record(credential))
+
+    def may_look_up(self, address: str) -> bool:
+        """Whether an unknown token from this address may cost a look-up now."""
+        return self._pace.may_look_up(address, self.now())
+
+    def refused_address(self, address: str, until: UnixMs) -> None:
+        """Take note that an address has used up its bucket of failed authentications."""
+        self._pace.refuse(address, until)
+
+    async def charge(
+        self,
+        counters: tuple[Charge, ...],
+        *,
+        instance: Instance | None,
+        record: TokenRecord | None,
+        repeat_key: bytes | None,
+    ) -> Charged | Stale:
+        """Charge all counters or none, if instance and record are still current."""
+        if not counters and instance is None and record is None:
+            return Charged(True, (), self.now())
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(loop.create_future(), counters, instance, record)
+        self._write(waiting, repeat_key)
+        self._waiting.append(waiting)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._send)
+        return await waiting.future
+
+    async def close(self) -> None:
+        """End what is under way; the client is the caller's to close."""
+        for task in (*self._calls, *self._loads.values()):
+            task.cancel()
+        await asyncio.gather(*self._calls, *self._loads.values(), return_exceptions=True)
+
+    def _write(self, waiting: _Waiting, repeat_key: bytes | None) -> None:
+        """A request's KEYS and ARGV, in the order that charge.lua reads them."""
+        keys, args, names = waiting.keys, waiting.args, self._keys
+        args.append((waiting.instance is not None) + (waiting.record is not None))
+        if waiting.instance is not None:
+            keys.append(names.instance_nonce)
+            args.append(waiting.instance.nonce)
+        if waiting.record is not None:
+            keys.append(names.user_nonce(waiting.record.user))
+            args.append(waiting.record.nonce)
+        if repeat_key is not None and waiting.counters:
+            keys.append(names.repeat(waiting.counters[0], repeat_key))
+            args.append(REPEAT_FREE_MS)
+        else:
+            args.append(0)
+        args.append("charge")
+        args.append(len(waiting.counters))
+        for counter in waiting.counters:
+            keys.append(names.counter(counter))
+            args.append(counter.limit.requests)
+            args.append(counter.limit.window_ms)
+
+    def _send(self) -> None:
+        """Send all that waits, BATCH requests a call."""
+        waiting, self._waiting = self._waiting, []
+        for start in range(0, len(waiting), BATCH):
+            task = asyncio.get_running_loop().create_task(
+                self._call(waiting[start : start + BATCH])
+            )
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
+
+    async def _call(self, batch: list[_Waiting]) -> None:
+        keys = [key for waiting in batch for key in waiting.keys]
+        args = [arg for waiting in batch for arg in waiting.args]
+        try:
+            now, *results = await self._trip("charge", self._evaluate(keys, args))
+        except StoreError as error:
+            for waiting in batch:
+                if not waiting.future.done():
+                    waiting.future.set_exception(error)
+                    waiting.future.exception()  # its request may be gone; that is no leak
+            return
+        except asyncio.CancelledError:
+            for waiting in batch:
+                waiting.future.cancel()
+            raise
+        self._clock_offset_ms = now - time.time() * 1000
+        for waiting, result in zip(batch, results, strict=True):
+            if not waiting.future.done():
+                waiting.future.set_result(self._read(waiting, UnixMs(now), result))
+
+    async def _evaluate(self, keys: list[str], args: list[Any]) -> list[Any]:
+        """Run the charge script; load it where Redis lost it, never run an unclear call again."""
+        call = (len(keys), *keys, "", *args)
+        try:
+            answer = await self._client.execute_command("EVALSHA", self._sha, *call)
+        except NoScriptError:  # nothing ran
+            answer = await self._client.execute_command("EVAL", self._script, *call)
+        return list(answer)
+
+    def _read(self, waiting: _Waiting, now: UnixMs, result: list[int]) -> Charged | Stale:
+        status, stale, *numbers = result
+        if status == _STATUS_STALE:
+            self._forget(waiting, stale)
+            return STALE
+        quotas = tuple(
+            Quota(counter.scope, counter.limit, numbers[2 * i], UnixMs(numbers[2 * i + 1]))
+            for i, counter in enumerate(waiting.counters)
+        )
+        return Charged(status != _STATUS_REFUSED, quotas, now)
+
+    def _forget(self, waiting: _Waiting, stale: int) -> None:
+        """Drop what failed its proof: bit 0 is the first proof, bit 1 the second."""
+        self._looked_up("stale")
+        if waiting.instance is not None:
+            if stale & 1 and self._instance and self._instance[0] is waiting.instance:
+                self._instance = None
+            stale >>= 1
+        if waiting.record is not None and stale & 1:
+            held = self._records.get(waiting.record.token)
+            if held is not None and held[0] is waiting.record:
+                del self._records[waiting.record.token]
+
+    async def _load_instance(self) -> Instance:
+        names = self._keys
+        nonce = await self._nonce(names.instance_nonce)
+        fields = await self._trip(
+            "instance", self._client.hmget(names.instance, list(records.INSTANCE_FIELDS))
+        )
+        loaded = records.instance(fields, nonce)
+        self._instance = (loaded, time.monotonic())
+        return loaded
+
+    async def _load_record(self, credential: Credential) -> TokenRecord | None:
+        """First the digest: unknown ids and wrong secrets end there, after one trip."""
+        names, token = self._keys, credential.token_id
+        digest, owner = await self._trip(
+            "token", self._client.hmget(names.token(token), ["sha256", "user"])
+        )
+        user = records.number(owner)
+        if user is None or not compare_digest(digest or b"", credential.digest):
+            self._records.pop(token, None)
+            return None
+        record = await self._load_owned(token, records.UserId(user))
+        if record is None or not compare_digest(record.digest, credential.digest):
+            return None
+        if self._cache_records:
+            self._records[token] = (record, time.monotonic())
+            self._records.move_to_end(token)
+            if len(self._records) > self._cache_records:
+                self._records.popitem(last=False)
+        return record
+
+    async def _load_owned(self, token: TokenId, user: "records.UserId") -> TokenRecord | None:
+        """The token with its owner: the nonce first, so that a change in between shows."""
+        names = self._keys
+        nonce = await self._nonce(names.user_nonce(user))
+        fields = await self._trip(
+            "token", self._client.hmget(names.token(token), list(records.TOKEN_FIELDS))
+        )
+        if records.number(fields[2]) != user:
+            return None
+        team_number = records.number(fields[3])
+        team_fields: list[records.Field] = [None] * len(records.TEAM_FIELDS)
+        async with self._client.pipeline(transaction=False) as pipe:
+            pipe.hmget(names.user(user), list(records.USER_FIELDS))
+            if team_number is not None:
+                team = records.TeamId(team_number)
+                pipe.hmget(names.team(team), list(records.TEAM_FIELDS))
+                pipe.hget(names.team_members(team), str(user))
+            user_fields, *rest = await self._trip("token", pipe.execute())
+        team_fields, member = rest or (team_fields, None)
+        return records.token_record(
+            token, fields, user=user_fields, team=team_fields, member=member, nonce=nonce
+        )
+
+    async def _nonce(self, key: str) -> bytes:
+        """The nonce under a key; where there is none yet, a new one that all agree on."""
+        nonce = await self._trip("nonce", self._client.get(key))
+        while nonce is None:
+            fresh = secrets.token_hex(NONCE_BYTES)
+            await self._trip("nonce", self._client.set(key, fresh, nx=True))
+            nonce = await self._trip("nonce", self._client.get(key))
+        return bytes(nonce)
+
+    async def _joined(self, key: object, load: Callable[[], Awaitable[_T]]) -> _T:
+        """One load for all who ask at the same time; a caller that leaves does not end it."""
+        task = self._loads.get(key)
+        if task is None:
+            task = asyncio.ensure_future(load())
+            self._loads[key] = task
+            task.add_done_callback(lambda done: self._loaded(key, done))
+        return await asyncio.shield(task)
+
+    def _loaded(self, key: object, task: "asyncio.Task[Any]") -> None:
+        del self._loads[key]
+        if not task.cancelled():
+            task.exception()  # whoever waits has it; where nobody does, it is no leak
+
+    async def _trip(self, operation: str, command: Awaitable[_T]) -> _T:
+        """One trip within its budget.
+
+        Raises:
+            StoreError: Redis did not answer well in time; never says more than a closed kind.
+        """
+        start = time.perf_counter()
+        kind: str | None = None
+        try:
+            async with asyncio.timeout(self._budget_s):
+                return await command
+        except (TimeoutError, asyncio.TimeoutError):
+            kind = "timeout"
+        except ReadOnlyError:
+            kind = "readonly"
+        except BusyLoadingError:
+            kind = "loading"
+        except (ConnectionError, OSError):
+            kind = "connection"
+        except RedisError:
+            kind = "other"
+        finally:
+            self._observe(operation, time.perf_counter() - start, kind)
+        raise StoreError(kind, f"{operation}: {kind}")

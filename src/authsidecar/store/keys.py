@@ -1,0 +1,83 @@
+"""The name of every key in Redis, in one place (docs/reference/redis-keys.md).
+
+What one script call touches shares a hash tag, so that Redis Cluster keeps it in one slot: a
+user's nonce and counters under `{u:ID}`, a team's counters under `{t:ID}`, an address's under
+`{a:ADDRESS}`.
+"""
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+from authsidecar.model import TeamId, TokenId, UserId
+from authsidecar.ratelimit.charges import Charge
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names under one prefix."""
+
+    prefix: str = "authsidecar:"
+
+    @property
+    def instance(self) -> str:
+        """HASH: api_enabled, allowlist, mcp_enabled."""
+        return f"{self.prefix}instance"
+
+    @property
+    def instance_nonce(self) -> str:
+        """STRING: renewed after every change of the instance's settings."""
+        return f"{self.prefix}nonce:instance"
+
+    @property
+    def users(self) -> str:
+        """SET of all user ids."""
+        return f"{self.prefix}users"
+
+    @property
+    def teams(self) -> str:
+        """SET of all team ids."""
+        return f"{self.prefix}teams"
+
+    def next_id(self, noun: str) -> str:
+        """STRING: the last id given to a `user`, `team` or `token`."""
+        return f"{self.prefix}last-id:{noun}"
+
+    def token(self, token: TokenId) -> str:
+        """HASH: sha256 (32 bytes), name, user, team, permissions, expires_at, limit."""
+        return f"{self.prefix}token:{token}"
+
+    def user(self, user: UserId) -> str:
+        """HASH: name, email, limit."""
+        return f"{self.prefix}user:{user}"
+
+    def user_nonce(self, user: UserId) -> str:
+        """STRING: renewed after every change that concerns the user or any of its tokens."""
+        return f"{self.prefix}nonce:{{u:{user}}}"
+
+    def user_tokens(self, user: UserId) -> str:
+        """SET of the ids of the user's tokens."""
+        return f"{self.prefix}user:{user}:tokens"
+
+    def user_teams(self, user: UserId) -> str:
+        """SET of the ids of the user's teams."""
+        return f"{self.prefix}user:{user}:teams"
+
+    def team(self, team: TeamId) -> str:
+        """HASH: name, mcp_enabled, limit."""
+        return f"{self.prefix}team:{team}"
+
+    def team_tokens(self, team: TeamId) -> str:
+        """SET of the ids of the team's tokens."""
+        return f"{self.prefix}team:{team}:tokens"
+
+    def team_members(self, team: TeamId) -> str:
+        """HASH: user id to role."""
+        return f"{self.prefix}team:{team}:members"
+
+    def counter(self, charge: Charge) -> str:
+        """LIST of admission times in milliseconds."""
+        return f"{self.prefix}rate:{{{charge.tag}}}:{charge.name}"
+
+    def repeat(self, charge: Charge, repeat_key: bytes) -> str:
+        """STRING, empty: this client request was charged already; lives for ten seconds."""
+        return f"{self.prefix}repeat:{{{charge.tag}}}:{sha256(repeat_key).hexdigest()[:32]}"

@@ -1,0 +1,113 @@
+"""How a record is written in Redis, both ways; anything unreadable grants nothing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from authsidecar.allowlist import parse_lenient
+from authsidecar.model import Limit, Permission, Role, TeamId, TokenId, TokenRecord, UnixMs, UserId
+from authsidecar.policy import Instance
+
+TOKEN_FIELDS: Final = ("sha256", "name", "user", "team", "permissions", "expires_at", "limit")
+USER_FIELDS: Final = ("name", "limit")
+TEAM_FIELDS: Final = ("name", "mcp_enabled", "limit")
+INSTANCE_FIELDS: Final = ("api_enabled", "allowlist", "mcp_enabled")
+
+Field = bytes | None
+"""A hash field as redis-py reads it; None where it is absent."""
+
+
+def flag(value: Field, *, absent: bool) -> bool:
+    """A switch: `1` is on, anything else that is written is off."""
+    return absent if value is None else value == b"1"
+
+
+def number(value: Field) -> int | None:
+    """A plain decimal number, else None."""
+    return int(value) if value is not None and value.isdigit() and len(value) < 20 else None
+
+
+def permissions(value: Field) -> frozenset[Permission]:
+    """The permissions of a space-separated text; unknown names hold nothing."""
+    known = {p.value: p for p in Permission}
+    words = (value or b"").decode("ascii", "replace").split()
+    return frozenset(known[word] for word in words if word in known)
+
+
+def role(value: Field) -> Role | None:
+    """A membership's role: None without one; any text but owner and admin is a member."""
+    if value is None:
+        return None
+    return {b"owner": Role.OWNER, b"admin": Role.ADMIN}.get(value, Role.MEMBER)
+
+
+def limit(value: Field) -> Limit | None:
+    """`REQUESTS/WINDOW_MS`, else None."""
+    if value is None:
+        return None
+    requests, _, window = value.partition(b"/")
+    if not (n := number(requests)) or not (w := number(window)):
+        return None
+    return Limit(n, w)
+
+
+def write_limit(value: Limit) -> str:
+    """The text that `limit` reads."""
+    return f"{value.requests}/{value.window_ms}"
+
+
+def token_record(
+    token: TokenId,
+    fields: Sequence[Field],
+    *,
+    user: Sequence[Field],
+    team: Sequence[Field],
+    member: Field,
+    nonce: bytes,
+) -> TokenRecord | None:
+    """A token with what is known of its owner, or None if the token is not there.
+
+    Args:
+        token: its id.
+        fields: the values of TOKEN_FIELDS.
+        user: the values of USER_FIELDS of its owner.
+        team: the values of TEAM_FIELDS of its team.
+        member: the owner's role in that team.
+        nonce: the owner's nonce, read before all of the others.
+    """
+    digest, name, owner_text, team_text, names, expires_text, token_limit = fields
+    owner = number(owner_text)
+    if digest is None or owner is None:
+        return None
+    # Something is written where an expiry belongs, and it is no number: it has expired.
+    expires = None if expires_text is None else number(expires_text) or 0
+    team_id = number(team_text)
+    belongs = user[0] is not None and team[0] is not None and team_id is not None
+    return TokenRecord(
+        token=token,
+        digest=digest,
+        name=(name or b"").decode("utf-8", "replace"),
+        user=UserId(owner),
+        team=None if team_id is None else TeamId(team_id),
+        permissions=permissions(names),
+        expires_at=None if expires is None else UnixMs(expires),
+        role=role(member) if belongs else None,
+        team_mcp=flag(team[1], absent=True),
+        limits=_limits(token=token_limit, user=user[1], team=team[2]),
+        nonce=nonce,
+    )
+
+
+def instance(fields: Sequence[Field], nonce: bytes) -> Instance:
+    """The instance-wide state; what was never written is off, an absent allowlist is everyone."""
+    api, allowlist, mcp = fields
+    text = None if allowlist is None else allowlist.decode("utf-8", "replace")
+    return Instance(
+        api_enabled=flag(api, absent=False),
+        allowlist=parse_lenient(text)[0],
+        mcp_enabled=flag(mcp, absent=False),
+        nonce=nonce,
+    )
+
+
+def _limits(**texts: Field) -> Mapping[str, Limit]:
+    return {scope: found for scope, text in texts.items() if (found := limit(text)) is not None}
