@@ -1,0 +1,1 @@
+"""What the reverse proxies say and expect: one module per protocol, and what they share."""
