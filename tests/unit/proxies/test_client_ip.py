@@ -7,7 +7,7 @@ import pytest
 
 from authsidecar.addresses import Networks, address_bucket, networks, parse_address
 from authsidecar.model import Deny, Kind
-from authsidecar.proxies.client_ip import CLIENT_ADDRESS_INVALID, client_address
+from authsidecar.proxies.client_ip import CLIENT_ADDRESS_INVALID, _entry, client_address
 
 NO_HOPS = Networks()
 HOPS = networks(["10.0.0.0/8", "2001:db8:cd::/48"])
@@ -121,3 +121,10 @@ def test_an_address_is_the_whole_text_or_nothing() -> None:
 def test_one_ipv6_network_is_one_bucket(address: str, prefix: int, bucket: str) -> None:
     """A client cannot leave its bucket by changing address within its own network."""
     assert address_bucket(ip_address(address), prefix) == bucket
+
+
+def test_long_junk_is_not_kept_in_memory() -> None:
+    """What a stranger sends fills the cache with short keys only."""
+    _entry.cache_clear()
+    assert isinstance(client_address([b"x" * 10_000], NO_HOPS), Deny)
+    assert _entry.cache_info().currsize == 0
