@@ -171,9 +171,7 @@ async def _without_token(
     """A public route, an unknown one, or a preflight: only the address's bucket matters."""
     if judgement.bucket is None:
         return Outcome(judgement.verdict, store.now())
-    counters = charges.of_address(
-        judgement.bucket, request.client, rules.limits, rules.ipv6_prefix
-    )
+    counters = charges.of_address(judgement.bucket, request.client, rules.limits, rules.ipv6_prefix)
     if not counters:
         return Outcome(judgement.verdict, store.now())
     charged = await store.charge(
@@ -183,9 +181,7 @@ async def _without_token(
     return _outcome(judgement, charged, None, None)
 
 
-async def _with_token(
-    route: Route, request: AccessRequest, rules: Rules, store: Store
-) -> Outcome:
+async def _with_token(route: Route, request: AccessRequest, rules: Rules, store: Store) -> Outcome:
     for attempt in range(1, ATTEMPTS + 1):
         last = attempt == ATTEMPTS
         instance = await store.instance(fresh=last)

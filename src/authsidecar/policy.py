@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from authsidecar.allowlist import Allowlist
 from authsidecar.model import (
+    METHODS,
     AccessRequest,
     Allow,
     Credential,
@@ -27,9 +28,8 @@ from authsidecar.model import (
     UnixMs,
     Verdict,
 )
-from authsidecar.routes import Guard, Route, RouteTable
+from authsidecar.routes import FRONT_CONTROLLER, ROUTE_UNKNOWN, Guard, Route, RouteTable
 
-ROUTE_UNKNOWN: Final = Reason("route_unknown", Kind.NOT_FOUND, 404, "Not found.")
 METHOD_NOT_ALLOWED: Final = Reason(
     "method_not_allowed", Kind.MALFORMED, 405, "This method is not allowed here."
 )
@@ -81,6 +81,10 @@ SWITCH_ACTIONS: Final = {
 }
 
 
+INSTANCE_TEAM: Final = TeamId(0)
+"""Coolify's root team."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What the operator configured.
@@ -93,7 +97,7 @@ class Policy:
 
     routes: RouteTable
     pass_outside: bool = False
-    instance_team: TeamId = TeamId(0)
+    instance_team: TeamId = INSTANCE_TEAM
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +143,16 @@ class Judgement:
 
 def find_route(policy: Policy, request: AccessRequest) -> Route | Judgement:
     """The row that the request needs a token for, or the judgement that needs none."""
-    if request.preflight:
-        return Judgement(Allow(None), None)
     path = request.path
+    if path[: len(FRONT_CONTROLLER)].lower() == FRONT_CONTROLLER:
+        return Judgement(Deny(ROUTE_UNKNOWN, "the front controller is not a route"), "unknown")
+    outside = path.split("/", 2)[1] not in {"api", "mcp"}
+    if request.preflight and (not outside or _serves(policy.routes, path)):
+        return Judgement(Allow(None), None)
     route = policy.routes.find(request.method, path)
+    if route is None and outside and policy.pass_outside:
+        return Judgement(Allow(None), None)
     if route is None or route.guard is Guard.CLOSED:
-        if policy.pass_outside and path.split("/", 2)[1] not in {"api", "mcp"}:
-            return Judgement(Allow(None), None)
         detail = f"no route for {request.method} at this path"
         return Judgement(Deny(ROUTE_UNKNOWN, detail), "unknown")
     if route.guard is Guard.WRONG_METHOD:
@@ -153,6 +160,10 @@ def find_route(policy: Policy, request: AccessRequest) -> Route | Judgement:
     if route.guard is Guard.PUBLIC:
         return Judgement(Allow(None), route.bucket)
     return route
+
+
+def _serves(routes: RouteTable, path: str) -> bool:
+    return any(routes.find(method, path) for method in METHODS)
 
 
 def authenticate(
@@ -170,7 +181,7 @@ def authenticate(
     return record
 
 
-def judge(
+def judge(  # noqa: PLR0917  # one value for each thing that is judged by
     policy: Policy,
     request: AccessRequest,
     route: Route,

@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from authsidecar.model import Deny, Kind, Reason
+from authsidecar.routes import FRONT_CONTROLLER, ROUTE_UNKNOWN
 
 AMBIGUOUS_TARGET: Final = Reason(
     "ambiguous_target", Kind.MALFORMED, 400, "The request target can be read in more than one way."
@@ -26,14 +27,10 @@ TARGET_TOO_LONG: Final = Reason(
 )
 """More than LONGEST bytes."""
 
-ROUTE_UNKNOWN: Final = Reason("route_unknown", Kind.NOT_FOUND, 404, "Not found.")
-"""No route has this path; `/index.php...` never has one."""
-
 LONGEST: Final = 16 * 1024
 """Bytes of the longest target that is read; Coolify's own nginx stops at 8 KiB."""
 
-FRONT_CONTROLLER: Final = b"/index.php"
-"""Symfony cuts it off, so `/index.php/api/v1/teams` would be routed as `/api/v1/teams`."""
+_FRONT_CONTROLLER: Final = FRONT_CONTROLLER.encode()
 
 # Almost every request: unreserved characters only, and no segment that begins with a dot.
 _PLAIN: Final = re.compile(rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+/?")
@@ -78,7 +75,7 @@ def canonicalise(target: bytes) -> str | Deny:
 def _path(raw: bytes) -> str | Deny:
     plain = _PLAIN.fullmatch(raw)
     decoded = raw if plain else unquote_to_bytes(raw)
-    if decoded[: len(FRONT_CONTROLLER)].lower() == FRONT_CONTROLLER:
+    if decoded[: len(_FRONT_CONTROLLER)].lower() == _FRONT_CONTROLLER:
         return Deny(ROUTE_UNKNOWN, "the front controller is not a route")
     if not plain and not _ALLOWED.fullmatch(raw):
         return Deny(AMBIGUOUS_TARGET, "a refused byte or escape in the path")

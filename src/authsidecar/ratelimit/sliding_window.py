@@ -37,7 +37,9 @@ def count(state: State, limit: Limit, now: UnixMs) -> Counted:
     used = len(state)
     if used >= limit.requests:
         return Counted(False, 0, UnixMs(state[used - limit.requests] + limit.window_ms))
-    return Counted(True, limit.requests - used, UnixMs((state[0] if state else now) + limit.window_ms))
+    return Counted(
+        True, limit.requests - used, UnixMs((state[0] if state else now) + limit.window_ms)
+    )
 
 
 def charge(

@@ -5,6 +5,16 @@ docs/explanation/deviations.md says of named routes wins over their columns. No 
 """
 
 from authsidecar.routes.loading import RELEASES, RouteError, coolify, extra
-from authsidecar.routes.table import Guard, Route, RouteTable
+from authsidecar.routes.table import FRONT_CONTROLLER, ROUTE_UNKNOWN, Guard, Route, RouteTable
 
-__all__ = ["RELEASES", "Guard", "Route", "RouteError", "RouteTable", "coolify", "extra"]
+__all__ = [
+    "FRONT_CONTROLLER",
+    "RELEASES",
+    "ROUTE_UNKNOWN",
+    "Guard",
+    "Route",
+    "RouteError",
+    "RouteTable",
+    "coolify",
+    "extra",
+]

@@ -153,9 +153,7 @@ def _checked(routes: Iterable[Route]) -> RouteTable:
 
 def _overlap(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
     """Whether one path can match both templates."""
-    return all(
-        x == y or is_parameter(x) or is_parameter(y) for x, y in zip(a, b, strict=True)
-    )
+    return all(x == y or is_parameter(x) or is_parameter(y) for x, y in zip(a, b, strict=True))
 
 
 def _at_least(post: Route, other: Route) -> bool:

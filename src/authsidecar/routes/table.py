@@ -3,8 +3,16 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
-from authsidecar.model import Permission
+from authsidecar.model import Kind, Permission, Reason
+
+ROUTE_UNKNOWN: Final = Reason("route_unknown", Kind.NOT_FOUND, 404, "Not found.")
+"""No row, no access."""
+
+FRONT_CONTROLLER: Final = "/index.php"
+"""Symfony cuts it off, so `/index.php/api/v1/teams` would be routed as `/api/v1/teams`: no path
+that begins with it, in any case, has a route."""
 
 
 class Guard(StrEnum):

@@ -16,18 +16,19 @@ from hmac import compare_digest
 from importlib.resources import files
 from typing import Any, Final, TypeVar
 
+from redis import exceptions
 from redis.asyncio import Redis
-from redis.exceptions import (
-    BusyLoadingError,
-    ConnectionError,  # noqa: A004  # redis-py's own
-    NoScriptError,
-    ReadOnlyError,
-    RedisError,
-    TimeoutError,  # noqa: A004  # redis-py's own
-)
 
 from authsidecar.authorize import STALE, Charged, Stale, StoreError
-from authsidecar.model import Credential, Quota, TokenId, TokenRecord, UnixMs
+from authsidecar.model import (
+    Credential,
+    Quota,
+    TeamId,
+    TokenId,
+    TokenRecord,
+    UnixMs,
+    UserId,
+)
 from authsidecar.policy import Instance
 from authsidecar.ratelimit.charges import Charge
 from authsidecar.ratelimit.pace import AddressPace
@@ -102,7 +103,7 @@ class DecisionStore:
             observe: told of every trip: operation, seconds, kind of error or None.
             looked_up: told of every use of the cache: "hit", "miss" or "stale".
         """
-        self._client = client
+        self._client: Any = client  # redis-py's own annotations mix sync, async, bytes and str
         self._keys = keys
         self._budget_s = budget_ms / 1000
         self._cache_records = cache_records
@@ -235,7 +236,7 @@ class DecisionStore:
         except StoreError as error:
             for waiting in batch:
                 if not waiting.future.done():
-                    waiting.future.set_exception(error)
+                    waiting.future.set_exception(StoreError(error.kind, str(error)))
                     waiting.future.exception()  # its request may be gone; that is no leak
             return
         except asyncio.CancelledError:
@@ -252,7 +253,7 @@ class DecisionStore:
         call = (len(keys), *keys, "", *args)
         try:
             answer = await self._client.execute_command("EVALSHA", self._sha, *call)
-        except NoScriptError:  # nothing ran
+        except exceptions.NoScriptError:  # nothing ran
             answer = await self._client.execute_command("EVAL", self._script, *call)
         return list(answer)
 
@@ -299,7 +300,7 @@ class DecisionStore:
         if user is None or not compare_digest(digest or b"", credential.digest):
             self._records.pop(token, None)
             return None
-        record = await self._load_owned(token, records.UserId(user))
+        record = await self._load_owned(token, UserId(user))
         if record is None or not compare_digest(record.digest, credential.digest):
             return None
         if self._cache_records:
@@ -309,7 +310,7 @@ class DecisionStore:
                 self._records.popitem(last=False)
         return record
 
-    async def _load_owned(self, token: TokenId, user: "records.UserId") -> TokenRecord | None:
+    async def _load_owned(self, token: TokenId, user: UserId) -> TokenRecord | None:
         """The token with its owner: the nonce first, so that a change in between shows."""
         names = self._keys
         nonce = await self._nonce(names.user_nonce(user))
@@ -323,7 +324,7 @@ class DecisionStore:
         async with self._client.pipeline(transaction=False) as pipe:
             pipe.hmget(names.user(user), list(records.USER_FIELDS))
             if team_number is not None:
-                team = records.TeamId(team_number)
+                team = TeamId(team_number)
                 pipe.hmget(names.team(team), list(records.TEAM_FIELDS))
                 pipe.hget(names.team_members(team), str(user))
             user_fields, *rest = await self._trip("token", pipe.execute())
@@ -366,15 +367,15 @@ class DecisionStore:
         try:
             async with asyncio.timeout(self._budget_s):
                 return await command
-        except (TimeoutError, asyncio.TimeoutError):
+        except (TimeoutError, exceptions.TimeoutError):
             kind = "timeout"
-        except ReadOnlyError:
+        except exceptions.ReadOnlyError:
             kind = "readonly"
-        except BusyLoadingError:
+        except exceptions.BusyLoadingError:
             kind = "loading"
-        except (ConnectionError, OSError):
+        except (exceptions.ConnectionError, OSError):
             kind = "connection"
-        except RedisError:
+        except exceptions.RedisError:
             kind = "other"
         finally:
             self._observe(operation, time.perf_counter() - start, kind)

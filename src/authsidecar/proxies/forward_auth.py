@@ -1,0 +1,91 @@
+"""Reading a forward-auth subrequest: X-Forwarded-* from a trusted proxy, and nothing else.
+
+Traefik, Caddy, HAProxy and nginx say everything in headers; Envoy says method and target in the
+request line. A header that is missing, empty or repeated is an error, never a default.
+"""
+
+from typing import Final
+
+from authsidecar.addresses import Networks
+from authsidecar.credentials import find
+from authsidecar.model import METHODS, AccessRequest, Deny, Kind, Proxy, Reason
+from authsidecar.policy import METHOD_NOT_ALLOWED
+from authsidecar.proxies.client_ip import client_address
+from authsidecar.proxies.headers import Fields
+from authsidecar.proxies.target import METHOD_OVERRIDE, canonicalise
+from authsidecar.routes import FRONT_CONTROLLER, ROUTE_UNKNOWN
+
+FORWARDED_INVALID: Final = Reason(
+    "forwarded_header_invalid",
+    Kind.MALFORMED,
+    400,
+    "The proxy must send X-Forwarded-Method, X-Forwarded-Uri and X-Forwarded-For, once each.",
+)
+RESERVED_HEADER: Final = Reason(
+    "reserved_header",
+    Kind.MALFORMED,
+    400,
+    "A header is another spelling of one that the proxy sets.",
+)
+
+_METHODS: Final = {method.encode(): method for method in METHODS}
+_LONGEST_REQUEST_ID: Final = 128
+
+RequestLine = tuple[bytes, bytes]
+"""Method and target as the client sent them."""
+
+
+def read(
+    fields: Fields, proxy: Proxy, trusted_hops: Networks, line: RequestLine | None = None
+) -> AccessRequest | Deny:
+    """The client's request, or why it cannot be read: row 0 of the order of checks.
+
+    Args:
+        fields: the subrequest's headers.
+        proxy: which endpoint was asked.
+        trusted_hops: networks that are skipped in X-Forwarded-For.
+        line: the client's own request line, where the proxy passes it on (Envoy); it stands for
+            X-Forwarded-Method and X-Forwarded-Uri.
+    """
+    if fields.reserved:
+        return Deny(RESERVED_HEADER, "a name with _ or . that folds to a reserved one")
+    if line is None:
+        if len(fields.method) != 1 or len(fields.uri) != 1:
+            return Deny(FORWARDED_INVALID, "X-Forwarded-Method and X-Forwarded-Uri, once each")
+        line = fields.method[0], fields.uri[0]
+    method_text, target = line
+    if not method_text or not target or not fields.forwarded_for:
+        return Deny(FORWARDED_INVALID, "a forwarded header is missing or empty")
+    method = _METHODS.get(method_text)
+    if method is None:
+        return Deny(METHOD_NOT_ALLOWED, "not one of the seven methods, in upper case")
+    if fields.override:
+        return Deny(METHOD_OVERRIDE, "an X-HTTP-Method-Override header")
+    path = canonicalise(target)
+    if isinstance(path, Deny):
+        if path.reason is not ROUTE_UNKNOWN:
+            return path
+        path = FRONT_CONTROLLER  # the policy has no route for it, and counts the attempt
+    client = client_address(fields.forwarded_for, trusted_hops)
+    if isinstance(client, Deny):
+        return client
+    return AccessRequest(
+        proxy=proxy,
+        method=method,
+        path=path,
+        target=target,
+        client=client,
+        credential=find(fields.authorization),
+        preflight=method == "OPTIONS"
+        and fields.origin
+        and fields.preflight_method
+        and not fields.authorization,
+        request_id=None if proxy is Proxy.TRAEFIK else _request_id(fields.request_id),
+    )
+
+
+def _request_id(values: list[bytes]) -> str | None:
+    """The proxy's id of the client request; an odd one is no id, and the request is counted."""
+    if len(values) != 1 or not 0 < len(values[0]) <= _LONGEST_REQUEST_ID:
+        return None
+    return values[0].decode("latin-1")

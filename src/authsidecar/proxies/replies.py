@@ -1,0 +1,147 @@
+"""What the proxy is answered: an outcome rendered as status, headers and body.
+
+RateLimit fields as in draft-ietf-httpapi-ratelimit-headers-10, the challenge as in RFC 6750
+section 3, Retry-After as in RFC 9110 section 10.2.3.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from authsidecar.authorize import Outcome
+from authsidecar.credentials import TOKEN_MISSING
+from authsidecar.model import METHODS, Address, Allow, Deny, Kind, Quota, UnixMs
+from authsidecar.policy import METHOD_NOT_ALLOWED
+from authsidecar.proxies import headers
+from authsidecar.routes import ROUTE_UNKNOWN
+
+REALM: Final = "coolify"
+DOCS: Final = "https://coolify.io/docs"
+NONE: Final = "none"
+"""The identity of a request that needs none; never empty, so that no client value survives."""
+
+UNAVAILABLE_RETRY_S: Final = 1
+"""Retry-After of a 503, in seconds: Redis is asked again at once when it is back."""
+
+NO_STORE: Final = ("Cache-Control", "no-store")
+JSON: Final = ("Content-Type", "application/json")
+
+Headers = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer in the native dialect: what the client of a refused request sees."""
+
+    status: int
+    headers: Headers
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """WWW-Authenticate (RFC 6750 section 3); an error only if a token was sent."""
+
+    sent: bool
+
+    def header(self) -> tuple[str, str]:
+        """The header as name and value."""
+        tail = ', error="invalid_token"' if self.sent else ""
+        return "WWW-Authenticate", f'Bearer realm="{REALM}"{tail}'
+
+
+def render(outcome: Outcome, client: Address, decision_id: str) -> Reply:
+    """The native answer to a readable request.
+
+    Args:
+        outcome: what was decided.
+        client: the address that was judged.
+        decision_id: names this decision in the log, the answer and the backend's headers.
+    """
+    match outcome.verdict:
+        case Allow() as allow:
+            identity = _identity(allow, client, decision_id)
+            return Reply(200, (*identity, *_quota(outcome.quotas, outcome.now), NO_STORE))
+        case Deny() as deny:
+            reply = refuse(deny, decision_id)
+            extra = _quota(outcome.quotas, outcome.now)
+            if deny.reason.kind is Kind.RATE_LIMITED:
+                extra = (*extra, *_retry(outcome.quotas, outcome.now))
+            return Reply(reply.status, (*reply.headers, *extra), reply.body)
+
+
+def refuse(deny: Deny, decision_id: str) -> Reply:
+    """The native answer to a refusal, before any counter is told of."""
+    reason = deny.reason
+    body: dict[str, object] = {"message": reason.message}
+    if reason is ROUTE_UNKNOWN:
+        body["docs"] = DOCS
+    body["code"] = reason.code
+    if deny.missing:
+        body["missing_permissions"] = list(deny.missing)
+    body["decision_id"] = decision_id
+    extra: Headers = ()
+    if reason.status == 401:
+        extra = (Challenge(sent=reason is not TOKEN_MISSING).header(),)
+    elif reason is METHOD_NOT_ALLOWED:
+        allowed = "POST" if deny.detail.endswith("takes POST") else ", ".join(sorted(METHODS))
+        extra = (("Allow", allowed),)
+    elif reason.kind is Kind.UNAVAILABLE:
+        extra = (("Retry-After", str(UNAVAILABLE_RETRY_S)),)
+    return Reply(reason.status, (JSON, *extra, NO_STORE), json.dumps(body).encode("ascii"))
+
+
+def _identity(allow: Allow, client: Address, decision_id: str) -> Headers:
+    who = allow.principal
+    return (
+        (headers.USER_ID, NONE if who is None else str(who.user)),
+        (headers.TEAM_ID, NONE if who is None else str(who.team)),
+        (headers.TEAM_ROLE, NONE if who is None else who.role.value),
+        (headers.TOKEN_ID, NONE if who is None else str(who.token)),
+        (headers.PERMISSIONS, (NONE if who is None else " ".join(sorted(who.permissions))) or NONE),
+        (headers.READ_SENSITIVE, "true" if allow.read_sensitive else "false"),
+        (headers.CLIENT_IP, str(client)),
+        (headers.DECISION_ID, decision_id),
+    )
+
+
+def tightest(quotas: Sequence[Quota]) -> Quota:
+    """The counter with the least room; of equal ones the one that opens last."""
+    return min(quotas, key=lambda q: (q.remaining, -q.reset_at))
+
+
+def _quota(quotas: Sequence[Quota], now: UnixMs) -> Headers:
+    if not quotas:
+        return ()
+    least = tightest(quotas)
+    return (
+        ("X-RateLimit-Limit", str(least.limit.requests)),
+        ("X-RateLimit-Remaining", str(least.remaining)),
+        (
+            "RateLimit-Policy",
+            ", ".join(
+                f'"{q.scope}";q={q.limit.requests};w={-(-q.limit.window_ms // 1000)}'
+                for q in quotas
+            ),
+        ),
+        (
+            "RateLimit",
+            ", ".join(
+                f'"{q.scope}";r={q.remaining};t={_seconds(q.reset_at - now)}' for q in quotas
+            ),
+        ),
+    )
+
+
+def _retry(quotas: Sequence[Quota], now: UnixMs) -> Headers:
+    """When the last of the full counters opens: rounded up, at least a second."""
+    at = max(q.reset_at for q in quotas if q.remaining == 0)
+    return (
+        ("Retry-After", str(max(1, _seconds(at - now)))),
+        ("X-RateLimit-Reset", str(_seconds(at))),
+    )
+
+
+def _seconds(milliseconds: int) -> int:
+    return max(0, -(-milliseconds // 1000))

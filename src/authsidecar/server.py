@@ -1,0 +1,219 @@
+"""The authz listener: aiohttp below, one function per subrequest above.
+
+aiohttp's own server is used without its router and middlewares: the endpoints are a closed set.
+What aiohttp itself refuses (a header too long, say) is answered here as well, since its own
+answer and its own log line would repeat the header.
+"""
+
+import asyncio
+import ipaddress
+import secrets
+import time
+from typing import Final
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from authsidecar.addresses import Networks
+from authsidecar.authorize import Outcome, Rules, Store, authorize
+from authsidecar.log import Log
+from authsidecar.model import AccessRequest, Deny, Kind, Proxy, Reason
+from authsidecar.policy import STORE_UNAVAILABLE
+from authsidecar.proxies import auth_request
+from authsidecar.proxies.forward_auth import read
+from authsidecar.proxies.headers import Fields
+from authsidecar.proxies.replies import Reply, refuse, render
+from authsidecar.routes import ROUTE_UNKNOWN
+from authsidecar.telemetry import Telemetry
+
+UNTRUSTED_PEER: Final = Reason(
+    "untrusted_peer", Kind.FORBIDDEN, 403, "This address may not ask for authorization."
+)
+HEADERS_TOO_LARGE: Final = Reason(
+    "headers_too_large", Kind.MALFORMED, 431, "The request's headers are too large."
+)
+REQUEST_UNREADABLE: Final = Reason(
+    "request_unreadable", Kind.MALFORMED, 400, "The request cannot be read."
+)
+
+MAX_FIELD_BYTES: Final = 32 * 1024
+MAX_HEADERS: Final = 200
+
+PREFIX: Final = b"/authz/"
+_ENDPOINTS: Final = {PREFIX.decode() + proxy.value: proxy for proxy in Proxy}
+_ENVOY: Final = PREFIX.decode() + Proxy.ENVOY.value
+
+_DIALECTS: Final = {Proxy.NGINX: auth_request.write}
+"""Proxies that do not take the native answer; all others do."""
+
+
+class AuthzServer:
+    """Answers subrequests; one instance serves all connections of a process."""
+
+    def __init__(
+        self,
+        *,
+        rules: Rules,
+        store: Store,
+        telemetry: Telemetry,
+        log: Log,
+        trusted_peers: Networks,
+        trusted_hops: Networks,
+    ) -> None:
+        """Nothing is listened on yet.
+
+        Args:
+            rules: what decisions depend on.
+            store: where state and counters are.
+            telemetry: told of every decision.
+            log: told of what should not happen.
+            trusted_peers: networks that may ask, beside the unix socket.
+            trusted_hops: networks that are skipped in X-Forwarded-For.
+        """
+        self._rules = rules
+        self._store = store
+        self._telemetry = telemetry
+        self._log = log
+        self._trusted_peers = trusted_peers
+        self._trusted_hops = trusted_hops
+        self._peers: dict[str, bool] = {}
+        self.in_flight = 0
+
+    def protocols(self) -> "_Server":
+        """The factory of connections that an event loop serves."""
+        return _Server(self, self._log)
+
+    async def answer(self, request: web.BaseRequest) -> web.Response:
+        """Answer one subrequest."""
+        self.in_flight += 1
+        try:
+            return _response(await self._reply(request), request)
+        finally:
+            self.in_flight -= 1
+
+    async def _reply(self, request: web.BaseRequest) -> Reply:
+        raw_path = request.raw_path
+        proxy = _ENDPOINTS.get(raw_path) or _endpoint(raw_path)
+        decision_id = secrets.token_hex(8)
+        if proxy is None:
+            return refuse(Deny(ROUTE_UNKNOWN, "no such endpoint"), decision_id)
+        write = _DIALECTS.get(proxy, _native)
+        peer = _peer(request)
+        if not self._trusts(peer):
+            deny = Deny(UNTRUSTED_PEER, "not one of trusted_peers")
+            self._telemetry.unreadable(proxy, deny, decision_id, peer)
+            return write(refuse(deny, decision_id))
+        start = time.perf_counter()
+        line = None
+        if proxy is Proxy.ENVOY:
+            target = raw_path[len(_ENVOY) :] or "/"
+            line = request.method.encode(), target.encode("utf-8", "surrogateescape")
+        access = read(Fields(request.raw_headers), proxy, self._trusted_hops, line)
+        if isinstance(access, Deny):
+            self._telemetry.unreadable(proxy, access, decision_id, peer)
+            return write(refuse(access, decision_id))
+        outcome = await self._decide(access)
+        self._telemetry.decided(proxy, outcome, decision_id, access, time.perf_counter() - start)
+        return write(render(outcome, access.client, decision_id))
+
+    async def _decide(self, access: AccessRequest) -> Outcome:
+        try:
+            return await authorize(access, self._rules, self._store)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001  # unclear means refused
+            self._log.event("error", "defect", error=type(error).__name__)
+            denial = Deny(STORE_UNAVAILABLE, "a defect of the sidecar")
+            return Outcome(denial, self._store.now())
+
+    def _trusts(self, peer: str) -> bool:
+        """Whether a peer may ask; the unix socket has no address and may."""
+        if not peer:
+            return True
+        trusted = self._peers.get(peer)
+        if trusted is None:
+            address = ipaddress.ip_address(peer.partition("%")[0])
+            if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+                address = address.ipv4_mapped
+            trusted = address in self._trusted_peers
+            if len(self._peers) < 4096:
+                self._peers[peer] = trusted
+        return trusted
+
+
+def _native(reply: Reply) -> Reply:
+    return reply
+
+
+def _endpoint(raw_path: str) -> Proxy | None:
+    """The endpoint of a path that is not one to the letter: a query, or Envoy's own path."""
+    if raw_path.startswith((_ENVOY + "/", _ENVOY + "?")):
+        return Proxy.ENVOY
+    return _ENDPOINTS.get(raw_path.partition("?")[0])
+
+
+def _peer(request: web.BaseRequest) -> str:
+    transport = request.transport
+    name = None if transport is None else transport.get_extra_info("peername")
+    return str(name[0]) if isinstance(name, tuple) else ""
+
+
+def _response(reply: Reply, request: web.BaseRequest | None) -> web.Response:
+    response = web.Response(
+        status=reply.status, headers=list(reply.headers), body=reply.body or None
+    )
+    if request is not None and request.body_exists:
+        # A body that was declared and perhaps never sent must not be read as the next request.
+        response.force_close()
+    return response
+
+
+class _Server(web.Server):
+    """aiohttp's connection factory with our own error answers and limits."""
+
+    def __init__(self, authz: AuthzServer, log: Log) -> None:
+        super().__init__(authz.answer)
+        self._log = log
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(
+            self,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # aiohttp tests it for truth
+            max_line_size=MAX_FIELD_BYTES,
+            max_field_size=MAX_FIELD_BYTES,
+            max_headers=MAX_HEADERS,
+            lingering_time=0,
+            auto_decompress=False,
+        )
+
+
+class _Connection(RequestHandler):
+    """A connection whose own refusals are JSON and repeat nothing of the request."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,  # noqa: ARG002
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002  # aiohttp's own words quote the header
+    ) -> web.StreamResponse:
+        """Answer what aiohttp could not parse, or what went wrong below the decision."""
+        reason = REQUEST_UNREADABLE
+        if isinstance(exc, LineTooLong) or _too_many(exc):
+            reason = HEADERS_TOO_LARGE
+        elif status >= 500:
+            reason = STORE_UNAVAILABLE
+        response = _response(refuse(Deny(reason), secrets.token_hex(8)), None)
+        response.force_close()
+        return response
+
+    def log_exception(self, *args: object, **kw: object) -> None:
+        """Say nothing: the arguments can quote a header."""
+
+
+def _too_many(exc: BaseException | None) -> bool:
+    return isinstance(exc, HttpProcessingError) and "Too many" in str(exc.message)
