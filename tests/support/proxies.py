@@ -1,0 +1,136 @@
+"""Real proxies in front of a scripted authorization server and the stand-in backend."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aiohttp import web
+from multidict import CIMultiDict
+
+from authsidecar.demo.backend import Backend
+from authsidecar.demo.proxies import RunningProxy, start_proxy
+from authsidecar.model import Proxy
+
+IDENTITY = {
+    "X-Auth-User-Id": "7",
+    "X-Auth-Team-Id": "3",
+    "X-Auth-Team-Role": "owner",
+    "X-Auth-Token-Id": "67",
+    "X-Auth-Permissions": "read write",
+    "X-Auth-Read-Sensitive": "true",
+    "X-Auth-Client-Ip": "198.51.100.9",
+    "X-Auth-Decision-Id": "d-1",
+}
+COUNTED = {
+    "X-RateLimit-Limit": "50",
+    "X-RateLimit-Remaining": "49",
+    "RateLimit": '"user";r=49;t=60',
+    "RateLimit-Policy": '"user";q=50;w=60',
+}
+
+
+@dataclass(slots=True)
+class Asked:
+    """One subrequest, as it arrived."""
+
+    method: str
+    target: str
+    headers: CIMultiDict[str]
+
+
+@dataclass(slots=True)
+class ScriptedAuthz:
+    """Answers as interface.md says; `status` is the next decision, 200 admits.
+
+    Attributes:
+        status: what is decided from now on.
+        headers: what a denial carries besides its body.
+        silent: take the question and never answer.
+        asked: all subrequests, oldest first.
+    """
+
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    silent: bool = False
+    asked: list[Asked] = field(default_factory=list)
+    address: str = ""
+    runner: web.ServerRunner | None = None
+
+    @property
+    def body(self) -> str:
+        """The denial's body, one line of ASCII JSON with what could upset a proxy's parser."""
+        return json.dumps({"message": "No: $uri {x} 'y' 100%.", "code": f"stub_{self.status}"})
+
+    async def start(self) -> None:
+        """Listen; on the same port again if it listened before."""
+        self.runner = web.ServerRunner(web.Server(self._answer), shutdown_timeout=1)
+        await self.runner.setup()
+        port = int(self.address.rpartition(":")[2] or 0)
+        await web.TCPSite(self.runner, "127.0.0.1", port).start()
+        host, port = self.runner.addresses[0][:2]
+        self.address = f"{host}:{port}"
+
+    async def stop(self) -> None:
+        """Stop listening and close all connections."""
+        if self.runner is not None:
+            await self.runner.cleanup()
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        self.asked.append(Asked(request.method, request.raw_path, CIMultiDict(request.headers)))
+        if self.silent:
+            await asyncio.Event().wait()
+        common = {"Cache-Control": "no-store"}
+        if self.status == 200:
+            return web.Response(headers=common | IDENTITY | COUNTED)
+        common |= self.headers
+        if request.path != "/authz/nginx":
+            return web.Response(
+                status=self.status,
+                text=self.body,
+                content_type="application/json",
+                headers=common,
+            )
+        nginx = {"X-Authz-Status": str(self.status), "X-Authz-Body": self.body}
+        return web.Response(status=401 if self.status == 401 else 403, headers=common | nginx)
+
+
+@dataclass(slots=True)
+class Stage:
+    """One proxy between the client and the two servers it talks to."""
+
+    proxy: Proxy
+    running: RunningProxy
+    authz: ScriptedAuthz
+    backend: Backend
+
+    @property
+    def url(self) -> str:
+        """Where the client goes."""
+        return self.running.url
+
+    def clear(self) -> None:
+        """Forget what earlier tests did."""
+        self.authz.status, self.authz.headers, self.authz.silent = 200, {}, False
+        self.authz.asked.clear()
+        self.backend.seen.clear()
+
+
+@asynccontextmanager
+async def stage(proxy: Proxy, directory: Path) -> AsyncIterator[Stage]:
+    """Everything on loopback; everything ended afterwards."""
+    authz = ScriptedAuthz()
+    await authz.start()
+    try:
+        async with Backend() as backend:
+            running = await start_proxy(
+                proxy, authz=authz.address, backend=backend.address, directory=directory
+            )
+            try:
+                yield Stage(proxy, running, authz, backend)
+            finally:
+                await running.stop()
+    finally:
+        await authz.stop()
