@@ -1,4 +1,4 @@
-"""Structured log lines on standard output: JSON for machines, a short line for people.
+"""Structured log lines on standard error: JSON for machines, a short line for people.
 
 Lines written in one tick of the event loop go out in one write. Whatever looks like a token is
 cut out of every text that did not come from this program itself.
@@ -42,12 +42,12 @@ class Log:
         Args:
             json_lines: one JSON object a line, else a line for people.
             level: events below it are dropped.
-            stream: where to; standard output unless given.
+            stream: where to; standard error unless given.
             colours: whether lines for people are coloured.
         """
         self._json = json_lines
         self._threshold = _LEVELS[level]
-        self._stream = stream or sys.stdout
+        self._stream = stream or sys.stderr
         self._colours = colours
         self._lines: list[str] = []
 
@@ -71,7 +71,7 @@ class Log:
                 self.flush()
 
     def flush(self) -> None:
-        """Write what waits; a closed standard output is nobody's reader and no error."""
+        """Write what waits; a closed standard error is nobody's reader and no error."""
         lines, self._lines = self._lines, []
         if lines:
             try:

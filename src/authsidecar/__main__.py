@@ -1,0 +1,5 @@
+"""`python -m authsidecar` is `authsidecar`."""
+
+from authsidecar.cli import main
+
+main()

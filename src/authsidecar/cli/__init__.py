@@ -1,0 +1,5 @@
+"""The command line: `authsidecar COMMAND`."""
+
+from authsidecar.cli.main import main
+
+__all__ = ["main"]

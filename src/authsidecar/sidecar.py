@@ -1,0 +1,323 @@
+"""One process of the sidecar, from settings to listeners and back: what `serve` runs."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import redis.exceptions
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
+
+from authsidecar import __version__
+from authsidecar.addresses import Networks
+from authsidecar.authorize import Rules, StoreError
+from authsidecar.config import Endpoint, Settings
+from authsidecar.log import Bridge, Log
+from authsidecar.management import application
+from authsidecar.model import TeamId
+from authsidecar.policy import Policy
+from authsidecar.ratelimit.pace import AddressPace
+from authsidecar.routes import RouteError, RouteTable, coolify, extra
+from authsidecar.server import AuthzServer
+from authsidecar.store.connect import Connection, connected
+from authsidecar.store.decisions import DecisionStore
+from authsidecar.store.embedded import EmbeddedRedisError
+from authsidecar.store.keys import Keys
+from authsidecar.store.registry import Registry
+from authsidecar.telemetry import Telemetry
+
+GRACE_S: Final = 10.0
+"""How long a stop waits for requests in flight, in seconds."""
+
+START_BUDGET_MS: Final = 2000
+"""How long Redis may take to answer at start, in milliseconds."""
+
+SKEW_WARNING_MS: Final = 1000
+"""From this difference on, the clocks of Redis and this machine are worth a warning."""
+
+
+Runner = web.AppRunner | web.ServerRunner
+
+
+class StartError(Exception):
+    """The sidecar cannot start; one line that says what to change."""
+
+
+def routes(settings: Settings) -> RouteTable:
+    """The route table that the settings choose.
+
+    Raises:
+        StartError: the operator's own rows cannot be used.
+    """
+    table = coolify(settings.coolify.routes)
+    path = settings.coolify.extra_routes
+    if path is None:
+        return table
+    try:
+        return extra(Path(path).read_text("utf-8"), table)
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartError(f"coolify.extra_routes: cannot read {path}: {error}") from None
+    except RouteError as error:
+        raise StartError(f"coolify.extra_routes: {path}: {error}") from None
+
+
+def rules(settings: Settings) -> Rules:
+    """What decisions depend on, from the settings.
+
+    Raises:
+        StartError: the operator's own routes cannot be used.
+    """
+    return Rules(
+        policy=Policy(
+            routes=routes(settings),
+            pass_outside=settings.coolify.outside == "pass",
+            instance_team=TeamId(settings.coolify.instance_team),
+        ),
+        limits=settings.limits.as_limits(),
+        ipv6_prefix=settings.limits.ipv6_prefix,
+        public_without_store=settings.redis.public_without_redis,
+    )
+
+
+def connection(settings: Settings) -> Connection:
+    """How Redis is reached, from the settings."""
+    section = settings.redis
+    tls = {
+        "ssl_ca_certs": section.tls_ca_file,
+        "ssl_certfile": section.tls_cert_file,
+        "ssl_keyfile": section.tls_key_file,
+    }
+    return Connection(
+        url=section.url,
+        data_dir=Path(settings.data_dir),
+        username=section.username,
+        password=section.password.get_secret_value() if section.password else None,
+        max_connections=section.max_connections,
+        tls=tuple((name, str(path)) for name, path in tls.items() if path),
+    )
+
+
+def logger(settings: Settings) -> Log:
+    """Where lines go, from the settings."""
+    terminal = sys.stderr.isatty()
+    return Log(
+        json_lines=settings.log.format == "json"
+        or (settings.log.format == "auto" and not terminal),
+        level=settings.log.level,
+        colours=terminal,
+    )
+
+
+@asynccontextmanager
+async def store(settings: Settings) -> AsyncIterator["Redis"]:
+    """A client of the Redis that the settings name, seen to answer.
+
+    Raises:
+        StartError: it cannot be reached; says which and why.
+    """
+    how = connection(settings)
+    try:
+        async with connected(how) as client:
+            await _answers(client, settings)
+            yield client
+    except EmbeddedRedisError as error:
+        raise StartError(str(error)) from None
+
+
+async def _answers(client: "Redis", settings: Settings) -> None:
+    name = _without_secret(settings.redis.url)
+    try:
+        async with asyncio.timeout(START_BUDGET_MS / 1000):
+            await client.execute_command("TIME")  # type: ignore[no-untyped-call]
+    except redis.exceptions.AuthenticationError:
+        raise StartError(
+            f"redis.url: {name} refuses the login; check redis.username and redis.password"
+        ) from None
+    except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
+        why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+        raise StartError(f"redis.url: {name} does not answer ({why}); is it running?") from None
+
+
+def _without_secret(url: str) -> str:
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+async def serve(
+    settings: Settings, log: Log, *, started: Callable[[], None] = lambda: None
+) -> None:
+    """Run until SIGTERM or SIGINT; then finish what is in flight.
+
+    Args:
+        settings: the configuration.
+        log: where lines go.
+        started: called once all listeners are open.
+
+    Raises:
+        StartError: Redis, a listener or a file cannot be used.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings, log):
+        started()
+        await stop.wait()
+        log.event("info", "stopping", grace_seconds=GRACE_S)
+    log.event("info", "stopped")
+    log.flush()
+
+
+@asynccontextmanager
+async def running(settings: Settings, log: Log) -> AsyncIterator[AuthzServer]:
+    """The sidecar with all its listeners open, until the context ends.
+
+    Raises:
+        StartError: Redis, a listener or a file cannot be used.
+    """
+    _quiet_libraries(log)
+    decided_by = rules(settings)
+    registry = CollectorRegistry()
+    telemetry = Telemetry(registry, log, settings.log.decisions)
+    keys = Keys(settings.redis.prefix)
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(store(settings))
+        await _check_eviction(client, settings, log)
+        await Registry(client, keys).first_start(api_enabled=settings.api.enabled_at_first_start)
+        decisions = DecisionStore(
+            client,
+            keys,
+            budget_ms=settings.redis.budget_ms,
+            cache_records=settings.redis.cache_records,
+            cache_max_age_s=settings.redis.cache_max_age_seconds,
+            pace=AddressPace(settings.limits.lookups_per_second),
+            observe=telemetry.trip,
+            looked_up=telemetry.looked_up,
+        )
+        stack.push_async_callback(decisions.close)
+        await _warm(decisions, log)
+        authz = AuthzServer(
+            rules=decided_by,
+            store=decisions,
+            telemetry=telemetry,
+            log=log,
+            trusted_peers=Networks.of(settings.peer_networks),
+            trusted_hops=Networks.of(settings.hop_networks),
+        )
+        app = application(lambda: registry, lambda: _ready(decisions))
+        await _listen(stack, settings, authz, app, log)
+        yield authz
+
+
+async def _warm(decisions: DecisionStore, log: Log) -> None:
+    """Learn Redis's clock; a slow first answer is no reason not to start."""
+    try:
+        await decisions.ping()
+    except StoreError:
+        return
+    skew = round(decisions.clock_offset_ms)
+    if abs(skew) > SKEW_WARNING_MS:
+        log.event("warning", "clock_skew", milliseconds=skew, followed="Redis's clock")
+
+
+async def _check_eviction(client: "Redis", settings: Settings, log: Log) -> None:
+    try:
+        found = await client.config_get("maxmemory*")
+    except redis.exceptions.RedisError:
+        log.event("warning", "eviction_policy_unknown", hint="CONFIG GET is not allowed")
+        return
+    texts = {_str(name): _str(value) for name, value in found.items()}
+    policy = texts.get("maxmemory-policy", "noeviction")
+    if policy == "noeviction" or texts.get("maxmemory", "0") == "0":
+        return
+    problem = (
+        f"redis: maxmemory-policy is {policy}, which can drop tokens when memory is short; "
+        "set it to noeviction (or redis.eviction_policy: warn)"
+    )
+    if settings.redis.eviction_policy == "refuse":
+        raise StartError(problem)
+    log.event("warning", "eviction_policy", policy=policy)
+
+
+def _str(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+async def _ready(decisions: DecisionStore) -> dict[str, str]:
+    try:
+        await decisions.ping()
+        await decisions.instance(fresh=False)
+    except StoreError as error:
+        return {"redis": error.kind}
+    return {}
+
+
+async def _listen(
+    stack: AsyncExitStack, settings: Settings, authz: AuthzServer, app: web.Application, log: Log
+) -> None:
+    management = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE_S)
+    runner = web.ServerRunner(authz.protocols(), shutdown_timeout=GRACE_S)
+    # Closed in reverse: the authz listener first, the management listener last.
+    addresses: dict[str, object] = {}
+    for name, one, endpoint in (
+        ("management", management, settings.management.endpoint),
+        ("authz", runner, settings.listen.endpoint),
+    ):
+        await one.setup()
+        stack.push_async_callback(one.cleanup)
+        if endpoint is not None:
+            addresses[name] = await _tcp(one, endpoint, name)
+    if settings.listen.unix_socket is not None:
+        path = str(settings.listen.unix_socket)
+        await _unix(runner, path, settings.listen.mode)
+        addresses["unix_socket"] = path
+    log.event("info", "listening", version=__version__, **addresses)
+
+
+async def _tcp(runner: Runner, endpoint: Endpoint, name: str) -> str:
+    """Listen; the address with the port that was found."""
+    setting = {"authz": "listen.address", "management": "management.address"}[name]
+    host = endpoint.host or None
+    try:
+        await web.TCPSite(runner, host, endpoint.port, backlog=1024).start()
+    except OSError as error:
+        raise StartError(
+            f"{setting}: cannot listen on {endpoint}: {error.strerror or error}"
+        ) from None
+    found = runner.addresses[0]
+    return f"{found[0]}:{found[1]}" if ":" not in found[0] else f"[{found[0]}]:{found[1]}"
+
+
+async def _unix(runner: Runner, path: str, mode: int) -> None:
+    if _answers_on(path):
+        raise StartError(f"listen.unix_socket: {path} is in use by another process")
+    try:
+        await web.UnixSite(runner, path).start()
+        os.chmod(path, mode)  # noqa: PTH101  # pathlib in a coroutine, says ruff, blocks
+    except OSError as error:
+        raise StartError(
+            f"listen.unix_socket: cannot listen on {path}: {error.strerror or error}"
+        ) from None
+
+
+def _answers_on(path: str) -> bool:
+    """Whether somebody listens there; a socket left by a crash is nobody's."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
+
+
+def _quiet_libraries(log: Log) -> None:
+    """What libraries log goes through our own log: redacted, a line each, no traceback."""
+    import logging  # noqa: PLC0415  # only the edge knows that it exists
+
+    for name in ("aiohttp", "asyncio", "redis"):
+        library = logging.getLogger(name)
+        library.handlers = [Bridge(log)]
+        library.propagate = False
