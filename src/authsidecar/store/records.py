@@ -12,6 +12,8 @@ USER_FIELDS: Final = ("name", "limit")
 TEAM_FIELDS: Final = ("name", "mcp_enabled", "limit")
 INSTANCE_FIELDS: Final = ("api_enabled", "allowlist", "mcp_enabled")
 
+_BIGINT_DIGITS: Final = 19
+
 Field = bytes | None
 """A hash field as redis-py reads it; None where it is absent."""
 
@@ -22,8 +24,10 @@ def flag(value: Field, *, absent: bool) -> bool:
 
 
 def number(value: Field) -> int | None:
-    """A plain decimal number, else None."""
-    return int(value) if value is not None and value.isdigit() and len(value) < 20 else None
+    """A plain decimal number without leading zeros, at most a bigint's digits, else None."""
+    if value is None or not value.isdigit() or len(value) > _BIGINT_DIGITS:
+        return None
+    return int(value) if value == b"0" or not value.startswith(b"0") else None
 
 
 def permissions(value: Field) -> frozenset[Permission]:
