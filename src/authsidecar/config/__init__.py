@@ -1,0 +1,20 @@
+"""The configuration: what may be set, where it is read, and what is said if it can't be used."""
+
+from authsidecar.config.advice import warnings
+from authsidecar.config.describe import example, json_schema, reference
+from authsidecar.config.loading import DEFAULT_FILE, ConfigError, load
+from authsidecar.config.sections import Settings, default_data_dir
+from authsidecar.config.values import Endpoint
+
+__all__ = [
+    "DEFAULT_FILE",
+    "ConfigError",
+    "Endpoint",
+    "Settings",
+    "default_data_dir",
+    "example",
+    "json_schema",
+    "load",
+    "reference",
+    "warnings",
+]

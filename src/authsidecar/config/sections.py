@@ -1,0 +1,383 @@
+"""Every setting: its name, type, default, bounds, and the sentence that all documentation uses."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from authsidecar.config.buckets import Limits
+from authsidecar.config.section import Section, contradiction
+from authsidecar.config.values import (
+    DataDirectory,
+    Endpoint,
+    EndpointText,
+    FileMode,
+    FilePath,
+    HostName,
+    Hours,
+    KeyPrefix,
+    MailAddress,
+    Network,
+    Networks,
+    PostgresDsn,
+    RedisUrl,
+    Seconds,
+    Secret,
+    SocketPath,
+    UserName,
+    WebUrl,
+    parse_endpoint,
+    parse_network,
+)
+
+
+def default_data_dir(environ: Mapping[str, str]) -> Path:
+    """Choose the directory of our own files when the operator has not.
+
+    Returns:
+        `/var/lib/authsidecar` for root or where it is writable, else the user's state directory.
+    """
+    shared = Path("/var/lib/authsidecar")
+    if os.geteuid() == 0 or (shared.is_dir() and os.access(shared, os.W_OK)):
+        return shared
+    state = environ.get("XDG_STATE_HOME", "")
+    home = Path(environ.get("HOME") or "~").expanduser()
+    # The XDG specification has relative values ignored.
+    return (Path(state) if state.startswith("/") else home / ".local/state") / "authsidecar"
+
+
+class Listen(Section):
+    """Where proxies ask."""
+
+    address: EndpointText | None = Field(
+        default="127.0.0.1:4190",
+        description="Address of the authz listener that proxies ask; null to use the unix socket "
+        "alone.",
+    )
+    unix_socket: SocketPath | None = Field(
+        default=None,
+        description="Unix socket that is listened on as well; its callers are trusted.",
+    )
+    unix_socket_mode: FileMode = Field(
+        default="660", description="File mode of the unix socket (octal): who may connect to it."
+    )
+    workers: int = Field(default=1, ge=1, le=64, description="Number of worker processes.")
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.address is None and self.unix_socket is None:
+            raise contradiction(
+                "listen.address",
+                "is null and listen.unix_socket is not set, so nobody could ask",
+                "an address, or null together with listen.unix_socket",
+            )
+        return self
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """The address in parts; None if only the unix socket is listened on."""
+        return None if self.address is None else parse_endpoint(self.address)
+
+    @property
+    def mode(self) -> int:
+        """The unix socket's mode as a number, 0 to 0o777."""
+        return int(self.unix_socket_mode, 8)
+
+
+class Management(Section):
+    """Health and metrics, which answer without authentication."""
+
+    address: EndpointText = Field(
+        default="127.0.0.1:4191", description="Address of /healthz, /readyz and /metrics."
+    )
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The address in parts."""
+        return parse_endpoint(self.address)
+
+
+class Redis(Section):
+    """Where the shared state is, and how long a request may wait for it."""
+
+    url: RedisUrl = Field(
+        default="embedded",
+        repr=False,
+        description="Where Redis is; `embedded` starts a server of our own in data_dir.",
+    )
+    prefix: KeyPrefix = Field(
+        default="authsidecar:", description="Beginning of every key, so that a Redis can be shared."
+    )
+    budget_ms: int = Field(
+        default=50,
+        ge=1,
+        le=10_000,
+        description="Time that one request may spend on Redis, in milliseconds; then 503.",
+    )
+    username: UserName | None = Field(
+        default=None, description="Redis user (ACL); wins over the one in the URL."
+    )
+    password: Secret | None = Field(
+        default=None, description="Redis password; wins over the one in the URL."
+    )
+    tls_ca_file: FilePath | None = Field(
+        default=None,
+        description="Certificates (PEM) that a rediss:// server's must chain to; null: the "
+        "system's.",
+    )
+    tls_cert_file: FilePath | None = Field(
+        default=None, description="Client certificate (PEM) for rediss://."
+    )
+    tls_key_file: FilePath | None = Field(
+        default=None, description="Private key (PEM) of the client certificate."
+    )
+    wait_replicas: int = Field(
+        default=0,
+        ge=0,
+        le=10,
+        description="Number of replicas that a revocation waits for; 0: none.",
+    )
+    wait_timeout_ms: int = Field(
+        default=1000,
+        ge=1,
+        le=60_000,
+        description="Time that a revocation waits for its replicas, in milliseconds.",
+    )
+    max_connections: int = Field(
+        default=32, ge=1, le=10_000, description="Connections to Redis per worker, at most."
+    )
+    eviction_policy: Literal["refuse", "warn"] = Field(
+        default="refuse",
+        description="What to do at start if Redis may evict keys (maxmemory-policy is not "
+        "noeviction).",
+    )
+    cache_records: int = Field(
+        default=100_000,
+        ge=0,
+        le=10_000_000,
+        description="Token records kept in each worker's memory (validated in Redis on every "
+        "request); 0: off.",
+    )
+    cache_max_age_seconds: float = Field(
+        default=5,
+        ge=0.1,
+        le=300,
+        description="Age at which such a record is read again, in seconds.",
+    )
+    public_without_redis: bool = Field(
+        default=False,
+        description="Let public routes pass, uncounted, while Redis is unavailable; else 503.",
+    )
+
+    @property
+    def tls(self) -> bool:
+        """Whether the URL asks for TLS."""
+        return self.url.startswith("rediss")
+
+    @property
+    def cluster(self) -> bool:
+        """Whether the URL names a Redis Cluster."""
+        return "+cluster://" in self.url
+
+    @model_validator(mode="after")
+    def _tls_together(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise contradiction(
+                "redis.tls_cert_file",
+                "and redis.tls_key_file are not both set",
+                "both, or neither",
+            )
+        if not self.tls and (self.tls_ca_file or self.tls_cert_file):
+            raise contradiction(
+                "redis.url",
+                "uses no TLS although TLS files are set",
+                "rediss://, rediss+sentinel:// or rediss+cluster:// beside them",
+            )
+        return self
+
+
+class Coolify(Section):
+    """Which Coolify stands behind."""
+
+    routes: Literal["4.0", "4.1", "4.3"] = Field(
+        default="4.3", description="Release line of Coolify, whose route table is used."
+    )
+    extra_routes: FilePath | None = Field(
+        default=None, description="Your own routes (TSV or YAML), before and over the table's."
+    )
+    outside: Literal["deny", "pass"] = Field(
+        default="deny",
+        description="Paths outside /api and /mcp: `deny` (404), or `pass` (200 without identity).",
+    )
+    instance_team: int = Field(
+        default=0,
+        ge=0,
+        le=9_223_372_036_854_775_807,
+        description="Id of the team whose root tokens may switch the API on and off.",
+    )
+
+
+class Api(Section):
+    """The API switch."""
+
+    enabled_at_first_start: bool = Field(
+        default=False,
+        description="State of the API switch in a new installation; later starts leave it alone.",
+    )
+
+
+class Log(Section):
+    """What is written to standard error."""
+
+    format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="`auto` is `console` on a terminal and `json` elsewhere."
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe level that is written."
+    )
+    decisions: Literal["all", "denied", "none"] = Field(
+        default="all", description="Which decisions get a line of their own."
+    )
+
+
+class Mail(Section):
+    """Warnings before a token expires."""
+
+    host: HostName | None = Field(default=None, description="SMTP server; null: no mail is sent.")
+    port: int = Field(default=587, ge=1, le=65_535, description="Port of the SMTP server.")
+    tls: Literal["starttls", "tls", "none"] = Field(
+        default="starttls",
+        description="How the connection is encrypted; `tls` is usual on port 465.",
+    )
+    username: UserName | None = Field(default=None, description="SMTP user; null: no login.")
+    password: Secret | None = Field(default=None, description="SMTP password.")
+    sender: MailAddress | None = Field(default=None, description="From address of the mails.")
+    lead_times_hours: Hours = Field(
+        default=(24,), description="How long before expiry a warning goes out, in hours."
+    )
+    synced_tokens: bool = Field(
+        default=False,
+        description="Warn about tokens synced from Coolify too (Coolify mails about them itself).",
+    )
+    webhook_url: WebUrl | None = Field(
+        default=None, repr=False, description="URL that each warning is also posted to, as JSON."
+    )
+    webhook_secret: Secret | None = Field(
+        default=None, description="Key of the HMAC-SHA256 that signs what is posted."
+    )
+    expiry_header_hours: int = Field(
+        default=24,
+        ge=0,
+        le=8760,
+        description="How long before expiry answers say so in a header, in hours; 0: never.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.host is not None and self.sender is None:
+            raise contradiction(
+                "mail.sender", "is missing beside mail.host", "a plain mail address"
+            )
+        if (self.username is None) != (self.password is None):
+            raise contradiction(
+                "mail.username", "and mail.password are not both set", "both, or neither"
+            )
+        return self
+
+
+class Sync(Section):
+    """Tokens, users and teams from Coolify's own database."""
+
+    source: Literal["coolify"] | None = Field(
+        default=None, description="Where they come from; null: they are managed here."
+    )
+    dsn: PostgresDsn | None = Field(
+        default=None, description="Coolify's PostgreSQL; a role that may only read is enough."
+    )
+    interval_seconds: Seconds = Field(
+        default=1.0,
+        ge=0.1,
+        le=3600,
+        description="Time between two looks at the database, in seconds.",
+    )
+    instant: bool = Field(
+        default=False,
+        description="Be notified by triggers in Coolify's database as well (they are installed "
+        "separately).",
+    )
+    team_isolation: bool = Field(
+        default=False,
+        description="Refuse a token the resources of other teams, by the owners that the sync "
+        "reads.",
+    )
+    allow_empty: bool = Field(
+        default=False,
+        description="Believe a table that is suddenly empty, and remove everything; else keep.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.source is not None and self.dsn is None:
+            raise contradiction(
+                "sync.dsn",
+                "is missing beside sync.source",
+                "postgresql://USER:PASSWORD@HOST[:PORT]/DATABASE",
+            )
+        return self
+
+
+class Settings(Section):
+    """The whole configuration of one sidecar."""
+
+    listen: Listen = Listen()
+    management: Management = Management()
+    redis: Redis = Redis()
+    data_dir: DataDirectory = Field(
+        default_factory=lambda: default_data_dir(os.environ),
+        description="Directory of our own files (the embedded Redis); null: /var/lib/authsidecar "
+        "for root or if it is writable, else $XDG_STATE_HOME/authsidecar or "
+        "~/.local/state/authsidecar.",
+    )
+    trusted_peers: Networks = Field(
+        default=("127.0.0.0/8", "::1/128"),
+        description="Networks of the proxies that may ask; everyone else gets 403. The unix "
+        "socket is always trusted.",
+    )
+    trusted_hops: Networks = Field(
+        default=(),
+        description="Networks (a CDN's, say) that are skipped when X-Forwarded-For is read; they "
+        "gain no right to ask.",
+    )
+    coolify: Coolify = Coolify()
+    api: Api = Api()
+    limits: Limits = Limits()
+    enforcement: Literal["enforce", "report"] = Field(
+        default="enforce",
+        description="`report` lets everything pass and only records what would have been denied.",
+    )
+    log: Log = Log()
+    mail: Mail = Mail()
+    sync: Sync = Sync()
+
+    @property
+    def peer_networks(self) -> tuple[Network, ...]:
+        """The networks of `trusted_peers`."""
+        return tuple(parse_network(text) for text in self.trusted_peers)
+
+    @property
+    def hop_networks(self) -> tuple[Network, ...]:
+        """The networks of `trusted_hops`."""
+        return tuple(parse_network(text) for text in self.trusted_hops)
+
+    @model_validator(mode="after")
+    def _listeners_apart(self) -> Self:
+        same = self.listen.endpoint == self.management.endpoint
+        if same and self.management.endpoint.port != 0:
+            raise contradiction(
+                "management.address",
+                "is the same as listen.address",
+                "another port",
+            )
+        return self
