@@ -1,6 +1,7 @@
 """Subrequests as bytes, over connections that are kept: for many requests and for odd ones."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
@@ -71,10 +72,8 @@ class Wire:
         at: TracebackType | None,
     ) -> None:
         self.writer.close()
-        try:
+        with contextlib.suppress(ConnectionError):
             await self.writer.wait_closed()
-        except ConnectionError:
-            pass
 
     async def ask(self, request: bytes, *, head: bool = False) -> Answer:
         """Send a request and read its answer; `head` for one whose answer has no body."""
