@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -56,7 +56,7 @@ class Setting:
         return PREFIX + "__".join(self.path).upper()
 
 
-def _settings(model: type[Section], path: Path = (), group: Any = None) -> Iterator[Setting]:
+def _settings(model: type[BaseModel], path: Path = (), group: Any = None) -> Iterator[Setting]:
     for name, field in model.model_fields.items():
         here = (*path, name)
         default = getattr(group, name, field.get_default())

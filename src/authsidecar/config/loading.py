@@ -57,7 +57,7 @@ def load(path: str | None, environ: Mapping[str, str]) -> Settings:
         problem for layer in (layers[1], environment, weakest) for problem in layer.problems
     ]
     try:
-        settings = Settings.model_validate(values)
+        settings = Settings(**values)
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
         # A source that is already refused as a whole is not refused twice.

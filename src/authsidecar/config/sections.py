@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from authsidecar.config.buckets import Limits
 from authsidecar.config.section import Section, contradiction
@@ -328,8 +329,27 @@ class Sync(Section):
         return self
 
 
-class Settings(Section):
-    """The whole configuration of one sidecar."""
+class Settings(BaseSettings):
+    """The whole configuration of one sidecar.
+
+    Its one source is the layers of `loading.load`, which know the line or variable that each
+    value came from, and so can say it; pydantic-settings' own sources do not.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+    @classmethod
+    def settings_customise_sources(  # noqa: D102  # pydantic-settings' own hook
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
 
     listen: Listen = Listen()
     management: Management = Management()
