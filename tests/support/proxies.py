@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +10,12 @@ from pathlib import Path
 from aiohttp import web
 from multidict import CIMultiDict
 
+from authsidecar.addresses import Network, Networks
 from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import RunningProxy, start_proxy
-from authsidecar.model import Proxy
+from authsidecar.model import AccessRequest, Deny, Proxy
+from authsidecar.proxies.forward_auth import read
+from authsidecar.proxies.headers import Fields
 
 IDENTITY = {
     "X-Auth-User-Id": "7",
@@ -39,6 +42,16 @@ class Asked:
     method: str
     target: str
     headers: CIMultiDict[str]
+    raw_headers: tuple[tuple[bytes, bytes], ...]
+
+
+def judged(proxy: Proxy, asked: Asked, hops: Iterable[Network] = ()) -> AccessRequest | Deny:
+    """What the sidecar makes of the subrequest; `hops` are its trusted_hops."""
+    line = None
+    if proxy is Proxy.ENVOY:
+        target = asked.target.removeprefix("/authz/envoy")
+        line = asked.method.encode(), target.encode("utf-8", "surrogateescape")
+    return read(Fields(asked.raw_headers), proxy, Networks.of(hops), line)
 
 
 @dataclass(slots=True)
@@ -79,7 +92,8 @@ class ScriptedAuthz:
             await self.runner.cleanup()
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
-        self.asked.append(Asked(request.method, request.raw_path, CIMultiDict(request.headers)))
+        headers = CIMultiDict(request.headers)
+        self.asked.append(Asked(request.method, request.raw_path, headers, request.raw_headers))
         if self.silent:
             await asyncio.Event().wait()
         common = {"Cache-Control": "no-store"}
@@ -129,7 +143,9 @@ async def stage(proxy: Proxy, directory: Path) -> AsyncIterator[Stage]:
                 proxy, authz=authz.address, backend=backend.address, directory=directory
             )
             try:
-                yield Stage(proxy, running, authz, backend)
+                started = Stage(proxy, running, authz, backend)
+                started.clear()  # the probe that found it ready went to the backend
+                yield started
             finally:
                 await running.stop()
     finally:

@@ -133,7 +133,7 @@ asyncio.run(main())
     parent.kill()
     await parent.wait()
     async with asyncio.timeout(5):
-        while await listens(host, int(port)):
+        while await listens(host, int(port)):  # noqa: ASYNC110  # another process's end
             await asyncio.sleep(0.02)
 
 

@@ -1,0 +1,40 @@
+"""A client that sends exactly the bytes it is told, however odd."""
+
+import asyncio
+import re
+
+
+async def send(url: str, method: str, target: str, *lines: str) -> tuple[int, bytes]:
+    """One request on one connection; the status and all bytes of the answer.
+
+    Args:
+        url: `http://host:port`.
+        method: sent as it is.
+        target: sent as it is, in Latin-1.
+        lines: header lines besides Host and, unless one is among them, Connection.
+    """
+    place = url.removeprefix("http://")
+    host, _, port = place.rpartition(":")
+    if not any(line.lower().startswith("connection:") for line in lines):
+        lines = ("Connection: close", *lines)
+    length = ("Content-Length: 0",) if method == "POST" else ()
+    head = (f"{method} {target} HTTP/1.1", f"Host: {place}", *length, *lines)
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(("\r\n".join(head) + "\r\n\r\n").encode("latin-1"))
+        async with asyncio.timeout(5):
+            answer = await _answer(reader)
+        return int(answer.split(b" ", 2)[1]), answer
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+async def _answer(reader: asyncio.StreamReader) -> bytes:
+    """As much as Content-Length says, else until the end: Envoy closes a second later."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError as cut:
+        return cut.partial
+    length = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
+    return head + (await reader.readexactly(int(length[1])) if length else await reader.read())
