@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from authsidecar.addresses import address_bucket
-from authsidecar.model import Address, Limit, TokenRecord
+from authsidecar.model import Address, Limit, TeamId, TokenId, TokenRecord, UserId
 
 PRINCIPAL_SCOPES = ("token", "user", "team", "address")
 """The counters of an authenticated request, narrowest first; only the configured ones count."""
@@ -44,6 +44,21 @@ def of_address(
     return (Charge(bucket, f"a:{address_bucket(client, ipv6_prefix)}", bucket, limit),)
 
 
+def of_token(token: TokenId, user: UserId, limit: Limit) -> Charge:
+    """A token's own counter; it lives in its user's slot, to be charged with the user's."""
+    return Charge("token", f"u:{user}", f"token:{token}", limit)
+
+
+def of_user(user: UserId, limit: Limit) -> Charge:
+    """A user's counter, whichever of its tokens is used."""
+    return Charge("user", f"u:{user}", "user", limit)
+
+
+def of_team(team: TeamId, limit: Limit) -> Charge:
+    """A team's counter, whichever of its members asks."""
+    return Charge("team", f"t:{team}", "team", limit)
+
+
 def of_principal(
     record: TokenRecord, client: Address, limits: Mapping[str, Limit], ipv6_prefix: int
 ) -> tuple[Charge, ...]:
@@ -54,11 +69,11 @@ def of_principal(
     charges = []
     overrides = record.limits
     if (limit := overrides.get("token") or limits.get("token")) is not None:
-        charges.append(Charge("token", f"u:{record.user}", f"token:{record.token}", limit))
+        charges.append(of_token(record.token, record.user, limit))
     if (limit := overrides.get("user") or limits.get("user")) is not None:
-        charges.append(Charge("user", f"u:{record.user}", "user", limit))
+        charges.append(of_user(record.user, limit))
     if record.team is not None:
         limit = overrides.get("team") or limits.get("team")
         if limit is not None:
-            charges.append(Charge("team", f"t:{record.team}", "team", limit))
+            charges.append(of_team(record.team, limit))
     return (*charges, *of_address("address", client, limits, ipv6_prefix))

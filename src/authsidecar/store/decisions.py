@@ -178,13 +178,17 @@ class DecisionStore:
         instance: Instance | None,
         record: TokenRecord | None,
         repeat_key: bytes | None,
+        peek: bool = False,
     ) -> Charged | Stale:
-        """Charge all counters or none, if instance and record are still current."""
+        """Charge all counters or none, if instance and record are still current.
+
+        With `peek` the answer is the one that a charge would get, and nothing is charged.
+        """
         if not counters and instance is None and record is None:
             return Charged(True, (), self.now())
         loop = asyncio.get_running_loop()
         waiting = _Waiting(loop.create_future(), counters, instance, record)
-        self._write(waiting, repeat_key)
+        self._write(waiting, repeat_key, "peek" if peek else "charge")
         self._waiting.append(waiting)
         if len(self._waiting) == 1:
             loop.call_soon(self._send)
@@ -196,7 +200,7 @@ class DecisionStore:
             task.cancel()
         await asyncio.gather(*self._calls, *self._loads.values(), return_exceptions=True)
 
-    def _write(self, waiting: _Waiting, repeat_key: bytes | None) -> None:
+    def _write(self, waiting: _Waiting, repeat_key: bytes | None, mode: str) -> None:
         """A request's KEYS and ARGV, in the order that charge.lua reads them."""
         keys, args, names = waiting.keys, waiting.args, self._keys
         args.append((waiting.instance is not None) + (waiting.record is not None))
@@ -211,7 +215,7 @@ class DecisionStore:
             args.append(REPEAT_FREE_MS)
         else:
             args.append(0)
-        args.append("charge")
+        args.append(mode)
         args.append(len(waiting.counters))
         for counter in waiting.counters:
             keys.append(names.counter(counter))

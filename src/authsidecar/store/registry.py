@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from authsidecar.model import Limit, Permission, Role, TeamId, TokenId, UnixMs, UserId
 from authsidecar.policy import Instance
+from authsidecar.ratelimit.charges import Charge
 from authsidecar.store import records
 from authsidecar.store.decisions import NONCE_BYTES
 from authsidecar.store.keys import Keys
@@ -23,6 +24,8 @@ EXPIRED_KEPT_MS: Final = 7 * 24 * 3600 * 1000
 """For how long an expired token is kept, so that its refusal can say why: a week."""
 
 _T = TypeVar("_T")
+
+_TOKEN_NAMES: Final = [*records.TOKEN_FIELDS[:6], "created_at"]
 
 _PAGE: Final = 500
 """How many records one trip of a listing reads."""
@@ -219,6 +222,23 @@ class Registry:
         """A user's role in a team, or None."""
         return records.role(await self._client.hget(self._keys.team_members(team), str(user)))
 
+    async def roles(
+        self, pairs: Iterable[tuple[TeamId, UserId]]
+    ) -> Mapping[tuple[TeamId, UserId], Role]:
+        """The roles of those of these pairs that are memberships; a trip for 500."""
+        asked = list(pairs)
+        found: dict[tuple[TeamId, UserId], Role] = {}
+        for start in range(0, len(asked), _PAGE):
+            page = asked[start : start + _PAGE]
+            async with self._client.pipeline(transaction=False) as pipe:
+                for team, user in page:
+                    pipe.hget(self._keys.team_members(team), str(user))
+                answers = await pipe.execute()
+            for pair, answer in zip(page, answers, strict=True):
+                if (role := records.role(answer)) is not None:
+                    found[pair] = role
+        return found
+
     async def members(self, team: TeamId) -> list[Member]:
         """A team's members by user id."""
         found = await self._client.hgetall(self._keys.team_members(team))
@@ -261,7 +281,7 @@ class Registry:
         if not tokens:
             return
         keys = self._keys
-        old = await self._tokens(self._client, [t.id for t in tokens])
+        old = await self.tokens_of(t.id for t in tokens)
         async with self._change() as pipe:
             for moved in old:
                 pipe.srem(keys.user_tokens(moved.user), moved.id)
@@ -274,8 +294,15 @@ class Registry:
 
     async def token(self, token: TokenId) -> Token | None:
         """One token, or None."""
-        found = await self._tokens(self._client, [token])
+        found = await self.tokens_of([token])
         return found[0] if found else None
+
+    async def tokens_of(self, ids: Iterable[TokenId]) -> list[Token]:
+        """Those of these tokens that are there, in the order of the ids; a trip for 500."""
+        numbers = list(ids)
+        rows = await self._hmget([self._keys.token(i) for i in numbers], _TOKEN_NAMES)
+        found = (_token(number, row) for number, row in zip(numbers, rows, strict=True))
+        return [token for token in found if token is not None]
 
     async def tokens(
         self, *, user: UserId | None = None, team: TeamId | None = None
@@ -292,7 +319,7 @@ class Registry:
             ids = await self._ids(source)
             for start in range(0, len(ids), _PAGE):
                 page = [TokenId(i) for i in ids[start : start + _PAGE]]
-                found = await self._tokens(self._client, page)
+                found = await self.tokens_of(page)
                 for token in found:
                     if team is None or token.team == team:
                         yield token
@@ -340,20 +367,36 @@ class Registry:
         return await self._transaction(change, [key])
 
     async def limits(self) -> Mapping[tuple[str, int], Limit]:
-        """Every override of a user or team; a token's is with the token (`token_limit`)."""
-        found: dict[tuple[str, int], Limit] = {}
-        users = [("user", i, self._keys.user(UserId(i))) for i in await self._ids(self._keys.users)]
-        teams = [("team", i, self._keys.team(TeamId(i))) for i in await self._ids(self._keys.teams)]
-        holders = users + teams
+        """Every override, by scope and id."""
+        keys, found = self._keys, dict[tuple[str, int], Limit]()
+        users = [UserId(i) for i in await self._ids(keys.users)]
+        teams = [TeamId(i) for i in await self._ids(keys.teams)]
+        holders = [("user", int(i), keys.user(i)) for i in users]
+        holders += [("team", int(i), keys.team(i)) for i in teams]
+        for team in teams:
+            tokens = [TokenId(i) for i in await self._ids(keys.team_tokens(team))]
+            holders += [("token", int(i), keys.token(i)) for i in tokens]
         rows = await self._hmget([key for _, _, key in holders], ["limit"])
         for (scope, number, _), (text,) in zip(holders, rows, strict=True):
             if (limit := records.limit(text)) is not None:
                 found[scope, number] = limit
         return found
 
-    async def token_limit(self, token: TokenId) -> Limit | None:
-        """A token's override, or None."""
-        return records.limit(await self._client.hget(self._keys.token(token), "limit"))
+    async def limit(self, scope: str, number: int) -> Limit | None:
+        """The override of one token, user or team, or None."""
+        keys = self._keys
+        match scope:
+            case "token":
+                key = keys.token(TokenId(number))
+            case "team":
+                key = keys.team(TeamId(number))
+            case _:
+                key = keys.user(UserId(number))
+        return records.limit(await self._client.hget(key, "limit"))
+
+    async def reset(self, counter: Charge) -> bool:
+        """Forget what a counter has admitted; False if it was empty."""
+        return bool(await self._client.delete(self._keys.counter(counter)))
 
     # The instance
 
@@ -460,10 +503,9 @@ class Registry:
     async def _tokens(self, client: Any, ids: Iterable[object]) -> list[Token]:
         """The tokens that are there, in the order of the ids."""
         numbers = [TokenId(int(str(i, "ascii") if isinstance(i, bytes) else str(i))) for i in ids]
-        names = [*records.TOKEN_FIELDS[:6], "created_at"]
         found = []
         for number in numbers:
-            fields = await client.hmget(self._keys.token(number), names)
+            fields = await client.hmget(self._keys.token(number), _TOKEN_NAMES)
             if (token := _token(number, fields)) is not None:
                 found.append(token)
         return found
