@@ -263,6 +263,23 @@ async def test_an_odd_spelling_is_refused_in_json(it):
         assert it.backend.seen[0].target == "/api/v1/teams"
 
 
+async def test_what_nginx_refuses_by_itself_is_json_too(it):
+    """A client that reads codes need not know which of the two has refused."""
+    if it.proxy is not Proxy.NGINX:
+        pytest.skip("only nginx lets its own refusals be written")
+    for method, target, line, expected in (
+        ("TRACE", "/api/v1/teams", "A: b", (405, "method_not_allowed")),
+        ("GET", f"/api/{'a' * 20_000}", "A: b", (414, "target_too_long")),
+        ("GET", "/api/%zz", "A: b", (400, "request_unreadable")),
+        ("GET", "/api/v1/teams", "Authorization: Bearer 2|b", (400, "request_unreadable")),
+        ("GET", "/api/v1/teams", f"A: {'b' * 20_000}", (400, "request_unreadable")),
+    ):
+        status, answer = await send(it.url, method, target, "Authorization: Bearer 1|a", line)
+        assert (status, json.loads(answer.partition(b"\r\n\r\n")[2])["code"]) == expected
+        assert b"Content-Type: application/json" in answer
+    assert it.authz.asked == it.backend.seen == []
+
+
 async def test_naming_our_headers_in_connection_does_not_delete_them(it):
     """Hop-by-hop tricks leave the identity and the question whole."""
     trick = "Connection: close, X-Auth-User-Id, X-Forwarded-Uri, X-Forwarded-For"
