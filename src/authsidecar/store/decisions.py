@@ -11,9 +11,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from hashlib import sha1
 from hmac import compare_digest
-from importlib.resources import files
 from typing import Any, Final, TypeVar
 
 from redis import exceptions
@@ -33,13 +31,11 @@ from authsidecar.policy import Instance
 from authsidecar.ratelimit.charges import Charge
 from authsidecar.ratelimit.pace import AddressPace
 from authsidecar.store import records
+from authsidecar.store.calls import ChargeCalls
 from authsidecar.store.keys import Keys
 
 REPEAT_FREE_MS: Final = 10_000
 """For how long a repeat of the same client request costs nothing, in milliseconds."""
-
-BATCH: Final = 128
-"""The most requests that share one script call: Redis serves nobody else meanwhile."""
 
 NONCE_BYTES: Final = 12
 
@@ -47,33 +43,6 @@ _STATUS_STALE: Final = 0
 _STATUS_REFUSED: Final = 2
 
 _T = TypeVar("_T")
-
-
-def charge_script() -> str:
-    """The text of the charge script: the algorithm, then the driver that applies it."""
-    algorithm = files("authsidecar.ratelimit").joinpath("sliding_window.lua").read_text("ascii")
-    driver = files("authsidecar.store").joinpath("charge.lua").read_text("ascii")
-    return algorithm + driver
-
-
-class _Waiting:
-    """One request's part of the next shared script call."""
-
-    __slots__ = ("args", "counters", "future", "instance", "keys", "record")
-
-    def __init__(
-        self,
-        future: "asyncio.Future[Charged | Stale]",
-        counters: tuple[Charge, ...],
-        instance: Instance | None,
-        record: TokenRecord | None,
-    ) -> None:
-        self.future = future
-        self.counters = counters
-        self.instance = instance
-        self.record = record
-        self.keys: list[str] = []
-        self.args: list[Any] = []
 
 
 class DecisionStore:
@@ -111,13 +80,10 @@ class DecisionStore:
         self._pace = pace or AddressPace()
         self._observe = observe
         self._looked_up = looked_up
-        self._script = charge_script()
-        self._sha = sha1(self._script.encode()).hexdigest()  # noqa: S324  # Redis names it so
+        self._calls = ChargeCalls(self._client, self._trip)
         self._records: OrderedDict[TokenId, tuple[TokenRecord, float]] = OrderedDict()
         self._instance: tuple[Instance, float] | None = None
         self._loads: dict[object, asyncio.Task[Any]] = {}
-        self._waiting: list[_Waiting] = []
-        self._calls: set[asyncio.Task[None]] = set()
         self._clock_offset_ms = 0.0
 
     def now(self) -> UnixMs:
@@ -186,103 +152,70 @@ class DecisionStore:
         """
         if not counters and instance is None and record is None:
             return Charged(True, (), self.now())
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(loop.create_future(), counters, instance, record)
-        self._write(waiting, repeat_key, "peek" if peek else "charge")
-        self._waiting.append(waiting)
-        if len(self._waiting) == 1:
-            loop.call_soon(self._send)
-        return await waiting.future
+        keys, args = self._written(
+            counters, instance, record, repeat_key, "peek" if peek else "charge"
+        )
+        now, (status, stale, *numbers) = await self._calls.charge(keys, args)
+        self._clock_offset_ms = now - time.time() * 1000
+        if status == _STATUS_STALE:
+            self._forget(instance, record, stale)
+            return STALE
+        quotas = tuple(
+            Quota(counter.scope, counter.limit, numbers[2 * i], UnixMs(numbers[2 * i + 1]))
+            for i, counter in enumerate(counters)
+        )
+        return Charged(status != _STATUS_REFUSED, quotas, now)
 
     async def close(self) -> None:
         """End what is under way; the client is the caller's to close."""
-        for task in (*self._calls, *self._loads.values()):
-            task.cancel()
-        await asyncio.gather(*self._calls, *self._loads.values(), return_exceptions=True)
+        await self._calls.close()
+        loads = tuple(self._loads.values())
+        for load in loads:
+            load.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
 
-    def _write(self, waiting: _Waiting, repeat_key: bytes | None, mode: str) -> None:
+    def _written(
+        self,
+        counters: tuple[Charge, ...],
+        instance: Instance | None,
+        record: TokenRecord | None,
+        repeat_key: bytes | None,
+        mode: str,
+    ) -> tuple[list[str], list[Any]]:
         """A request's KEYS and ARGV, in the order that charge.lua reads them."""
-        keys, args, names = waiting.keys, waiting.args, self._keys
-        args.append((waiting.instance is not None) + (waiting.record is not None))
-        if waiting.instance is not None:
+        names = self._keys
+        keys: list[str] = []
+        args: list[Any] = [(instance is not None) + (record is not None)]
+        if instance is not None:
             keys.append(names.instance_nonce)
-            args.append(waiting.instance.nonce)
-        if waiting.record is not None:
-            keys.append(names.user_nonce(waiting.record.user))
-            args.append(waiting.record.nonce)
-        if repeat_key is not None and waiting.counters:
-            keys.append(names.repeat(waiting.counters[0], repeat_key))
+            args.append(instance.nonce)
+        if record is not None:
+            keys.append(names.user_nonce(record.user))
+            args.append(record.nonce)
+        if repeat_key is not None and counters:
+            keys.append(names.repeat(counters[0], repeat_key))
             args.append(REPEAT_FREE_MS)
         else:
             args.append(0)
         args.append(mode)
-        args.append(len(waiting.counters))
-        for counter in waiting.counters:
+        args.append(len(counters))
+        for counter in counters:
             keys.append(names.counter(counter))
             args.append(counter.limit.requests)
             args.append(counter.limit.window_ms)
+        return keys, args
 
-    def _send(self) -> None:
-        """Send all that waits, BATCH requests a call."""
-        waiting, self._waiting = self._waiting, []
-        for start in range(0, len(waiting), BATCH):
-            task = asyncio.get_running_loop().create_task(
-                self._call(waiting[start : start + BATCH])
-            )
-            self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
-
-    async def _call(self, batch: list[_Waiting]) -> None:
-        keys = [key for waiting in batch for key in waiting.keys]
-        args = [arg for waiting in batch for arg in waiting.args]
-        try:
-            now, *results = await self._trip("charge", self._evaluate(keys, args))
-        except StoreError as error:
-            for waiting in batch:
-                if not waiting.future.done():
-                    waiting.future.set_exception(StoreError(error.kind, str(error)))
-                    waiting.future.exception()  # its request may be gone; that is no leak
-            return
-        except asyncio.CancelledError:
-            for waiting in batch:
-                waiting.future.cancel()
-            raise
-        self._clock_offset_ms = now - time.time() * 1000
-        for waiting, result in zip(batch, results, strict=True):
-            if not waiting.future.done():
-                waiting.future.set_result(self._read(waiting, UnixMs(now), result))
-
-    async def _evaluate(self, keys: list[str], args: list[Any]) -> list[Any]:
-        """Run the charge script; load it where Redis lost it, never run an unclear call again."""
-        call = (len(keys), *keys, "", *args)
-        try:
-            answer = await self._client.execute_command("EVALSHA", self._sha, *call)
-        except exceptions.NoScriptError:  # nothing ran
-            answer = await self._client.execute_command("EVAL", self._script, *call)
-        return list(answer)
-
-    def _read(self, waiting: _Waiting, now: UnixMs, result: list[int]) -> Charged | Stale:
-        status, stale, *numbers = result
-        if status == _STATUS_STALE:
-            self._forget(waiting, stale)
-            return STALE
-        quotas = tuple(
-            Quota(counter.scope, counter.limit, numbers[2 * i], UnixMs(numbers[2 * i + 1]))
-            for i, counter in enumerate(waiting.counters)
-        )
-        return Charged(status != _STATUS_REFUSED, quotas, now)
-
-    def _forget(self, waiting: _Waiting, stale: int) -> None:
+    def _forget(self, instance: Instance | None, record: TokenRecord | None, stale: int) -> None:
         """Drop what failed its proof: bit 0 is the first proof, bit 1 the second."""
         self._looked_up("stale")
-        if waiting.instance is not None:
-            if stale & 1 and self._instance and self._instance[0] is waiting.instance:
+        if instance is not None:
+            if stale & 1 and self._instance and self._instance[0] is instance:
                 self._instance = None
             stale >>= 1
-        if waiting.record is not None and stale & 1:
-            held = self._records.get(waiting.record.token)
-            if held is not None and held[0] is waiting.record:
-                del self._records[waiting.record.token]
+        if record is not None and stale & 1:
+            held = self._records.get(record.token)
+            if held is not None and held[0] is record:
+                del self._records[record.token]
 
     async def _load_instance(self) -> Instance:
         names = self._keys

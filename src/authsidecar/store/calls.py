@@ -1,0 +1,134 @@
+"""Charges that wait at the same time share one script call.
+
+While a call is under way, charges gather; when it returns, all that gathered go out together. So
+a call is as large as the load makes it, an idle process answers at once, and nothing ever waits
+for a timer. An unclear call is never sent again: it may have charged.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any, Final
+
+from redis import exceptions
+
+from authsidecar.authorize import StoreError
+from authsidecar.model import UnixMs
+
+BATCH: Final = 128
+"""The most requests that share one script call: Redis serves nobody else meanwhile."""
+
+IN_FLIGHT: Final = 2
+"""Calls under way at once: one is answered while the other is written."""
+
+Result = tuple[UnixMs, list[int]]
+"""Redis's clock, and what charge.lua says of one request."""
+
+Trip = Callable[[str, Awaitable[Any]], Awaitable[Any]]
+
+
+def charge_script() -> str:
+    """The text of the charge script: the algorithm, then the driver that applies it."""
+    algorithm = files("authsidecar.ratelimit").joinpath("sliding_window.lua").read_text("ascii")
+    driver = files("authsidecar.store").joinpath("charge.lua").read_text("ascii")
+    return algorithm + driver
+
+
+class _Waiting:
+    """One request's part of a script call."""
+
+    __slots__ = ("args", "future", "keys")
+
+    def __init__(self, future: "asyncio.Future[Result]", keys: list[str], args: list[Any]) -> None:
+        self.future = future
+        self.keys = keys
+        self.args = args
+
+
+class ChargeCalls:
+    """Runs charge.lua for all who wait."""
+
+    def __init__(self, client: Any, trip: Trip) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            client: redis-py's asyncio client.
+            trip: bounds one trip and turns what goes wrong into a StoreError.
+        """
+        self._client = client
+        self._trip = trip
+        self._script = charge_script()
+        self._sha = sha1(self._script.encode()).hexdigest()  # noqa: S324  # Redis names it so
+        self._waiting: list[_Waiting] = []
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._woken = False
+
+    async def charge(self, keys: list[str], args: list[Any]) -> Result:
+        """One request's answer.
+
+        Args:
+            keys: its KEYS, as charge.lua reads them.
+            args: its ARGV.
+
+        Raises:
+            StoreError: Redis did not answer well in time.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(loop.create_future(), keys, args)
+        self._waiting.append(waiting)
+        if not self._woken and len(self._under_way) < IN_FLIGHT:
+            self._woken = True
+            loop.call_soon(self._wake)
+        return await waiting.future
+
+    async def close(self) -> None:
+        """End what is under way."""
+        tasks = tuple(self._under_way)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _wake(self) -> None:
+        """Send what waits, as far as calls may be under way."""
+        self._woken = False
+        while self._waiting and len(self._under_way) < IN_FLIGHT:
+            batch = self._waiting[:BATCH]
+            del self._waiting[:BATCH]
+            task = asyncio.get_running_loop().create_task(self._call(batch))
+            self._under_way.add(task)
+            task.add_done_callback(self._returned)
+
+    def _returned(self, task: "asyncio.Task[None]") -> None:
+        self._under_way.discard(task)
+        self._wake()
+
+    async def _call(self, batch: list[_Waiting]) -> None:
+        keys = [key for waiting in batch for key in waiting.keys]
+        args = [arg for waiting in batch for arg in waiting.args]
+        try:
+            now, *results = await self._trip("charge", self._evaluate(keys, args))
+        except StoreError as error:
+            # Who came after the call began has waited for it: Redis would only be asked again.
+            batch, self._waiting = batch + self._waiting, []
+            for waiting in batch:
+                if not waiting.future.done():
+                    waiting.future.set_exception(StoreError(error.kind, str(error)))
+                    waiting.future.exception()  # its request may be gone; that is no leak
+        except asyncio.CancelledError:
+            for waiting in batch:
+                waiting.future.cancel()
+            raise
+        else:
+            for waiting, result in zip(batch, results, strict=True):
+                if not waiting.future.done():
+                    waiting.future.set_result((now, result))
+
+    async def _evaluate(self, keys: list[str], args: list[Any]) -> list[Any]:
+        """Run the script; load it where Redis lost it, never run an unclear call again."""
+        call = (len(keys), *keys, "", *args)
+        try:
+            answer = await self._client.execute_command("EVALSHA", self._sha, *call)
+        except exceptions.NoScriptError:  # nothing ran
+            answer = await self._client.execute_command("EVAL", self._script, *call)
+        return list(answer)
