@@ -12,14 +12,14 @@ import time
 from typing import Final
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
+from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from authsidecar.addresses import Networks
 from authsidecar.authorize import Outcome, Rules, Store, authorize
 from authsidecar.log import Log
 from authsidecar.model import AccessRequest, Deny, Kind, Proxy, Reason
-from authsidecar.policy import STORE_UNAVAILABLE
+from authsidecar.policy import METHOD_NOT_ALLOWED, STORE_UNAVAILABLE
 from authsidecar.proxies import auth_request
 from authsidecar.proxies.forward_auth import read
 from authsidecar.proxies.headers import Fields
@@ -205,6 +205,8 @@ class _Connection(RequestHandler):
         reason = REQUEST_UNREADABLE
         if isinstance(exc, LineTooLong) or _too_many(exc):
             reason = HEADERS_TOO_LARGE
+        elif isinstance(exc, BadHttpMethod):  # Envoy passes on whatever the client made up
+            reason = METHOD_NOT_ALLOWED
         elif status >= 500:
             reason = STORE_UNAVAILABLE
         response = _response(refuse(Deny(reason), secrets.token_hex(8)), None)
