@@ -102,8 +102,8 @@ class Store(Protocol):
             repeat_key: identifies a client request that the proxy may ask about again.
         """
 
-    def may_look_up(self, address: str) -> bool:
-        """Whether an unknown token from this address may cost a look-up now."""
+    def may_look_up(self, address: str, credential: Credential) -> bool:
+        """Whether this token from this address may cost a look-up now."""
 
     def refused_address(self, address: str, until: UnixMs) -> None:
         """Take note that an address has used up its bucket of failed authentications."""
@@ -221,7 +221,7 @@ async def _record(
     if not fresh and (record := store.known(credential)) is not None:
         return record, False
     failed = charges.of_address("failed", request.client, rules.limits, rules.ipv6_prefix)
-    if failed and not store.may_look_up(failed[0].tag):
+    if failed and not store.may_look_up(failed[0].tag, credential):
         return None, True
     return await store.load(credential, fresh=fresh), False
 

@@ -129,8 +129,14 @@ class DecisionStore:
             return await self._load_record(credential)
         return await self._joined(credential, lambda: self._load_record(credential))
 
-    def may_look_up(self, address: str) -> bool:
-        """Whether an unknown token from this address may cost a look-up now."""
+    def may_look_up(self, address: str, credential: Credential) -> bool:
+        """Whether this token from this address may cost a look-up now.
+
+        A token that was known and must only be read again takes no place in the pace.
+        """
+        held = self._records.get(credential.token_id)
+        if held is not None and compare_digest(held[0].digest, credential.digest):
+            return True
         return self._pace.may_look_up(address, self.now())
 
     def refused_address(self, address: str, until: UnixMs) -> None:
@@ -215,7 +221,7 @@ class DecisionStore:
         if record is not None and stale & 1:
             held = self._records.get(record.token)
             if held is not None and held[0] is record:
-                del self._records[record.token]
+                self._records[record.token] = (record, float("-inf"))  # too old to be used
 
     async def _load_instance(self) -> Instance:
         names = self._keys
@@ -235,7 +241,9 @@ class DecisionStore:
         )
         user = records.number(owner)
         if user is None or not compare_digest(digest or b"", credential.digest):
-            self._records.pop(token, None)
+            held = self._records.get(token)
+            if held is not None and not compare_digest(held[0].digest, digest or b""):
+                del self._records[token]  # a wrong guess alone must not push out the right one
             return None
         record = await self._load_owned(token, UserId(user))
         if record is None or not compare_digest(record.digest, credential.digest):

@@ -1,0 +1,146 @@
+"""Decisions on a real Redis without a server around them: a world, stores, and what they cost."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from ipaddress import ip_address
+from types import MappingProxyType
+from typing import Any
+
+from redis.asyncio import Redis
+
+from authsidecar.authorize import Outcome, Rules, authorize
+from authsidecar.credentials import TOKEN_MISSING
+from authsidecar.model import AccessRequest, Allow, Credential, Deny, Limit, Proxy, TokenId
+from authsidecar.policy import Policy
+from authsidecar.ratelimit.pace import AddressPace
+from authsidecar.routes import coolify
+from authsidecar.store.connect import Connection, connected
+from authsidecar.store.decisions import DecisionStore
+from authsidecar.store.keys import Keys
+from authsidecar.store.registry import Registry
+from tests.support import seed
+
+LIMITS = MappingProxyType({"user": Limit(200), "failed": Limit(30), "unknown": Limit(200)})
+READ_ROUTE = ("GET", "/api/v1/teams")
+
+
+def rules(limits: Mapping[str, Limit] = LIMITS) -> Rules:
+    """Coolify 4.3's routes and the default limits."""
+    return Rules(Policy(coolify("4.3")), limits)
+
+
+RULES = rules()
+
+
+def credential(token: int, secret: str | None = None) -> Credential:
+    """What the parser leaves of the token."""
+    text = seed.secret_of(token) if secret is None else secret
+    return Credential(TokenId(token), sha256(text.encode()).digest())
+
+
+def request(
+    who: Credential | Deny | int | None,
+    route: tuple[str, str] = READ_ROUTE,
+    *,
+    client: str = "192.0.2.1",
+    request_id: str | None = None,
+) -> AccessRequest:
+    """One request; `who` is a token's id, what the parser made of another, or None for none."""
+    method, path = route
+    held = Deny(TOKEN_MISSING) if who is None else credential(who) if isinstance(who, int) else who
+    return AccessRequest(
+        proxy=Proxy.NGINX,
+        method=method,
+        path=path,
+        target=path.encode(),
+        client=ip_address(client),
+        credential=held,
+        request_id=request_id,
+    )
+
+
+def code(outcome: Outcome) -> str:
+    """`allow`, or the code of the refusal."""
+    match outcome.verdict:
+        case Allow():
+            return "allow"
+        case Deny() as deny:
+            return deny.reason.code
+
+
+@dataclass(eq=False)
+class Sidecar:
+    """One process's share of the work: a store with a client and a cache of its own."""
+
+    store: DecisionStore
+    trips: list[str] = field(default_factory=list)
+    lookups: list[str] = field(default_factory=list)
+
+    async def outcome(self, who: Any, *route: str, rules: Rules = RULES, **more: Any) -> Outcome:
+        """The whole answer: `outcome(67)`, `outcome(67, "POST", "/mcp", client="192.0.2.9")`."""
+        asked = request(who, (route[0], route[1]) if route else READ_ROUTE, **more)
+        return await authorize(asked, rules, self.store)
+
+    async def ask(self, who: Any, *route: str, **more: Any) -> str:
+        """Only the code of the answer."""
+        return code(await self.outcome(who, *route, **more))
+
+
+@asynccontextmanager
+async def sidecar(
+    url: str,
+    *,
+    kind: type[DecisionStore] = DecisionStore,
+    lookups_per_second: int = 10,
+    budget_ms: int = 5000,
+    **options: Any,
+) -> AsyncIterator[Sidecar]:
+    """A store as `serve` makes it, with its own connections."""
+    made = Sidecar(store=None)  # type: ignore[arg-type]  # the store tells it of its trips
+    async with connected(Connection(url, data_dir=None)) as client:  # type: ignore[arg-type]
+        made.store = kind(
+            client,
+            Keys(),
+            budget_ms=budget_ms,
+            pace=AddressPace(lookups_per_second),
+            observe=lambda operation, _seconds, _kind: made.trips.append(operation),
+            looked_up=made.lookups.append,
+            **options,
+        )
+        await made.store.ping()
+        made.trips.clear()
+        yield made
+        await made.store.close()
+
+
+async def world(client: Redis) -> Registry:
+    """User 7, owner of team 3, with token 67 (read, write) and 68 (read); the API is on."""
+    registry = seed.registry(client)
+    await seed.user(registry, 7, t3="owner")
+    await registry.put_tokens(
+        [
+            seed.token(67, user=7, team=3, permissions=("read", "write")),
+            seed.token(68, user=7, team=3),
+        ]
+    )
+    await registry.set_instance(api_enabled=True, mcp_enabled=True)
+    return registry
+
+
+class Commands(dict[str, int]):
+    """How often Redis ran each command, those of scripts included."""
+
+
+@asynccontextmanager
+async def commands(client: Redis) -> AsyncIterator[Commands]:
+    """Counts what Redis runs meanwhile, by INFO commandstats; filled at the end."""
+    await client.ping()
+    await client.config_resetstat()
+    seen = Commands()
+    yield seen
+    stats = await client.info("commandstats")
+    seen.update({name.removeprefix("cmdstat_"): row["calls"] for name, row in stats.items()})
+    for own in ("config|resetstat", "info"):
+        seen.pop(own, None)
