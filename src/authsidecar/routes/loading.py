@@ -32,7 +32,9 @@ class RouteError(ValueError):
     """A route table that must not be used; says the row and what is wrong with it."""
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
+    """One row of a release's data, as text: Coolify's own middleware, `-` for what is not there."""
+
     order: str
     method: str
     path: str
@@ -43,6 +45,11 @@ class _Row(NamedTuple):
     sensitive_flag: str
     throttle: str
     mcp_checks: str
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """The path's segments, as a Route has them."""
+        return tuple(self.path.split("/")[1:])
 
 
 @cache
@@ -55,13 +62,78 @@ def coolify(release: str) -> RouteTable:
     Raises:
         RouteError: the release is not known.
     """
+    return _checked(_coolify_route(row) for row in released(release))
+
+
+def released(release: str) -> tuple[Row, ...]:
+    """The rows of a Coolify release line as they were recorded.
+
+    Raises:
+        RouteError: the release is not known.
+    """
     if release not in RELEASES:
         raise RouteError(f"no routes for Coolify {release!r}; known: {', '.join(RELEASES)}")
-    text = files("authsidecar.routes").joinpath(f"coolify-{release}.tsv").read_text("ascii")
-    header, *lines = text.splitlines()
-    if tuple(header.split("\t")) != _Row._fields:
-        raise RouteError(f"coolify-{release}.tsv: unexpected columns")
-    return _checked(_coolify_route(_Row(*line.split("\t"))) for line in lines)
+    return rows(files("authsidecar.routes").joinpath(f"coolify-{release}.tsv").read_text("ascii"))
+
+
+def rows(text: str) -> tuple[Row, ...]:
+    """The rows of a table in the form of `coolify-4.3.tsv`.
+
+    Raises:
+        RouteError: names the line that has other columns.
+    """
+    lines = [tuple(line.split("\t")) for line in text.splitlines()]
+    if not lines or lines[0] != Row._fields:
+        raise RouteError(f"line 1: expected the columns {' '.join(Row._fields)}")
+    for number, fields in enumerate(lines, 1):
+        if len(fields) != len(Row._fields):
+            raise RouteError(f"line {number}: {len(fields)} columns, expected {len(Row._fields)}")
+        if number > 1 and fields[3] not in {"-", *Permission}:
+            raise RouteError(f"line {number}: {fields[3]!r} is not a permission")
+    return tuple(Row(*fields) for fields in lines[1:])
+
+
+def tsv(table: Iterable[Row]) -> str:
+    """A table in the form that `rows` reads."""
+    return "".join("\t".join(fields) + "\n" for fields in (Row._fields, *table))
+
+
+def as_extra(table: Iterable[Row], base: RouteTable) -> str:
+    """The operator's rows that turn one table into another: what `extra` reads.
+
+    Rows of `base` that the table lacks are closed. The routes that have rules of their own
+    (switches, /mcp, public ones) stay as they are in `base`, whatever the table says; any other
+    row without a token or a permission is closed as well.
+
+    Args:
+        table: the rows that are wanted.
+        base: the rows that they will stand in front of.
+
+    Raises:
+        RouteError: the text would not do what it promises.
+    """
+    wanted = [row for row in table if not _special(row.method, row.path)]
+    lines = [
+        f"{row.method} {row.path} {'deny' if '-' in {row.auth, row.ability} else row.ability}"
+        for row in wanted
+    ]
+    here = {(row.method, row.path) for row in wanted}
+    lines += [
+        f"{route.method} {route.template} deny"
+        for route in base
+        if (route.method, route.template) not in here and not _special(route.method, route.template)
+    ]
+    text = "".join(f"{line}\n" for line in lines)
+    result = extra(text, base)
+    for route in base:
+        method, path = route.method, route.template
+        if _special(method, path) and result.find(method, path) != route:
+            raise RouteError(f"a row would hide {method} {path}")
+    return text
+
+
+def _special(method: str, path: str) -> bool:
+    return path in SWITCHES or path == "/mcp" or (method, path) in PUBLIC
 
 
 def extra(text: str, base: RouteTable) -> RouteTable:
@@ -84,7 +156,7 @@ def extra(text: str, base: RouteTable) -> RouteTable:
     return _checked([*rows, *base])
 
 
-def _coolify_route(row: _Row) -> Route:
+def _coolify_route(row: Row) -> Route:
     method, path = row.method, row.path
     if path in SWITCHES:
         return Route(method, path, Guard.SWITCH, Permission.ROOT)
@@ -143,7 +215,7 @@ def _checked(routes: Iterable[Route]) -> RouteTable:
         if post.method != "POST" or post.guard is Guard.CLOSED:
             continue
         for other in by_length.get(len(post.segments), ()):
-            if _overlap(post.segments, other.segments) and not _at_least(post, other):
+            if overlap(post.segments, other.segments) and not _at_least(post, other):
                 raise RouteError(
                     f"POST {post.template} is weaker than {other.method} {other.template}: "
                     "a method override in the body would reach it"
@@ -151,9 +223,11 @@ def _checked(routes: Iterable[Route]) -> RouteTable:
     return table
 
 
-def _overlap(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
+def overlap(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
     """Whether one path can match both templates."""
-    return all(x == y or is_parameter(x) or is_parameter(y) for x, y in zip(a, b, strict=True))
+    return len(a) == len(b) and all(
+        x == y or is_parameter(x) or is_parameter(y) for x, y in zip(a, b, strict=True)
+    )
 
 
 def _at_least(post: Route, other: Route) -> bool:
