@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from authsidecar.config.catalogue import SETTINGS, Path, Setting, under
-from authsidecar.config.sections import Settings, default_data_dir
+from authsidecar.config.sections import Coolify, Settings, default_data_dir
 from authsidecar.config.sources import (
     CONFIG_VARIABLE,
     Given,
@@ -30,11 +30,13 @@ class ConfigError(Exception):
 
     Attributes:
         problems: one line each: where, which setting, what is wrong, what is allowed.
+        coolify: the section that names the routes, if that much can be read.
     """
 
-    def __init__(self, problems: tuple[str, ...]) -> None:
+    def __init__(self, problems: tuple[str, ...], coolify: Coolify | None = None) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+        self.coolify = coolify
 
 
 def load(path: str | None, environ: Mapping[str, str]) -> Settings:
@@ -63,10 +65,17 @@ def load(path: str | None, environ: Mapping[str, str]) -> Settings:
         # A source that is already refused as a whole is not refused twice.
         found = [_problem(detail, given) for detail in details]
         problems += [line for line in found if not _told(line, problems)]
-        raise ConfigError(tuple(problems)) from None
+        raise ConfigError(tuple(problems), _coolify(values)) from None
     if problems:
-        raise ConfigError(tuple(problems))
+        raise ConfigError(tuple(problems), settings.coolify)
     return settings
+
+
+def _coolify(values: Mapping[str, Any]) -> Coolify | None:
+    try:
+        return Coolify.model_validate(values.get("coolify", {}))
+    except ValidationError:
+        return None
 
 
 def _told(line: str, problems: list[str]) -> bool:

@@ -146,13 +146,18 @@ def extra(text: str, base: RouteTable) -> RouteTable:
         base: the rows that follow.
 
     Raises:
-        RouteError: names the line and what is wrong with it.
+        RouteError: names every bad line and what is wrong with it.
     """
-    rows = [
-        _extra_route(number, line.split())
-        for number, line in enumerate(text.splitlines(), 1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
+    rows: list[Route] = []
+    problems: list[str] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            try:
+                rows.append(_extra_route(number, line.split()))
+            except RouteError as error:
+                problems.append(str(error))
+    if problems:
+        raise RouteError("; ".join(problems))
     return _checked([*rows, *base])
 
 
