@@ -1,4 +1,4 @@
-"""The command line: `authsidecar COMMAND`."""
+"""The command line: `authsidecar COMMAND`, a module for each noun."""
 
 from authsidecar.cli.main import main
 

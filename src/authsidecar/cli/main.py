@@ -1,44 +1,115 @@
-"""The entry point: options that every command knows, and what an error looks like."""
+"""The entry point: all commands by name, and what an error looks like."""
 
-import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
-from authsidecar import __version__
+from authsidecar.cli import (
+    allowlist,
+    api,
+    config,
+    explain,
+    limits,
+    mcp,
+    members,
+    routes,
+    serve,
+    teams,
+    tokens,
+    users,
+)
+from authsidecar.cli.errors import MisconfiguredError, RefusedError
+from authsidecar.cli.options import Group
+
+DONE = 0
+REFUSED = 1
+WRONG_USAGE = 2
+INTERRUPTED = 130
 
 
-@click.group()
-@click.version_option(__version__, prog_name="authsidecar")
-@click.option("--config", "config", metavar="FILE", help="Configuration file (YAML).")
+@click.group(cls=Group, invoke_without_command=True)
 @click.pass_context
-def cli(context: click.Context, config: str | None) -> None:
-    """Guard Coolify's API at the reverse proxy."""
-    context.obj = config
+def cli(context: click.Context) -> None:
+    """Guard Coolify's API at the reverse proxy.
+
+    \b
+    Examples:
+      authsidecar demo
+      authsidecar serve --config /etc/authsidecar/config.yaml
+      authsidecar token create --user 1 --team 1 --name ci --permission deploy --expires 90
+      authsidecar explain POST /api/v1/deploy --token-file token.txt
+    """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
-@cli.command()
-@click.pass_obj
-def serve(config: str | None) -> None:
-    """Answer the reverse proxy until SIGTERM."""
-    import uvloop  # noqa: PLC0415
+for command in (
+    serve.serve,
+    serve.demo,
+    config.check_config,
+    config.config,
+    explain.explain,
+    teams.team,
+    users.user,
+    members.member,
+    tokens.token,
+    api.api,
+    mcp.mcp,
+    allowlist.allowlist,
+    limits.limit,
+    routes.routes,
+):
+    cli.add_command(command)
 
-    from authsidecar.config import ConfigError, load  # noqa: PLC0415
-    from authsidecar.sidecar import StartError, logger  # noqa: PLC0415
-    from authsidecar.sidecar import serve as run  # noqa: PLC0415
 
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; never raises for anything but a broken interpreter.
+
+    Args:
+        arguments: without the program's name.
+
+    Returns:
+        The exit code: 0 done or allowed, 1 refused or failed, 2 wrong usage or configuration.
+    """
     try:
-        settings = load(config, os.environ)
-    except ConfigError as error:
-        click.echo(str(error), err=True)
-        sys.exit(2)
-    try:
-        uvloop.run(run(settings, logger(settings)))
-    except StartError as error:
-        click.echo(f"authsidecar: {error}", err=True)
-        sys.exit(1)
+        code = cli.main(list(arguments), prog_name="authsidecar", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return WRONG_USAGE
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "authsidecar"
+        return _say(f"{error.format_message().rstrip('.')} (see `{command} --help`)", WRONG_USAGE)
+    except click.ClickException as error:
+        return _say(error.format_message(), REFUSED)
+    except MisconfiguredError as error:
+        for problem in error.problems:
+            _say(problem, WRONG_USAGE)
+        return WRONG_USAGE
+    except RefusedError as error:
+        return _say(str(error), REFUSED)
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001  # an operator is never shown a traceback
+        return _say(f"a defect of authsidecar, please report it: {_where(error)}", REFUSED)
+    return code if isinstance(code, int) else DONE
+
+
+def _say(problem: str, code: int) -> int:
+    click.echo(f"authsidecar: {' '.join(problem.split())}", err=True)
+    return code
+
+
+def _where(error: BaseException) -> str:
+    """The kind of an error and the line of ours that it came from; its own words may be secret."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" in {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}" if trace else ""
+    return f"{type(error).__name__}{place}"
 
 
 def main() -> None:
-    """Run the command line."""
-    cli()
+    """Run the command line of this process."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,127 @@
+"""`explain`: what a request would be answered, check by check, and nothing consumed."""
+
+import sys
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import click
+
+from authsidecar.addresses import Networks
+from authsidecar.cli.errors import MisconfiguredError, RefusedError
+from authsidecar.cli.options import ADDRESS, Command
+from authsidecar.cli.output import printable, styled
+from authsidecar.cli.session import Session, on_silent_registry
+from authsidecar.model import Address, Deny
+
+if TYPE_CHECKING:
+    from authsidecar.explaining import Explanation
+
+BUDGET_MS: Final = 5000
+"""What one trip to Redis may take, in milliseconds: a person waits longer than a request."""
+
+LONGEST_TOKEN: Final = 8192
+
+MARKS: Final = {"pass": ("ok", "green"), "fail": ("FAIL", "red"), "skipped": ("-", None)}
+
+
+@click.command(cls=Command)
+@click.argument("method")
+@click.argument("target")
+@click.option(
+    "--token-file",
+    type=click.File("rb"),
+    metavar="F|-",
+    help="File with the token; - is standard input. A token is never an argument.",
+)
+@click.option(
+    "--client-ip",
+    type=ADDRESS,
+    metavar="A",
+    default="127.0.0.1",
+    show_default=True,
+    help="The client's address.",
+)
+@on_silent_registry
+async def explain(
+    session: Session,
+    method: str,
+    target: str,
+    token_file: BinaryIO | None,
+    client_ip: Address,
+) -> None:
+    """Say what a request would be answered now, and why. Nothing is counted.
+
+    The exit code is 0 if it is allowed, 1 if it is refused.
+
+    \b
+    Examples:
+      authsidecar explain GET /api/v1/teams --token-file token.txt
+      authsidecar explain POST "/api/v1/deploy?uuid=x" --token-file - --client-ip 192.0.2.7
+    """
+    from authsidecar.explaining import HINTS, Result
+    from authsidecar.explaining import explain as ask
+    from authsidecar.sidecar import StartError, rules
+    from authsidecar.store.decisions import DecisionStore
+    from authsidecar.store.keys import Keys
+
+    settings = session.settings
+    try:
+        decided_by = rules(settings)
+    except StartError as error:
+        raise MisconfiguredError(str(error)) from None
+    store = DecisionStore(session.client, Keys(settings.redis.prefix), budget_ms=BUDGET_MS)
+    found = await ask(
+        (method.encode("utf-8", "surrogateescape"), target.encode("utf-8", "surrogateescape")),
+        _authorization(token_file),
+        client_ip,
+        hops=Networks.of(settings.hop_networks),
+        rules=decided_by,
+        store=store,
+        registry=session.registry,
+    )
+    await store.close()
+    session.out.result(as_data(found), f"{method} {printable(target)}\n{trace(found)}")
+    if isinstance(found.verdict, Deny):
+        why = next((row.detail for row in found.rows if row.result is Result.FAIL), "")
+        hint = HINTS.get(found.verdict.reason.code)
+        raise RefusedError(
+            f"{found.status} {found.code}: {why or found.verdict.detail}"
+            + (f"; {hint}" if hint else "")
+        )
+
+
+def _authorization(file: BinaryIO | None) -> list[bytes]:
+    """The header that a client would send with this file's token; none without a file."""
+    if file is None:
+        return []
+    token = file.read(LONGEST_TOKEN).strip()
+    if not token:
+        raise click.BadParameter("the file holds no token", param_hint="--token-file")
+    return [token if token.lower().startswith(b"bearer ") else b"Bearer " + token]
+
+
+def as_data(found: "Explanation") -> dict[str, Any]:
+    """An explanation as --json shows it."""
+    return {
+        "outcome": "deny" if isinstance(found.verdict, Deny) else "allow",
+        "status": found.status,
+        "code": found.code,
+        "checks": [
+            {"name": row.name, "result": row.result, "detail": row.detail} for row in found.rows
+        ],
+    }
+
+
+def trace(found: "Explanation") -> str:
+    """An explanation for people: a line a check, then the answer."""
+    terminal = sys.stdout.isatty()
+    lines = []
+    for row in found.rows:
+        mark, colour = MARKS[row.result]
+        shown = styled(mark.ljust(4), terminal, fg=colour)
+        lines.append(f"  {shown}  {row.name:13}  {printable(row.detail)}")
+    if isinstance(found.verdict, Deny):
+        answer = styled(f"{found.status} {found.code}", terminal, fg="red", bold=True)
+        lines.append(f"{answer}: {found.verdict.reason.message}")
+    else:
+        lines.append(styled("200 allowed", terminal, fg="green", bold=True))
+    return "\n".join(lines)

@@ -1,0 +1,179 @@
+"""`limit set|show|clear|reset`."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from authsidecar.cli.options import ID, TOKEN_ID, Group
+from authsidecar.cli.session import Session, on_registry, present
+from authsidecar.model import Limit, TeamId, TokenId, UserId
+
+if TYPE_CHECKING:
+    from authsidecar.ratelimit.charges import Charge
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+LARGEST_LIMIT: Final = 100_000
+LONGEST_WINDOW_S: Final = 86_400
+
+ANY: Final = Limit(1)
+"""Stands for a limit where only its counter's name is asked for."""
+
+
+def _holder(function: F) -> F:
+    for name, kind in (("team", ID), ("token", TOKEN_ID), ("user", ID)):
+        option = click.option(f"--{name}", type=kind, metavar="ID", help=f"That {name}'s.")
+        function = option(function)
+    return function
+
+
+def _one(**holders: int | None) -> tuple[str, int]:
+    given = [(scope, number) for scope, number in holders.items() if number is not None]
+    if len(given) != 1:
+        raise click.UsageError("give exactly one of --user, --token and --team")
+    return given[0]
+
+
+@click.group(cls=Group)
+def limit() -> None:
+    """Give a user, token or team a rate limit of its own."""
+
+
+@limit.command("set")
+@_holder
+@click.option(
+    "--limit",
+    "requests",
+    type=click.IntRange(1, LARGEST_LIMIT),
+    metavar="N",
+    required=True,
+    help="Requests admitted in any window.",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(1, LONGEST_WINDOW_S),
+    metavar="SECONDS",
+    default=60,
+    show_default=True,
+    help="Length of the window.",
+)
+@on_registry
+async def set_(  # noqa: PLR0917  # click passes by name
+    session: Session,
+    user: int | None,
+    token: int | None,
+    team: int | None,
+    requests: int,
+    window: int,
+) -> None:
+    """Set a limit that wins over the configured one.
+
+    \b
+    Examples:
+      authsidecar limit set --user 7 --limit 1000
+      authsidecar limit set --token 67 --limit 5 --window 1
+    """
+    scope, number = _one(user=user, token=token, team=team)
+    chosen = Limit(requests, window * 1000)
+    present(await session.registry.set_limit(scope, number, chosen) or None, scope, number)
+    item = _item(scope, number, chosen, "override")
+    session.out.result(item, f"{scope} {number}: {requests} requests in {window} s")
+
+
+@limit.command()
+@_holder
+@on_registry
+async def show(session: Session, user: int | None, token: int | None, team: int | None) -> None:
+    """Show one limit, or every limit that was set.
+
+    \b
+    Examples:
+      authsidecar limit show
+      authsidecar limit show --user 7
+    """
+    registry = session.registry
+    if user is None and token is None and team is None:
+        items = [
+            _item(scope, number, found, "override")
+            for (scope, number), found in sorted((await registry.limits()).items())
+        ]
+        columns = ("scope", "id", "limit", "window_seconds")
+        session.out.listing(columns, items, empty="none was set; the configured ones apply")
+        return
+    scope, number = _one(user=user, token=token, team=team)
+    await _counter(session, scope, number)
+    override = await registry.limit(scope, number)
+    configured = session.settings.limits.as_limits().get(scope)
+    source = "override" if override else "configuration" if configured else "off"
+    item = _item(scope, number, override or configured, source)
+    text = f"{scope} {number}: not limited"
+    if source != "off":
+        text = (
+            f"{scope} {number}: {item['limit']} requests in {item['window_seconds']:g} s ({source})"
+        )
+    session.out.result(item, text, quiet=text)
+
+
+@limit.command()
+@_holder
+@on_registry
+async def clear(session: Session, user: int | None, token: int | None, team: int | None) -> None:
+    """Take a limit back; the configured one applies again.
+
+    \b
+    Example:
+      authsidecar limit clear --user 7
+    """
+    scope, number = _one(user=user, token=token, team=team)
+    present(await session.registry.set_limit(scope, number, None) or None, scope, number)
+    session.out.result(
+        {"scope": scope, "id": number, "cleared": True}, f"{scope} {number}: as configured"
+    )
+
+
+@limit.command()
+@_holder
+@on_registry
+async def reset(session: Session, user: int | None, token: int | None, team: int | None) -> None:
+    """Forget what was counted: the full limit is there again.
+
+    \b
+    Example:
+      authsidecar limit reset --token 67
+    """
+    scope, number = _one(user=user, token=token, team=team)
+    await session.registry.reset(await _counter(session, scope, number))
+    session.out.result(
+        {"scope": scope, "id": number, "reset": True}, f"{scope} {number}: nothing counted"
+    )
+
+
+async def _counter(session: Session, scope: str, number: int) -> "Charge":
+    """The counter of something that is there."""
+    from authsidecar.ratelimit import charges
+
+    registry = session.registry
+    if scope == "token":
+        found = present(await registry.token(TokenId(number)), scope, number)
+        return charges.of_token(found.id, found.user, ANY)
+    if scope == "team":
+        present(await registry.team(TeamId(number)), scope, number)
+        return charges.of_team(TeamId(number), ANY)
+    present(await registry.user(UserId(number)), scope, number)
+    return charges.of_user(UserId(number), ANY)
+
+
+def _item(scope: str, number: int, limit: Limit | None, source: str) -> dict[str, Any]:
+    return {
+        "scope": scope,
+        "id": number,
+        "limit": limit and limit.requests,
+        "window_seconds": limit and _seconds(limit),
+        "source": source,
+    }
+
+
+def _seconds(limit: Limit) -> float:
+    seconds = limit.window_ms / 1000
+    return int(seconds) if seconds.is_integer() else seconds

@@ -1,0 +1,156 @@
+"""Options that every command knows, before and after its name; and what ids and names look like."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import click
+
+from authsidecar import __version__
+from authsidecar.addresses import parse_address
+from authsidecar.credentials import LARGEST_ID
+from authsidecar.model import Address
+
+
+@dataclass(slots=True)
+class Options:
+    """The global options; the last word wins.
+
+    Attributes:
+        config: the configuration file, or None.
+        json: one JSON object on standard output, for scripts.
+        quiet: results only, without notes and warnings.
+    """
+
+    config: str | None = None
+    json: bool = False
+    quiet: bool = False
+
+
+def given() -> Options:
+    """The global options of the command that runs."""
+    return click.get_current_context().find_root().ensure_object(Options)
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value and parameter.name is not None:
+        setattr(context.find_root().ensure_object(Options), parameter.name, value)
+
+
+def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        click.echo(f"authsidecar {__version__}")
+        context.exit()
+
+
+def _global_options() -> list[click.Parameter]:
+    def option(name: str, help_text: str, **more: Any) -> click.Option:
+        return click.Option([name], expose_value=False, help=help_text, **more)
+
+    return [
+        option("--config", "Configuration file (YAML).", metavar="FILE", callback=_remember),
+        option("--json", "One JSON object on standard output.", is_flag=True, callback=_remember),
+        option("--quiet", "Results only, no notes.", is_flag=True, callback=_remember),
+        option("--version", "Show the version.", is_flag=True, is_eager=True, callback=_version),
+    ]
+
+
+class Command(click.Command):
+    """A command that takes the global options as well as its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Add the global options after the command's own."""
+        super().__init__(*args, **kwargs)
+        self.params += _global_options()
+
+
+class Group(click.Group):
+    """A group that takes the global options, and whose commands do."""
+
+    command_class = Command
+    group_class = type
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Add the global options after the group's own."""
+        super().__init__(*args, **kwargs)
+        self.params += _global_options()
+
+
+class AddressType(click.ParamType[Address]):
+    """An IP address."""
+
+    name = "address"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Address:
+        """Parse it, or fail as a usage error."""
+        address = parse_address(str(value))
+        if address is None:
+            raise click.BadParameter(
+                f"{value!a} is not an IP address (no port, no network, no name)", ctx, param
+            )
+        return address
+
+
+class IdType(click.ParamType[int]):
+    """An id: a plain decimal number."""
+
+    name = "id"
+
+    def __init__(self, least: int) -> None:
+        """Nothing is parsed yet.
+
+        Args:
+            least: the smallest id that there can be.
+        """
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse it, or fail as a usage error."""
+        text = str(value)
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+        if not self._least <= number <= LARGEST_ID:
+            raise click.BadParameter(
+                f"{value!a} is not a whole number from {self._least} to {LARGEST_ID}", ctx, param
+            )
+        return number
+
+
+class NamedType(click.ParamType[Any]):
+    """One of a few names; a wrong one is answered with the nearest right one."""
+
+    def __init__(self, noun: str, names: tuple[str, ...], make: Callable[[str], Any] = str) -> None:
+        """Nothing is parsed yet.
+
+        Args:
+            noun: what the names name, with its article: "a permission".
+            names: all that are accepted.
+            make: turns an accepted name into its value.
+        """
+        self.name = noun.rpartition(" ")[2]
+        self._noun = noun
+        self._names = names
+        self._make = make
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
+        """Show the names in the usage, if they are few."""
+        return "|".join(self._names)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Take an exact name, or fail as a usage error."""
+        if value in self._names:
+            return self._make(value)
+        near = difflib.get_close_matches(str(value), self._names, n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ";"
+        names = ", ".join(self._names)
+        raise click.BadParameter(f"{value!a} is not {self._noun}{hint} One of: {names}", ctx, param)
+
+
+ADDRESS: Final = AddressType()
+
+ID: Final = IdType(0)
+"""A user's or team's id; Coolify's first of both is 0."""
+
+TOKEN_ID: Final = IdType(1)

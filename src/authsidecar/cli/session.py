@@ -1,0 +1,160 @@
+"""From the global options to the settings and an open registry, with every failure in one line."""
+
+import functools
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+from authsidecar.cli.errors import MisconfiguredError, RefusedError
+from authsidecar.cli.options import Options, given
+from authsidecar.cli.output import Output
+from authsidecar.refusal import Refusal
+
+if TYPE_CHECKING:  # --help must not wait for redis and pydantic
+    from contextlib import AbstractAsyncContextManager
+
+    from redis.asyncio import Redis
+
+    from authsidecar.config import Settings
+    from authsidecar.store.registry import Registry
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a command works with.
+
+    Attributes:
+        out: where it writes.
+        settings: the configuration.
+        client: the Redis that the settings name, seen to answer.
+        registry: users, teams, tokens and settings in it.
+    """
+
+    out: Output
+    settings: "Settings"
+    client: "Redis"
+    registry: "Registry"
+
+    async def until_replicated(self) -> None:
+        """Wait for the replicas that a revocation waits for; warn if they are late."""
+        section = self.settings.redis
+        if not section.wait_replicas:
+            return
+        found = await self.client.wait(section.wait_replicas, section.wait_timeout_ms)
+        if found < section.wait_replicas:
+            self.out.warn(
+                f"only {found} of {section.wait_replicas} replicas have confirmed it within "
+                f"{section.wait_timeout_ms} ms; a failover now could undo it"
+            )
+
+
+def load_settings(options: Options) -> "Settings":
+    """The configuration that --config and the environment name.
+
+    Raises:
+        MisconfiguredError: it cannot be used.
+    """
+    from authsidecar.config import ConfigError, load
+
+    try:
+        return load(options.config, os.environ)
+    except ConfigError as error:
+        raise MisconfiguredError(*error.problems) from None
+
+
+Coroutine = Callable[Concatenate[Session, P], Awaitable[None]]
+
+
+def on_registry(command: Coroutine[P]) -> Callable[P, None]:
+    """Make a click callback of a coroutine that works on a Redis that was seen to answer."""
+
+    def connect(settings: "Settings") -> "AbstractAsyncContextManager[Redis]":
+        from authsidecar.sidecar import store
+
+        return store(settings)
+
+    return _callback(command, connect)
+
+
+def on_silent_registry(command: Coroutine[P]) -> Callable[P, None]:
+    """Make a click callback of a coroutine that can tell itself if Redis does not answer."""
+
+    def connect(settings: "Settings") -> "AbstractAsyncContextManager[Redis]":
+        from authsidecar.sidecar import connection
+        from authsidecar.store.connect import connected
+
+        return connected(connection(settings))
+
+    return _callback(command, connect)
+
+
+def _callback(
+    command: Coroutine[P],
+    connect: "Callable[[Settings], AbstractAsyncContextManager[Redis]]",
+) -> Callable[P, None]:
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        options = given()
+        settings = load_settings(options)
+
+        async def with_session() -> None:
+            from authsidecar.store.keys import Keys
+            from authsidecar.store.registry import Registry
+
+            async with connect(settings) as client:
+                registry = Registry(client, Keys(settings.redis.prefix))
+                await command(Session(Output(options), settings, client, registry), *args, **kwargs)
+
+        _run(with_session)
+
+    return run
+
+
+def _run(work: Callable[[], Awaitable[None]]) -> None:
+    """Run a coroutine; what Redis does to it is said in one line."""
+    import asyncio
+
+    from redis.exceptions import RedisError
+
+    from authsidecar.authorize import StoreError
+    from authsidecar.sidecar import StartError
+    from authsidecar.store.embedded import EmbeddedRedisError
+
+    async def main() -> None:
+        await work()
+
+    try:
+        asyncio.run(main())
+    except (StartError, EmbeddedRedisError) as error:
+        raise RefusedError(str(error)) from None
+    except (RedisError, StoreError, TimeoutError) as error:
+        why = str(error) or type(error).__name__
+        raise RefusedError(
+            f"Redis failed under way ({why}); the command may be done in part: look, and repeat it"
+        ) from None
+
+
+def done(answer: T | Refusal) -> T:
+    """The answer of a use case that did what it was asked.
+
+    Raises:
+        RefusedError: it did not.
+    """
+    if isinstance(answer, Refusal):
+        raise RefusedError(answer.why)
+    return answer
+
+
+def present(answer: T | None, noun: str, number: int) -> T:
+    """The answer about something that is there.
+
+    Raises:
+        RefusedError: it is not.
+    """
+    if answer is None:
+        raise RefusedError(f"there is no {noun} {number}; `authsidecar {noun} list` shows them")
+    return answer

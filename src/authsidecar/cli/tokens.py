@@ -1,0 +1,224 @@
+"""`token create|list|show|revoke|import`."""
+
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import click
+
+from authsidecar.cli.errors import RefusedError
+from authsidecar.cli.options import ID, TOKEN_ID, Group, NamedType
+from authsidecar.cli.output import printable
+from authsidecar.cli.session import Session, done, on_registry, present
+from authsidecar.model import Permission, TeamId, TokenId, UnixMs, UserId
+from authsidecar.times import for_people, rfc3339
+
+if TYPE_CHECKING:
+    from authsidecar.store.registry import Token
+
+PERMISSION: Final = NamedType(
+    "a permission", tuple(p for p in Permission if p is not Permission.LEGACY_ROOT), Permission
+)
+EXPIRY: Final = NamedType("a lifetime in days", ("7", "30", "60", "90", "365", "never"))
+
+ERRORS_KEPT: Final = 1000
+"""How many bad lines --json lists; all of them are counted, and named on standard error."""
+
+
+@click.group(cls=Group)
+def token() -> None:
+    """Create, import, list and revoke tokens."""
+
+
+@token.command()
+@click.option("--user", type=ID, metavar="U", required=True, help="Its owner's id.")
+@click.option("--team", type=ID, metavar="T", required=True, help="The id of the team it is for.")
+@click.option("--name", required=True, metavar="N", help="3 to 255 characters.")
+@click.option(
+    "--permission",
+    "permissions",
+    type=PERMISSION,
+    metavar="P",
+    multiple=True,
+    required=True,
+    help=f"One of {', '.join(p for p in Permission if p != '*')}; several by repeating it.",
+)
+@click.option("--expires", type=EXPIRY, required=True, help="Days from now.")
+@on_registry
+async def create(  # noqa: PLR0917  # click passes by name
+    session: Session,
+    user: int,
+    team: int,
+    name: str,
+    permissions: tuple[Permission, ...],
+    expires: str,
+) -> None:
+    """Create a token and show it, this once.
+
+    Every permission above read needs an owner or admin of the team. root stands alone;
+    read:sensitive brings read.
+
+    \b
+    Examples:
+      authsidecar token create --user 7 --team 3 --name monitoring --permission read --expires 365
+      authsidecar token create --user 7 --team 3 --name ci --permission read --permission deploy \\
+          --expires 90 --quiet > token.txt
+    """
+    from authsidecar.tokens import issue
+
+    issued = done(
+        await issue(
+            session.registry,
+            user=UserId(user),
+            team=TeamId(team),
+            name=name,
+            permissions=permissions,
+            days=None if expires == "never" else int(expires),
+        )
+    )
+    data = as_data(issued.token)
+    del data["created_at"]
+    session.out.result(
+        {"id": data.pop("id"), "token": issued.plain, **data}, issued.plain, quiet=issued.plain
+    )
+    expiry = issued.token.expires_at
+    when = "it never expires" if expiry is None else f"it expires {for_people(expiry)}"
+    session.out.note(f"Store it now: it is not shown again. {when[0].upper()}{when[1:]}.")
+
+
+@token.command("list")
+@click.option("--team", type=ID, metavar="T", help="Only of this team.")
+@click.option("--user", type=ID, metavar="U", help="Only of this user.")
+@on_registry
+async def list_(session: Session, team: int | None, user: int | None) -> None:
+    """List tokens, without their secrets.
+
+    \b
+    Examples:
+      authsidecar token list
+      authsidecar token list --team 3 --user 7 --json
+    """
+    registry = session.registry
+    if team is not None:
+        present(await registry.team(TeamId(team)), "team", team)
+    if user is not None:
+        present(await registry.user(UserId(user)), "user", user)
+    found = registry.tokens(
+        user=None if user is None else UserId(user), team=None if team is None else TeamId(team)
+    )
+    now = await registry.now()
+    items = [as_data(one) | {"expires": _expiry(one, now)} async for one in found]
+    items.sort(key=lambda item: item["id"])
+    if session.out.is_json:
+        for item in items:
+            del item["expires"]
+    session.out.listing(
+        ("id", "name", "user", "team", "permissions", "expires"),
+        items,
+        empty="no tokens; `authsidecar token create` makes one",
+    )
+
+
+@token.command()
+@click.argument("number", type=TOKEN_ID, metavar="ID")
+@on_registry
+async def show(session: Session, number: int) -> None:
+    """Show one token, without its secret.
+
+    \b
+    Example:
+      authsidecar token show 67
+    """
+    found = present(await session.registry.token(TokenId(number)), "token", number)
+    text = "\n".join(
+        (
+            f"token {found.id}: {printable(found.name)}",
+            f"  user         {found.user}",
+            f"  team         {found.team}",
+            f"  permissions  {' '.join(sorted(found.permissions)) or 'none'}",
+            f"  expires      {_expiry(found, await session.registry.now())}",
+            f"  created      {for_people(found.created_at)}",
+        )
+    )
+    session.out.result(as_data(found), text, quiet=text)
+
+
+@token.command()
+@click.argument("number", type=TOKEN_ID, metavar="ID")
+@on_registry
+async def revoke(session: Session, number: int) -> None:
+    """Delete a token; the very next request with it is refused.
+
+    \b
+    Example:
+      authsidecar token revoke 67
+    """
+    removed = await session.registry.remove_token(TokenId(number))
+    present(removed or None, "token", number)
+    await session.until_replicated()
+    session.out.result({"id": number, "revoked": True}, f"token {number} revoked")
+
+
+@token.command("import")
+@click.argument("file", type=click.File("rb"))
+@on_registry
+async def import_(session: Session, file: BinaryIO) -> None:
+    """Import tokens from JSON lines; - reads them from standard input.
+
+    A line is {"id","sha256","user","team","permissions","expires_at","name"}, with the SHA-256 of
+    the secret in hexadecimal and expires_at as RFC 3339 or null. Users, teams and members must be
+    there. A bad line is reported and imports nothing; it is safe to repeat the whole.
+
+    \b
+    Examples:
+      authsidecar token import tokens.jsonl
+      other-system --export | authsidecar token import - --json
+    """
+    from authsidecar.importing import import_tokens
+
+    errors: list[dict[str, object]] = []
+
+    def refused(line: int, why: str) -> None:
+        session.out.progress("")
+        click.echo(f"line {line}: {printable(why)}", err=True)
+        if len(errors) < ERRORS_KEPT:
+            errors.append({"line": line, "reason": why})
+
+    report = await import_tokens(
+        session.registry,
+        file,
+        refused=refused,
+        progress=lambda lines: session.out.progress(f"{lines:,} lines"),
+    )
+    session.out.progress("")
+    session.out.result(
+        {
+            "imported": report.imported,
+            "unchanged": report.unchanged,
+            "refused": report.refused,
+            "errors": errors,
+        },
+        f"{report.imported} imported, {report.unchanged} unchanged, {report.refused} refused",
+    )
+    if report.refused:
+        raise RefusedError(
+            f"{report.refused} lines were refused; correct them and repeat the import"
+        )
+
+
+def as_data(token: "Token") -> dict[str, Any]:
+    """A token as --json shows it: everything but its secret's digest."""
+    return {
+        "id": token.id,
+        "name": token.name,
+        "user": token.user,
+        "team": token.team,
+        "permissions": sorted(token.permissions),
+        "expires_at": None if token.expires_at is None else rfc3339(token.expires_at),
+        "created_at": rfc3339(token.created_at),
+    }
+
+
+def _expiry(token: "Token", now: UnixMs) -> str:
+    if token.expires_at is None:
+        return "never"
+    passed = " (expired)" if now > token.expires_at else ""
+    return for_people(token.expires_at) + passed

@@ -1,0 +1,90 @@
+"""`user add|list|remove`."""
+
+import re
+
+import click
+
+from authsidecar.cli.errors import RefusedError
+from authsidecar.cli.options import ID, Group
+from authsidecar.cli.output import printable
+from authsidecar.cli.session import Session, on_registry, present
+from authsidecar.model import UserId
+
+
+@click.group(cls=Group)
+def user() -> None:
+    """Add, list and remove users."""
+
+
+@user.command()
+@click.argument("name")
+@click.option("--email", required=True, metavar="E", help="Where expiry warnings go.")
+@click.option("--id", "number", type=ID, metavar="N", help="Its id, if it must be a certain one.")
+@on_registry
+async def add(session: Session, name: str, email: str, number: int | None) -> None:
+    """Add a user.
+
+    \b
+    Example:
+      authsidecar user add "Ada" --email ada@example.com
+    """
+    check_name(name)
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+", email) or not email.isprintable() or len(email) > 254:
+        raise click.BadParameter("that is no mail address", param_hint="--email")
+    wanted = None if number is None else UserId(number)
+    found = await session.registry.add_user(name, email, wanted)
+    if found is None:
+        raise RefusedError(f"the id {number} is taken; choose another, or leave --id out")
+    data = {"id": found, "name": name, "email": email}
+    session.out.result(data, f"user {found} added: {printable(name)}", quiet=str(found))
+
+
+@user.command("list")
+@on_registry
+async def list_(session: Session) -> None:
+    """List all users.
+
+    \b
+    Example:
+      authsidecar user list --json
+    """
+    users = [{"id": u.id, "name": u.name, "email": u.email} for u in await session.registry.users()]
+    session.out.listing(
+        ("id", "name", "email"), users, empty="no users yet; `authsidecar user add` adds one"
+    )
+
+
+@user.command()
+@click.argument("number", type=ID, metavar="ID")
+@on_registry
+async def remove(session: Session, number: int) -> None:
+    """Remove a user, its memberships and its tokens, at once.
+
+    \b
+    Example:
+      authsidecar user remove 7
+    """
+    tokens = present(await session.registry.remove_user(UserId(number)), "user", number)
+    await session.until_replicated()
+    session.out.result(
+        {"id": number, "removed_tokens": tokens}, f"user {number} removed, with {counted(tokens)}"
+    )
+
+
+def counted(tokens: int) -> str:
+    """So many tokens, in words."""
+    return "1 token" if tokens == 1 else f"{tokens} tokens"
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no name of a user or team.
+
+    Raises:
+        click.BadParameter: it is empty, too long, or holds control characters.
+    """
+    from authsidecar.tokens import unprintable
+
+    if not name.strip() or len(name) > 255:
+        raise click.BadParameter("a name has 1 to 255 characters", param_hint="NAME")
+    if (why := unprintable(name)) is not None:
+        raise click.BadParameter(why, param_hint="NAME")
