@@ -8,6 +8,7 @@ keyspace.
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from redis import exceptions
@@ -105,16 +106,15 @@ class Registry:
 
     async def add_user(self, name: str, email: str, user: UserId | None = None) -> UserId | None:
         """Add a user; None if the id is taken. Ids count up unless given."""
-        number = await self._new_id("user", self._keys.user, user)
-        if number is None:
-            return None
-        found = UserId(number)
-        async with self._change() as pipe:
-            pipe.hset(self._keys.user(found), mapping={"name": name, "email": email})
-            pipe.sadd(self._keys.users, found)
-            self._renew(pipe, [found])
-            await pipe.execute()
-        return found
+        keys = self._keys
+
+        def write(pipe: Any, number: int) -> None:
+            pipe.hset(keys.user(UserId(number)), mapping={"name": name, "email": email})
+            pipe.sadd(keys.users, number)
+            self._renew(pipe, [UserId(number)])
+
+        number = await self._add("user", lambda i: keys.user(UserId(i)), user, write)
+        return None if number is None else UserId(number)
 
     async def user(self, user: UserId) -> User | None:
         """One user, or None."""
@@ -156,15 +156,14 @@ class Registry:
 
     async def add_team(self, name: str, team: TeamId | None = None) -> TeamId | None:
         """Add a team; None if the id is taken. Ids count up unless given."""
-        number = await self._new_id("team", self._keys.team, team)
-        if number is None:
-            return None
-        found = TeamId(number)
-        async with self._change() as pipe:
-            pipe.hset(self._keys.team(found), mapping={"name": name, "mcp_enabled": 1})
-            pipe.sadd(self._keys.teams, found)
-            await pipe.execute()
-        return found
+        keys = self._keys
+
+        def write(pipe: Any, number: int) -> None:
+            pipe.hset(keys.team(TeamId(number)), mapping={"name": name, "mcp_enabled": 1})
+            pipe.sadd(keys.teams, number)
+
+        number = await self._add("team", lambda i: keys.team(TeamId(i)), team, write)
+        return None if number is None else TeamId(number)
 
     async def team(self, team: TeamId) -> Team | None:
         """One team, or None."""
@@ -210,13 +209,21 @@ class Registry:
             team, lambda pipe, key: pipe.hset(key, "mcp_enabled", int(enabled))
         )
 
-    async def set_member(self, team: TeamId, user: UserId, role: Role) -> None:
-        """Give a user a role in a team; both must exist (the caller checks)."""
-        async with self._change() as pipe:
-            pipe.hset(self._keys.team_members(team), user, role.value)
-            pipe.sadd(self._keys.user_teams(user), team)
+    async def set_member(self, team: TeamId, user: UserId, role: Role) -> bool:
+        """Give a user a role in a team; False if either is not there."""
+        keys = self._keys
+        needed = [keys.team(team), keys.user(user)]
+
+        async def change(pipe: Any) -> bool:
+            if await pipe.exists(*needed) != len(needed):
+                return False
+            pipe.multi()
+            pipe.hset(keys.team_members(team), user, role.value)
+            pipe.sadd(keys.user_teams(user), team)
             self._renew(pipe, [user])
-            await pipe.execute()
+            return True
+
+        return await self._transaction(change, needed)
 
     async def member(self, team: TeamId, user: UserId) -> Role | None:
         """A user's role in a team, or None."""
@@ -430,9 +437,10 @@ class Registry:
 
     async def first_start(self, *, api_enabled: bool) -> bool:
         """Set the API switch of an installation that never had one; False if it had."""
-        first = await self._client.hsetnx(self._keys.instance, "api_enabled", int(api_enabled))
-        if first:
-            await self._client.set(self._keys.instance_nonce, _nonce())
+        async with self._change() as pipe:
+            pipe.hsetnx(self._keys.instance, "api_enabled", int(api_enabled))
+            pipe.set(self._keys.instance_nonce, _nonce())
+            first, _ = await pipe.execute()
         return bool(first)
 
     # How it is written
@@ -525,16 +533,29 @@ class Registry:
                 rows.extend(await pipe.execute())
         return rows
 
-    async def _new_id(self, noun: str, key: Callable[[Any], str], wanted: int | None) -> int | None:
-        """The next free id, or the wanted one; None if that is taken."""
+    async def _add(
+        self,
+        noun: str,
+        key: Callable[[int], str],
+        wanted: int | None,
+        write: Callable[[Any, int], None],
+    ) -> int | None:
+        """Write under the wanted id, or the next free one; None if the wanted one is taken."""
+
+        async def change(pipe: Any, number: int) -> bool:
+            if await pipe.exists(key(number)):
+                return False
+            pipe.multi()
+            write(pipe, number)
+            return True
+
         if wanted is not None:
-            if await self._client.exists(key(wanted)):
-                return None
+            added = await self._transaction(lambda pipe: change(pipe, wanted), [key(wanted)])
             await self._raise_last_id(noun, wanted)
-            return wanted
+            return wanted if added else None
         while True:
             number = int(await self._client.incr(self._keys.next_id(noun)))
-            if not await self._client.exists(key(number)):
+            if await self._transaction(partial(change, number=number), [key(number)]):
                 return number
 
     async def _raise_last_id(self, noun: str, number: int) -> None:
