@@ -9,7 +9,7 @@ import asyncio
 import ipaddress
 import secrets
 import time
-from typing import Final
+from typing import Final, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
@@ -26,6 +26,7 @@ from authsidecar.proxies.headers import Fields
 from authsidecar.proxies.replies import Reply, refuse, render
 from authsidecar.routes import ROUTE_UNKNOWN
 from authsidecar.telemetry import Telemetry
+from authsidecar.wire import SERVER, DecisionIds, Written
 
 UNTRUSTED_PEER: Final = Reason(
     "untrusted_peer", Kind.FORBIDDEN, 403, "This address may not ask for authorization."
@@ -78,24 +79,25 @@ class AuthzServer:
         self._trusted_peers = trusted_peers
         self._trusted_hops = trusted_hops
         self._peers: dict[str, bool] = {}
+        self._decision_ids = DecisionIds(secrets.token_bytes(5))
         self.in_flight = 0
 
     def protocols(self) -> "_Server":
         """The factory of connections that an event loop serves."""
         return _Server(self, self._log)
 
-    async def answer(self, request: web.BaseRequest) -> web.Response:
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one subrequest."""
         self.in_flight += 1
         try:
-            return _response(await self._reply(request), request)
+            return cast(web.StreamResponse, Written(await self._reply(request), request))
         finally:
             self.in_flight -= 1
 
     async def _reply(self, request: web.BaseRequest) -> Reply:
         raw_path = request.raw_path
         proxy = _ENDPOINTS.get(raw_path) or _endpoint(raw_path)
-        decision_id = secrets.token_hex(8)
+        decision_id = self._decision_ids()
         if proxy is None:
             return refuse(Deny(ROUTE_UNKNOWN, "no such endpoint"), decision_id)
         write = _DIALECTS.get(proxy, _native)
@@ -159,16 +161,6 @@ def _peer(request: web.BaseRequest) -> str:
     return str(name[0]) if isinstance(name, tuple) else ""
 
 
-def _response(reply: Reply, request: web.BaseRequest | None) -> web.Response:
-    response = web.Response(
-        status=reply.status, headers=list(reply.headers), body=reply.body or None
-    )
-    if request is not None and request.body_exists:
-        # A body that was declared and perhaps never sent must not be read as the next request.
-        response.force_close()
-    return response
-
-
 class _Server(web.Server):
     """aiohttp's connection factory with our own error answers and limits."""
 
@@ -209,7 +201,9 @@ class _Connection(RequestHandler):
             reason = METHOD_NOT_ALLOWED
         elif status >= 500:
             reason = STORE_UNAVAILABLE
-        response = _response(refuse(Deny(reason), secrets.token_hex(8)), None)
+        reply = refuse(Deny(reason), secrets.token_hex(13))
+        response = web.Response(status=reply.status, headers=list(reply.headers), body=reply.body)
+        response.headers["Server"] = SERVER
         response.force_close()
         return response
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from authsidecar import __version__
 from authsidecar.authorize import Outcome
 from authsidecar.log import Log
-from authsidecar.model import AccessRequest, Allow, Deny, Proxy
+from authsidecar.model import AccessRequest, Allow, Deny, Proxy, Verdict
 
 NEAR_LIMIT = 10
 """A counter is near its limit when less than one in NEAR_LIMIT of it is left."""
@@ -41,7 +41,7 @@ class Telemetry:
         """
         self._log = log
         self._decisions = decisions
-        self._series: dict[tuple[str, str, str], _Series] = {}
+        self._series: dict[tuple[str, str], _Series] = {}
         self._count = Counter(
             "authsidecar_decisions",
             "Decisions by proxy, outcome (allow or deny) and reason code.",
@@ -74,6 +74,9 @@ class Telemetry:
             ["result"],
             registry=registry,
         )
+        self._lookup_series = {
+            result: self._lookups.labels(result) for result in ("hit", "miss", "stale")
+        }
         self._near = Counter(
             "authsidecar_near_limit",
             "Admitted requests that left less than a tenth of a limit.",
@@ -106,25 +109,28 @@ class Telemetry:
             request: what was asked.
             seconds: how long it took.
         """
-        verdict = outcome.verdict
         for quota in outcome.quotas:
             if quota.remaining * NEAR_LIMIT < quota.limit.requests:
                 self._near.labels(quota.scope).inc()
+        verdict = outcome.verdict
+        self._count_one(proxy, verdict, seconds)
+        if not self._tells(verdict):
+            return
         record = outcome.record
-        fields: dict[str, object] = {
-            "decision_id": decision_id,
-            "proxy": proxy.value,
-            "outcome": "allow",
-            "status": 200,
-            "code": None,
-            "method": request.method,
-            "route": outcome.route,
-            "client": str(request.client),
-            "user": record.user if record else None,
-            "team": record.team if record else None,
-            "token": record.token if record else None,
-        }
-        self._tell(proxy, verdict, fields, seconds)
+        self._log.line(
+            "info",
+            "decision",
+            {
+                **_told(proxy, verdict, decision_id),
+                "method": request.method,
+                "route": outcome.route,
+                "client": str(request.client),
+                "user": record.user if record else None,
+                "team": record.team if record else None,
+                "token": record.token if record else None,
+                "ms": round(seconds * 1000, 3),
+            },
+        )
 
     def unreadable(self, proxy: Proxy, deny: Deny, decision_id: str, peer: str) -> None:
         """Count and log a request that was refused before it could be read.
@@ -135,15 +141,9 @@ class Telemetry:
             decision_id: names the decision.
             peer: the address that called.
         """
-        fields: dict[str, object] = {
-            "decision_id": decision_id,
-            "proxy": proxy.value,
-            "outcome": "deny",
-            "status": deny.reason.status,
-            "code": deny.reason.code,
-            "peer": peer,
-        }
-        self._tell(proxy, deny, fields, None)
+        self._count_one(proxy, deny, None)
+        if self._tells(deny):
+            self._log.line("info", "decision", {**_told(proxy, deny, decision_id), "peer": peer})
 
     def trip(self, operation: str, seconds: float, error: str | None) -> None:
         """Count one trip to Redis.
@@ -159,33 +159,38 @@ class Telemetry:
 
     def looked_up(self, result: str) -> None:
         """Count one use of the near cache: hit, miss or stale."""
-        self._lookups.labels(result).inc()
+        self._lookup_series[result].inc()
 
-    def _tell(
-        self,
-        proxy: Proxy,
-        verdict: Allow | Deny,
-        fields: dict[str, object],
-        seconds: float | None,
-    ) -> None:
-        reason = "none"
-        if isinstance(verdict, Deny):
-            reason = verdict.reason.code
-            fields["outcome"] = "deny"
-            fields["status"] = verdict.reason.status
-            fields["code"] = reason
-            fields["detail"] = verdict.detail
-        outcome = str(fields["outcome"])
-        series = self._series.get((proxy, outcome, reason))
+    def _count_one(self, proxy: Proxy, verdict: Verdict, seconds: float | None) -> None:
+        allowed = isinstance(verdict, Allow)
+        reason = "none" if isinstance(verdict, Allow) else verdict.reason.code
+        series = self._series.get((proxy, reason))
         if series is None:
+            outcome = "allow" if allowed else "deny"
             series = _Series(
                 self._count.labels(proxy.value, outcome, reason),
                 self._seconds.labels(proxy.value, outcome),
             )
-            self._series[proxy, outcome, reason] = series
+            self._series[proxy, reason] = series
         series.decisions.inc()
         if seconds is not None:
             series.seconds.observe(seconds)
-            fields["ms"] = round(seconds * 1000, 3)
-        if self._decisions == "all" or (self._decisions == "denied" and outcome == "deny"):
-            self._log.line("info", "decision", fields)
+
+    def _tells(self, verdict: Verdict) -> bool:
+        """Whether such a decision gets a line."""
+        return self._decisions == "all" or (
+            self._decisions == "denied" and isinstance(verdict, Deny)
+        )
+
+
+def _told(proxy: Proxy, verdict: Verdict, decision_id: str) -> dict[str, object]:
+    """The fields that every decision's line begins with."""
+    deny = verdict if isinstance(verdict, Deny) else None
+    return {
+        "decision_id": decision_id,
+        "proxy": proxy.value,
+        "outcome": "allow" if deny is None else "deny",
+        "status": 200 if deny is None else deny.reason.status,
+        "code": None if deny is None else deny.reason.code,
+        "detail": None if deny is None else deny.detail,
+    }

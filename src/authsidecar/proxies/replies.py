@@ -7,11 +7,12 @@ section 3, Retry-After as in RFC 9110 section 10.2.3.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from authsidecar.authorize import Outcome
 from authsidecar.credentials import TOKEN_MISSING
-from authsidecar.model import METHODS, Address, Allow, Deny, Kind, Quota, UnixMs
+from authsidecar.model import METHODS, Address, Allow, Deny, Kind, Principal, Quota, UnixMs
 from authsidecar.policy import METHOD_NOT_ALLOWED
 from authsidecar.proxies import headers
 from authsidecar.routes import ROUTE_UNKNOWN
@@ -26,6 +27,9 @@ UNAVAILABLE_RETRY_S: Final = 1
 
 NO_STORE: Final = ("Cache-Control", "no-store")
 JSON: Final = ("Content-Type", "application/json")
+
+ANY_ORIGIN: Final = ("Access-Control-Allow-Origin", "*")
+"""Coolify puts it on every answer; without it a browser's script cannot read why it was refused."""
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -89,20 +93,29 @@ def refuse(deny: Deny, decision_id: str) -> Reply:
         extra = (("Allow", allowed),)
     elif reason.kind is Kind.UNAVAILABLE:
         extra = (("Retry-After", str(UNAVAILABLE_RETRY_S)),)
-    return Reply(reason.status, (JSON, *extra, NO_STORE), json.dumps(body).encode("ascii"))
+    return Reply(
+        reason.status, (JSON, *extra, ANY_ORIGIN, NO_STORE), json.dumps(body).encode("ascii")
+    )
 
 
 def _identity(allow: Allow, client: Address, decision_id: str) -> Headers:
-    who = allow.principal
+    return (
+        *_whom(allow.principal, allow.read_sensitive),
+        (headers.CLIENT_IP, str(client)),
+        (headers.DECISION_ID, decision_id),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _whom(who: Principal | None, read_sensitive: bool) -> Headers:
+    """What is the same on every answer to the same caller."""
     return (
         (headers.USER_ID, NONE if who is None else str(who.user)),
         (headers.TEAM_ID, NONE if who is None else str(who.team)),
         (headers.TEAM_ROLE, NONE if who is None else who.role.value),
         (headers.TOKEN_ID, NONE if who is None else str(who.token)),
         (headers.PERMISSIONS, (NONE if who is None else " ".join(sorted(who.permissions))) or NONE),
-        (headers.READ_SENSITIVE, "true" if allow.read_sensitive else "false"),
-        (headers.CLIENT_IP, str(client)),
-        (headers.DECISION_ID, decision_id),
+        (headers.READ_SENSITIVE, "true" if read_sensitive else "false"),
     )
 
 

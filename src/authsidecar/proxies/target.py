@@ -6,6 +6,7 @@ accepted here means the same path to every proxy and to Laravel.
 """
 
 import re
+from functools import lru_cache
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -41,6 +42,9 @@ _ALLOWED: Final = re.compile(
     rb"|%(?!2[35Ff]|3[BFbf]|5[Cc]|7[Ff])[2-7][0-9A-Fa-f])*"
 )
 
+_MEMOISED: Final = 256
+"""Bytes of the longest target that is remembered, so that junk cannot fill the memory."""
+
 _QUERY: Final = re.compile(rb"[!\"$-~]*")
 
 
@@ -61,6 +65,10 @@ def canonicalise(target: bytes) -> str | Deny:
     """
     if len(target) > LONGEST:
         return Deny(TARGET_TOO_LONG, f"{len(target)} bytes")
+    return _remembered(target) if len(target) <= _MEMOISED else _canonicalise(target)
+
+
+def _canonicalise(target: bytes) -> str | Deny:
     raw, _, query = target.partition(b"?")
     path = _path(raw)
     if isinstance(path, Deny):
@@ -70,6 +78,9 @@ def canonicalise(target: bytes) -> str | Deny:
     if overrides_method(query):
         return Deny(METHOD_OVERRIDE, "a query key that PHP reads as _method")
     return path
+
+
+_remembered = lru_cache(maxsize=4096)(_canonicalise)
 
 
 def _path(raw: bytes) -> str | Deny:
