@@ -1,0 +1,51 @@
+# Every task of the project; CI runs the same names (.ci/run).
+PYTHON ?= python3.11
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install demo serve lint format test test-unit test-slow bench soak docs lock clean
+
+help: ## Say what each task does
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: .venv/installed ## Make .venv with everything for development
+
+.venv/installed: requirements/dev.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: install ## Real Traefik and nginx in front of the sidecar, until Ctrl-C
+	@$(BIN)/authsidecar demo
+
+lint: install ## ruff, mypy --strict, import-linter, codespell
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: install ## Let ruff fix and format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+test: install ## unit, property, integration, end-to-end: under 5 minutes
+	$(BIN)/pytest -q -n 3 --dist loadfile -m "not slow"
+
+test-unit: install ## The unit tests alone: under 10 seconds
+	$(BIN)/pytest -q tests/unit
+
+test-slow: install ## Failover, long fuzz, large data: under 30 minutes
+	$(BIN)/pytest -q -m slow --timeout 1500
+
+bench: install ## What one check costs, as ratios within one run
+	$(BIN)/python -m benchmarks.bench
+
+lock: install ## Pin what requirements/*.in ask for, with hashes
+	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url \
+		--no-header --no-annotate --python-version 3.11 --all-extras pyproject.toml \
+		-o requirements/dev.txt
+
+clean: ## Remove what the tasks made
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
