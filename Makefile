@@ -44,7 +44,7 @@ bench: install ## What one check costs, as ratios within one run
 
 lock: install ## Pin what requirements/*.in ask for, with hashes
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url \
-		--no-header --no-annotate --python-version 3.11 --all-extras pyproject.toml \
+		--no-header --no-annotate --no-emit-package authsidecar --python-version 3.11 --all-extras pyproject.toml \
 		-o requirements/dev.txt
 
 clean: ## Remove what the tasks made
