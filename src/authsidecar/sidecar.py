@@ -12,7 +12,7 @@ from typing import Final
 
 import redis.exceptions
 from aiohttp import web
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, disable_created_metrics
 from redis.asyncio import Redis
 
 from authsidecar import __version__
@@ -141,7 +141,8 @@ async def _answers(client: "Redis", settings: Settings) -> None:
             f"redis.url: {name} refuses the login; check redis.username and redis.password"
         ) from None
     except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
-        why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+        late = isinstance(error, TimeoutError | redis.exceptions.TimeoutError)
+        why = "no answer in time" if late else str(error)
         raise StartError(f"redis.url: {name} does not answer ({why}); is it running?") from None
 
 
@@ -184,6 +185,7 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[AuthzServer]:
     """
     _quiet_libraries(log)
     decided_by = rules(settings)
+    disable_created_metrics()  # a second series for each, which nobody asks for
     registry = CollectorRegistry()
     telemetry = Telemetry(registry, log, settings.log.decisions)
     keys = Keys(settings.redis.prefix)
@@ -288,9 +290,7 @@ async def _tcp(runner: Runner, endpoint: Endpoint, name: str) -> str:
     try:
         await web.TCPSite(runner, host, endpoint.port, backlog=1024).start()
     except OSError as error:
-        raise StartError(
-            f"{setting}: cannot listen on {endpoint}: {error.strerror or error}"
-        ) from None
+        raise StartError(f"{setting}: cannot listen on {endpoint}: {_reason(error)}") from None
     found = runner.addresses[0]
     return f"{found[0]}:{found[1]}" if ":" not in found[0] else f"[{found[0]}]:{found[1]}"
 
@@ -302,9 +302,12 @@ async def _unix(runner: Runner, path: str, mode: int) -> None:
         await web.UnixSite(runner, path).start()
         os.chmod(path, mode)  # noqa: PTH101  # pathlib in a coroutine, says ruff, blocks
     except OSError as error:
-        raise StartError(
-            f"listen.unix_socket: cannot listen on {path}: {error.strerror or error}"
-        ) from None
+        raise StartError(f"listen.unix_socket: cannot listen on {path}: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    """What the system says; event loops wrap it into words of their own."""
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def _answers_on(path: str) -> bool:

@@ -36,6 +36,11 @@ class Endpoint:
     host: str | None
     port: int
 
+    def __str__(self) -> str:
+        """The text that `parse_endpoint` reads."""
+        host = self.host or ""
+        return f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+
 
 _HOST_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.(?!-)[A-Za-z0-9_-]{1,63})*\.?")
 
