@@ -97,7 +97,7 @@ def refused(answer: Answer, status: int, code: str, message: str | None = None) 
     assert set(body) <= {"message", "code", "decision_id", "missing_permissions", "docs"}
     assert ("missing_permissions" in body) == (code == "permission_missing")
     assert ("docs" in body) == (code == "route_unknown")
-    assert re.fullmatch(r"[0-9a-f]{16}", body["decision_id"])
+    assert re.fullmatch(r"[0-9A-Za-z_-]{8,64}", body["decision_id"])
     assert answer.body.isascii()
     assert b"\n" not in answer.body
     assert len(answer.body) < 4096
@@ -788,7 +788,7 @@ async def test_unknown_id_and_wrong_secret_are_one_answer(world: World) -> None:
         await world.ask(authorization=f"Bearer {number}|x", client=address())
         for number in (READ, 987654)
     ]
-    texts = [re.sub(rb'"decision_id": "\w+"', b"", answer.body) for answer in answers]
+    texts = [re.sub(rb'"decision_id": "[^"]+"', b"", answer.body) for answer in answers]
     assert texts[0] == texts[1]
     names = [[n for n, _ in answer.headers] for answer in answers]
     assert names[0] == names[1]

@@ -141,7 +141,7 @@ def identity(answer: Answer) -> Caller | None:
     )
     sensitive = answer.header("X-Auth-Read-Sensitive")
     assert answer.header("X-Auth-Client-Ip") == CLIENT
-    assert re.fullmatch(r"[0-9a-f]{16}", answer.header("X-Auth-Decision-Id") or "")
+    assert re.fullmatch(r"[0-9A-Za-z_-]{8,64}", answer.header("X-Auth-Decision-Id") or "")
     assert answer.header("Cache-Control") == "no-store"
     if user == "none":
         assert (team, role, token, permissions) == ("none",) * 4

@@ -60,11 +60,6 @@ class World:
         request = subrequest(method, uri, authorization=authorization, client=client, **more)
         return (await ask(self.sidecar.port, request))[0]
 
-    async def reset(self) -> None:
-        """The switches and the allowlist as they were at first."""
-        await self.registry.set_instance(api_enabled=True, mcp_enabled=True, allowlist="")
-        await self.registry.set_team_mcp(TeamId(0), enabled=True)
-
     async def newcomer(
         self, *, role: str | None = "owner", team: int = 0, permissions: tuple[str, ...] = ("read",)
     ) -> int:
@@ -88,13 +83,17 @@ class World:
 async def world_of(sidecar: SidecarProcess, redis_server: RedisProcess) -> AsyncIterator[World]:
     """A world at its beginning, with a client of this event loop."""
     async with Redis.from_url(redis_server.url) as client:
-        world = World(sidecar, client)
-        await world.reset()
-        yield world
+        await _reset(seed.registry(client))
+        yield World(sidecar, client)
+
+
+async def _reset(registry: Registry) -> None:
+    await registry.set_instance(api_enabled=True, mcp_enabled=True, allowlist="")
+    await registry.set_team_mcp(TeamId(0), enabled=True)
 
 
 def populate(redis_server: RedisProcess) -> None:
-    """Write users, teams and tokens, before any sidecar is started."""
+    """Write users, teams and tokens; the API and MCP on, everyone on the allowlist."""
     asyncio.run(_populate(redis_server.url))
 
 
@@ -116,3 +115,4 @@ async def _populate(url: str) -> None:
                 seed.token(ROOT_OF_OTHER_TEAM, user=OWNER, team=5, permissions=("root",)),
             ]
         )
+        await _reset(registry)
