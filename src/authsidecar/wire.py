@@ -17,6 +17,8 @@ from authsidecar.proxies.replies import Reply
 SERVER: Final = "authsidecar"
 """The Server header: a name without a version."""
 
+_WEBSOCKET: Final = "websocket"
+
 _STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus
 }
@@ -34,12 +36,17 @@ class Written:
     def __init__(self, reply: Reply, request: web.BaseRequest) -> None:
         """Nothing is sent before aiohttp asks for it.
 
-        A body that was declared and perhaps never sent must not be read as the next request: the
-        connection closes after the answer.
+        A body that was declared and perhaps never sent must not be read as the next request, and
+        behind an upgrade that it does not know aiohttp drops what was pipelined: after either, the
+        connection closes, so that nobody waits.
         """
         self._reply = reply
         self._request = request
-        self.keep_alive = bool(request.keep_alive) and not request.body_exists
+        self.keep_alive = (
+            bool(request.keep_alive)
+            and not request.body_exists
+            and request.headers.get("Upgrade", _WEBSOCKET).lower() == _WEBSOCKET
+        )
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Do nothing: head and body go out together."""
