@@ -41,13 +41,15 @@ class Role(StrEnum):
 
 
 class Proxy(StrEnum):
-    """The proxies that the sidecar has an endpoint for."""
+    """Who asks: the proxies that the sidecar has an endpoint for, and `direct`."""
 
     TRAEFIK = "traefik"
     NGINX = "nginx"
     CADDY = "caddy"
     HAPROXY = "haproxy"
     ENVOY = "envoy"
+    DIRECT = "direct"
+    """A client's own request that a proxy routed here: the API switch."""
 
 
 class Kind(StrEnum):

@@ -6,24 +6,24 @@ answer and its own log line would repeat the header.
 """
 
 import asyncio
-import ipaddress
 import secrets
 import time
+from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
-from authsidecar.addresses import Networks
-from authsidecar.authorize import Outcome, Rules, Store, authorize
+from authsidecar.addresses import Networks, parse_address
+from authsidecar.authorize import Outcome, Rules, Store, StoreError, authorize
 from authsidecar.log import Log
-from authsidecar.model import AccessRequest, Deny, Kind, Proxy, Reason
+from authsidecar.model import AccessRequest, Allow, Deny, Kind, Proxy, Reason
 from authsidecar.policy import METHOD_NOT_ALLOWED, STORE_UNAVAILABLE
 from authsidecar.proxies import auth_request
-from authsidecar.proxies.forward_auth import read
+from authsidecar.proxies.forward_auth import RequestLine, read
 from authsidecar.proxies.headers import Fields
-from authsidecar.proxies.replies import Reply, refuse, render
+from authsidecar.proxies.replies import Reply, refuse, render, served
 from authsidecar.routes import ROUTE_UNKNOWN
 from authsidecar.telemetry import Telemetry
 from authsidecar.wire import SERVER, DecisionIds, Written
@@ -42,7 +42,12 @@ MAX_FIELD_BYTES: Final = 32 * 1024
 MAX_HEADERS: Final = 200
 
 PREFIX: Final = b"/authz/"
-_ENDPOINTS: Final = {PREFIX.decode() + proxy.value: proxy for proxy in Proxy}
+_ENDPOINTS: Final = {
+    PREFIX.decode() + proxy.value: proxy for proxy in Proxy if proxy is not Proxy.DIRECT
+}
+SWITCHES: Final = {"/api/v1/enable": True, "/api/v1/disable": False}
+"""What the sidecar serves itself where the operator routes it here, and what it sets."""
+
 _ENVOY: Final = PREFIX.decode() + Proxy.ENVOY.value
 
 _DIALECTS: Final = {Proxy.NGINX: auth_request.write}
@@ -61,6 +66,7 @@ class AuthzServer:
         log: Log,
         trusted_peers: Networks,
         trusted_hops: Networks,
+        switch: Callable[[bool], Awaitable[None]],
     ) -> None:
         """Nothing is listened on yet.
 
@@ -71,7 +77,9 @@ class AuthzServer:
             log: told of what should not happen.
             trusted_peers: networks that may ask, beside the unix socket.
             trusted_hops: networks that are skipped in X-Forwarded-For.
+            switch: sets the API switch; may raise StoreError.
         """
+        self._switch = switch
         self._rules = rules
         self._store = store
         self._telemetry = telemetry
@@ -106,18 +114,30 @@ class AuthzServer:
             deny = Deny(UNTRUSTED_PEER, "not one of trusted_peers")
             self._telemetry.unreadable(proxy, deny, decision_id, peer)
             return write(refuse(deny, decision_id))
+        if proxy is Proxy.DIRECT and request.method != "POST":
+            return refuse(Deny(METHOD_NOT_ALLOWED, f"{raw_path} takes POST"), decision_id)
         start = time.perf_counter()
-        line = None
-        if proxy is Proxy.ENVOY:
-            target = raw_path[len(_ENVOY) :] or "/"
-            line = request.method.encode(), target.encode("utf-8", "surrogateescape")
+        line = _line(request, proxy)
         access = read(Fields(request.raw_headers), proxy, self._trusted_hops, line)
         if isinstance(access, Deny):
             self._telemetry.unreadable(proxy, access, decision_id, peer)
             return write(refuse(access, decision_id))
         outcome = await self._decide(access)
         self._telemetry.decided(proxy, outcome, decision_id, access, time.perf_counter() - start)
+        if proxy is Proxy.DIRECT and isinstance(outcome.verdict, Allow):
+            return await self._switched(access, outcome, decision_id)
         return write(render(outcome, access.client, decision_id))
+
+    async def _switched(self, access: AccessRequest, outcome: Outcome, decision_id: str) -> Reply:
+        """Set the API switch as an admitted request asks, and answer as Coolify does."""
+        enabled = SWITCHES[access.path]
+        try:
+            await self._switch(enabled)
+        except StoreError as error:
+            return refuse(Deny(STORE_UNAVAILABLE, error.kind), decision_id)
+        self._log.event("info", "api_switched", enabled=enabled, decision_id=decision_id)
+        message = f"API {'enabled' if enabled else 'disabled'}."
+        return served(outcome, message)
 
     async def _decide(self, access: AccessRequest) -> Outcome:
         try:
@@ -135,10 +155,8 @@ class AuthzServer:
             return True
         trusted = self._peers.get(peer)
         if trusted is None:
-            address = ipaddress.ip_address(peer.partition("%")[0])
-            if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-                address = address.ipv4_mapped
-            trusted = address in self._trusted_peers
+            address = parse_address(peer.partition("%")[0])
+            trusted = address is not None and address in self._trusted_peers
             if len(self._peers) < 4096:
                 self._peers[peer] = trusted
         return trusted
@@ -152,13 +170,27 @@ def _endpoint(raw_path: str) -> Proxy | None:
     """The endpoint of a path that is not one to the letter: a query, or Envoy's own path."""
     if raw_path.startswith((_ENVOY + "/", _ENVOY + "?")):
         return Proxy.ENVOY
+    if raw_path in SWITCHES:
+        return Proxy.DIRECT
     return _ENDPOINTS.get(raw_path.partition("?")[0])
 
 
+def _line(request: web.BaseRequest, proxy: Proxy) -> RequestLine | None:
+    """The client's own request line, where it is the subrequest's too."""
+    if proxy is Proxy.ENVOY:
+        target = request.raw_path[len(_ENVOY) :] or "/"
+    elif proxy is Proxy.DIRECT:
+        target = request.raw_path
+    else:
+        return None
+    return request.method.encode(), target.encode("utf-8", "surrogateescape")
+
+
 def _peer(request: web.BaseRequest) -> str:
+    """The caller's address; empty for a unix socket, "?" for one that is gone already."""
     transport = request.transport
-    name = None if transport is None else transport.get_extra_info("peername")
-    return str(name[0]) if isinstance(name, tuple) else ""
+    name = "?" if transport is None else transport.get_extra_info("peername")
+    return str(name[0]) if isinstance(name, tuple) else name or ""
 
 
 class _Server(web.Server):

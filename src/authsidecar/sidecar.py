@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -212,10 +213,18 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[AuthzServer]:
             log=log,
             trusted_peers=Networks.of(settings.peer_networks),
             trusted_hops=Networks.of(settings.hop_networks),
+            switch=partial(_switch, Registry(client, keys)),
         )
         app = application(lambda: registry, lambda: _ready(decisions))
         await _listen(stack, settings, authz, app, log)
         yield authz
+
+
+async def _switch(registry: Registry, enabled: bool) -> None:
+    try:
+        await registry.set_instance(api_enabled=enabled)
+    except (redis.exceptions.RedisError, OSError):
+        raise StoreError("other", "the switch was not set") from None
 
 
 async def _warm(decisions: DecisionStore, log: Log) -> None:

@@ -75,6 +75,12 @@ def render(outcome: Outcome, client: Address, decision_id: str) -> Reply:
             return Reply(reply.status, (*reply.headers, *extra), reply.body)
 
 
+def served(outcome: Outcome, message: str) -> Reply:
+    """The answer to a request that the sidecar served itself: to the client, so no identity."""
+    body = json.dumps({"message": message}).encode("ascii")
+    return Reply(200, (JSON, *_quota(outcome.quotas, outcome.now), ANY_ORIGIN, NO_STORE), body)
+
+
 def refuse(deny: Deny, decision_id: str) -> Reply:
     """The native answer to a refusal, before any counter is told of."""
     reason = deny.reason
