@@ -4,7 +4,7 @@ Tests read `seen`; people read the JSON. It guards nothing: whoever reaches it i
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, Self
@@ -23,6 +23,9 @@ SWITCHES: Final[Mapping[str, str]] = {
     "/api/v1/mcp/disable": "MCP server disabled.",
 }
 """What Coolify says to a POST on each of its switches."""
+
+API_SWITCH: Final[Mapping[str, bool]] = {"/api/v1/enable": True, "/api/v1/disable": False}
+"""Which of them turn the API on and off."""
 
 PREFLIGHT: Final[Mapping[str, str]] = {
     "Access-Control-Allow-Origin": "*",
@@ -74,10 +77,13 @@ class Backend:
     Attributes:
         address: `host:port` while it runs.
         seen: all requests, oldest first.
+        on_switch: awaited with the new state before the API switch is answered; what Coolify
+            writes to its database here, the sidecar learns by syncing.
     """
 
     address: str = ""
     seen: list[Seen] = field(default_factory=list)
+    on_switch: Callable[[bool], Awaitable[None]] | None = None
     _runner: web.ServerRunner | None = None
 
     async def start(self) -> None:
@@ -122,7 +128,16 @@ class Backend:
         self.seen.append(seen)
         if routed and routed.template and headers.get("upgrade", "").lower() == "websocket":
             return await _echo(request)
+        if self.on_switch is not None and (to := _switched(routed)) is not None:
+            await self.on_switch(to)
         return answer(seen)
+
+
+def _switched(routed: Routed | None) -> bool | None:
+    """The state that a request turns the API switch to, or None."""
+    if routed is None or routed.method != "POST":
+        return None
+    return API_SWITCH.get(routed.template or "")
 
 
 async def _echo(request: web.BaseRequest) -> web.WebSocketResponse:

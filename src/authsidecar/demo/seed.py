@@ -1,0 +1,99 @@
+"""The small world of the demo: one team, three users, and a token for each lesson."""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+from authsidecar.model import Limit, Permission, Role, TeamId, TokenId, UnixMs, UserId
+from authsidecar.ratelimit.charges import of_token
+from authsidecar.store.registry import Registry, Token
+
+TEAM: Final = TeamId(0)
+OWNER: Final = UserId(1)
+MEMBER: Final = UserId(2)
+LEAVER: Final = UserId(3)
+
+DAY_MS: Final = 24 * 3600 * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class DemoToken:
+    """A token whose secret is public: it opens nothing but the demo.
+
+    Attributes:
+        id: the number before the `|`.
+        secret: what follows it.
+        user: its owner; always in TEAM, or gone from it.
+        permissions: what it holds.
+        expired: whether its time was over yesterday.
+    """
+
+    id: TokenId
+    secret: str
+    user: UserId
+    permissions: frozenset[Permission]
+    expired: bool = False
+
+    @property
+    def plain(self) -> str:
+        """`ID|SECRET`, as it is sent."""
+        return f"{self.id}|{self.secret}"
+
+
+def _token(
+    number: int,
+    secret: str,
+    *permissions: Permission,
+    user: UserId = OWNER,
+    expired: bool = False,
+) -> DemoToken:
+    return DemoToken(TokenId(number), secret, user, frozenset(permissions), expired)
+
+
+ROOT: Final = _token(67, "abcthisisa123dummytoken", Permission.ROOT)
+"""The token of Coolify's own documentation."""
+
+READ: Final = _token(68, "demoread", Permission.READ)
+SENSITIVE: Final = _token(69, "demosensitive", Permission.READ, Permission.READ_SENSITIVE)
+EXPIRED: Final = _token(70, "demoexpired", Permission.READ, expired=True)
+MEMBERS_WRITE: Final = _token(71, "demomember", Permission.WRITE, user=MEMBER)
+LEAVERS: Final = _token(72, "demoleft", Permission.READ, user=LEAVER)
+LIMITED: Final = _token(73, "demolimited", Permission.READ)
+
+TOKENS: Final = (ROOT, READ, SENSITIVE, EXPIRED, MEMBERS_WRITE, LEAVERS, LIMITED)
+
+LIMIT: Final = Limit(requests=3, window_ms=10_000)
+"""What LIMITED may ask."""
+
+
+async def seed(registry: Registry) -> None:
+    """Fill an empty registry with the demo's world, the API switched on."""
+    await registry.add_team("Root Team", TEAM)
+    for user, name in ((OWNER, "owner"), (MEMBER, "member"), (LEAVER, "leaver")):
+        await registry.add_user(name, f"{name}@example.com", user)
+    await registry.set_member(TEAM, OWNER, Role.OWNER)
+    await registry.set_member(TEAM, MEMBER, Role.MEMBER)
+    # As a sync can find it: a member's removal by the sidecar's own commands would delete the
+    # token, and the same request would be answered with token_unknown.
+    now = await registry.now()
+    await registry.put_tokens([_stored(token, now) for token in TOKENS])
+    await registry.set_limit("token", LIMITED.id, LIMIT)
+    await registry.set_instance(api_enabled=True)
+
+
+async def forget_requests(registry: Registry) -> None:
+    """Let the limited token ask anew."""
+    await registry.reset(of_token(LIMITED.id, LIMITED.user, LIMIT))
+
+
+def _stored(token: DemoToken, now: UnixMs) -> Token:
+    return Token(
+        id=token.id,
+        sha256=sha256(token.secret.encode()).digest(),
+        name=f"demo {token.id}",
+        user=token.user,
+        team=TEAM,
+        permissions=token.permissions,
+        expires_at=UnixMs(now - DAY_MS) if token.expired else None,
+        created_at=UnixMs(now - 2 * DAY_MS),
+    )
