@@ -1,0 +1,45 @@
+# authsidecar: `docker build -t authsidecar .`
+#
+# Runs as user 10001 on a read-only root file system: only /var/lib/authsidecar (the embedded
+# Redis; unused with a Redis of your own) and /tmp are written.
+
+FROM python:3.11.14-slim-bookworm AS build
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+WORKDIR /src
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+COPY requirements/build.txt requirements/run.txt requirements/
+RUN python -m venv --without-pip /opt/authsidecar \
+    && pip --python /opt/authsidecar/bin/python install \
+        --require-hashes --only-binary :all: -r requirements/run.txt \
+    && pip install --require-hashes --only-binary :all: -r requirements/build.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY deploy deploy
+COPY src src
+RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+    && pip --python /opt/authsidecar/bin/python install --no-deps --no-index /wheels/*.whl
+
+FROM python:3.11.14-slim-bookworm
+LABEL org.opencontainers.image.title="authsidecar" \
+      org.opencontainers.image.description="An authorization sidecar that guards Coolify's API" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# The base image's own pip builds nothing here; whoever breaks in should not find it.
+RUN pip uninstall --yes --root-user-action ignore pip setuptools wheel \
+    && groupadd --system --gid 10001 authsidecar \
+    && useradd --system --uid 10001 --gid 10001 --no-log-init --no-create-home \
+        --home-dir /var/lib/authsidecar --shell /usr/sbin/nologin authsidecar \
+    && install --directory --owner 10001 --group 10001 --mode 0700 /var/lib/authsidecar
+COPY --from=build /opt/authsidecar /opt/authsidecar
+# 0.0.0.0 because a container's loopback is nobody else's; `trusted_peers` still decides who may
+# ask. The management listener stays on loopback, where the health check finds it.
+ENV PATH=/opt/authsidecar/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    AUTHSIDECAR_DATA_DIR=/var/lib/authsidecar \
+    AUTHSIDECAR_LISTEN__ADDRESS=0.0.0.0:4190
+USER 10001:10001
+WORKDIR /var/lib/authsidecar
+VOLUME /var/lib/authsidecar
+EXPOSE 4190
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
+    CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 4191, timeout=2); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["authsidecar"]
+CMD ["serve"]
