@@ -38,7 +38,7 @@ def cli(context: click.Context) -> None:
     Examples:
       authsidecar demo
       authsidecar serve --config /etc/authsidecar/config.yaml
-      authsidecar token create --user 1 --team 1 --name ci --permission deploy --expires 90
+      authsidecar token create --user 1 --team 1 --name deploys --permission deploy --expires 90
       authsidecar explain POST /api/v1/deploy --token-file token.txt
     """
     if context.invoked_subcommand is None:
