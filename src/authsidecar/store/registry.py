@@ -68,7 +68,7 @@ class Token:
         sha256: the 32 bytes of the secret's digest.
         name: what its owner calls it.
         user: its owner.
-        team: its team.
+        team: its team, or None: it came from Coolify and its team is no plain number.
         permissions: what it holds.
         expires_at: the last millisecond at which it is valid, or None.
         created_at: when it was issued.
@@ -78,7 +78,7 @@ class Token:
     sha256: bytes = field(repr=False)
     name: str
     user: UserId
-    team: TeamId
+    team: TeamId | None
     permissions: frozenset[Permission]
     expires_at: UnixMs | None
     created_at: UnixMs
@@ -230,11 +230,11 @@ class Registry:
         return records.role(await self._client.hget(self._keys.team_members(team), str(user)))
 
     async def roles(
-        self, pairs: Iterable[tuple[TeamId, UserId]]
-    ) -> Mapping[tuple[TeamId, UserId], Role]:
+        self, pairs: Iterable[tuple[TeamId | None, UserId]]
+    ) -> Mapping[tuple[TeamId | None, UserId], Role]:
         """The roles of those of these pairs that are memberships; a trip for 500."""
-        asked = list(pairs)
-        found: dict[tuple[TeamId, UserId], Role] = {}
+        asked = [(team, user) for team, user in pairs if team is not None]
+        found: dict[tuple[TeamId | None, UserId], Role] = {}
         for start in range(0, len(asked), _PAGE):
             page = asked[start : start + _PAGE]
             async with self._client.pipeline(transaction=False) as pipe:
@@ -291,8 +291,7 @@ class Registry:
         old = await self.tokens_of(t.id for t in tokens)
         async with self._change() as pipe:
             for moved in old:
-                pipe.srem(keys.user_tokens(moved.user), moved.id)
-                pipe.srem(keys.team_tokens(moved.team), moved.id)
+                self._unlist(pipe, moved)
             for token in tokens:
                 self._put_token(pipe, token)
             self._renew(pipe, {t.user for t in (*tokens, *old)})
@@ -314,14 +313,14 @@ class Registry:
     async def tokens(
         self, *, user: UserId | None = None, team: TeamId | None = None
     ) -> AsyncIterator[Token]:
-        """Tokens by id within each team; of one user, one team, both, or all."""
+        """Tokens by id within each user; of one user, one team, both, or all."""
         keys = self._keys
         if user is not None:
             sources = [keys.user_tokens(user)]
         elif team is not None:
             sources = [keys.team_tokens(team)]
         else:
-            sources = [keys.team_tokens(TeamId(i)) for i in await self._ids(keys.teams)]
+            sources = [keys.user_tokens(UserId(i)) for i in await self._ids(keys.users)]
         for source in sources:
             ids = await self._ids(source)
             for start in range(0, len(ids), _PAGE):
@@ -488,24 +487,34 @@ class Registry:
             "sha256": token.sha256,
             "name": token.name,
             "user": token.user,
-            "team": token.team,
             "permissions": " ".join(sorted(token.permissions)),
             "created_at": token.created_at,
         }
+        for name, value in (("team", token.team), ("expires_at", token.expires_at)):
+            if value is None:
+                pipe.hdel(key, name)
+            else:
+                fields[name] = value
+        pipe.hset(key, mapping=fields)
+        self._let_expire(pipe, key, token)
+        pipe.sadd(self._keys.user_tokens(token.user), token.id)
+        if token.team is not None:
+            pipe.sadd(self._keys.team_tokens(token.team), token.id)
+
+    def _let_expire(self, pipe: Any, key: str, token: Token) -> None:
         if token.expires_at is None:
-            pipe.hdel(key, "expires_at")
-            pipe.hset(key, mapping=fields)
             pipe.persist(key)
         else:
-            pipe.hset(key, mapping={**fields, "expires_at": token.expires_at})
             pipe.pexpireat(key, token.expires_at + EXPIRED_KEPT_MS)
-        pipe.sadd(self._keys.user_tokens(token.user), token.id)
-        pipe.sadd(self._keys.team_tokens(token.team), token.id)
 
     def _drop_tokens(self, pipe: Any, tokens: Iterable[Token]) -> None:
         for token in tokens:
             pipe.delete(self._keys.token(token.id))
-            pipe.srem(self._keys.user_tokens(token.user), token.id)
+            self._unlist(pipe, token)
+
+    def _unlist(self, pipe: Any, token: Token) -> None:
+        pipe.srem(self._keys.user_tokens(token.user), token.id)
+        if token.team is not None:
             pipe.srem(self._keys.team_tokens(token.team), token.id)
 
     async def _tokens(self, client: Any, ids: Iterable[object]) -> list[Token]:
@@ -584,12 +593,13 @@ def _token(number: TokenId, fields: list[records.Field]) -> Token | None:
     if digest is None:
         return None
     expires = None if expires_at is None else UnixMs(records.number(expires_at) or 0)
+    belongs = records.number(team)
     return Token(
         id=number,
         sha256=digest,
         name=_text(name),
         user=UserId(records.number(user) or 0),
-        team=TeamId(records.number(team) or 0),
+        team=None if belongs is None else TeamId(belongs),
         permissions=records.permissions(permissions),
         expires_at=expires,
         created_at=UnixMs(records.number(created_at) or 0),
