@@ -17,6 +17,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from authsidecar.addresses import Networks, parse_address
 from authsidecar.authorize import Outcome, Rules, Store, StoreError, authorize
+from authsidecar.doctor.witness import Witness
 from authsidecar.log import Log
 from authsidecar.model import AccessRequest, Allow, Deny, Kind, Proxy, Reason
 from authsidecar.policy import METHOD_NOT_ALLOWED, STORE_UNAVAILABLE
@@ -67,6 +68,7 @@ class AuthzServer:
         trusted_peers: Networks,
         trusted_hops: Networks,
         switch: Callable[[bool], Awaitable[None]],
+        witness: Witness | None = None,
     ) -> None:
         """Nothing is listened on yet.
 
@@ -78,6 +80,7 @@ class AuthzServer:
             trusted_peers: networks that may ask, beside the unix socket.
             trusted_hops: networks that are skipped in X-Forwarded-For.
             switch: sets the API switch; may raise StoreError.
+            witness: asked of a request without a readable token: is it a doctor's probe?
         """
         self._switch = switch
         self._rules = rules
@@ -86,6 +89,7 @@ class AuthzServer:
         self._log = log
         self._trusted_peers = trusted_peers
         self._trusted_hops = trusted_hops
+        self._witness = witness
         self._peers: dict[str, bool] = {}
         self._decision_ids = DecisionIds(secrets.token_bytes(5))
         self.in_flight = 0
@@ -119,6 +123,11 @@ class AuthzServer:
         start = time.perf_counter()
         line = _line(request, proxy)
         access = read(Fields(request.raw_headers), proxy, self._trusted_hops, line)
+        refused = isinstance(access, Deny) or isinstance(access.credential, Deny)
+        if refused and self._witness is not None:
+            told = await self._witness.reply(request, access, proxy, line, decision_id)
+            if told is not None:
+                return write(told)
         if isinstance(access, Deny):
             self._telemetry.unreadable(proxy, access, decision_id, peer)
             return write(refuse(access, decision_id))

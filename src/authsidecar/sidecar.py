@@ -1,7 +1,6 @@
 """One process of the sidecar, from settings to listeners and back: what `serve` runs."""
 
 import asyncio
-import os
 import signal
 import socket
 import sys
@@ -19,7 +18,12 @@ from redis.asyncio import Redis
 from authsidecar import __version__
 from authsidecar.addresses import Networks
 from authsidecar.authorize import Rules, StoreError
-from authsidecar.config import Endpoint, Settings
+from authsidecar.config import Settings
+from authsidecar.coolify.source import SourceError
+from authsidecar.coolify.status import shown, told
+from authsidecar.coolify.sync import following
+from authsidecar.doctor.witness import Witness
+from authsidecar.listeners import BACKLOG, Listeners
 from authsidecar.log import Bridge, Log
 from authsidecar.management import application
 from authsidecar.model import TeamId
@@ -32,7 +36,7 @@ from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.embedded import EmbeddedRedisError
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import Registry
-from authsidecar.telemetry import Telemetry
+from authsidecar.telemetry import Telemetry, collected
 
 GRACE_S: Final = 10.0
 """How long a stop waits for requests in flight, in seconds."""
@@ -153,23 +157,29 @@ def _without_secret(url: str) -> str:
 
 
 async def serve(
-    settings: Settings, log: Log, *, started: Callable[[], None] = lambda: None
+    settings: Settings,
+    log: Log,
+    listeners: Listeners,
+    *,
+    started: Callable[[], None] = lambda: None,
 ) -> None:
     """Run until SIGTERM or SIGINT; then finish what is in flight.
 
     Args:
         settings: the configuration.
         log: where lines go.
-        started: called once all listeners are open.
+        listeners: the open sockets.
+        started: called once requests are answered.
 
     Raises:
-        StartError: Redis, a listener or a file cannot be used.
+        StartError: Redis or a file cannot be used.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running(settings, log):
+    async with running(settings, log, listeners):
+        log.event("info", "listening", version=__version__, **listeners.addresses())
         started()
         await stop.wait()
         log.event("info", "stopping", grace_seconds=GRACE_S)
@@ -177,18 +187,29 @@ async def serve(
     log.flush()
 
 
-@asynccontextmanager
-async def running(settings: Settings, log: Log) -> AsyncIterator[AuthzServer]:
-    """The sidecar with all its listeners open, until the context ends.
+async def preflight(settings: Settings) -> None:
+    """See that routes and Redis can be used, before workers are started.
 
     Raises:
-        StartError: Redis, a listener or a file cannot be used.
+        StartError: they cannot.
+    """
+    rules(settings)
+    async with store(settings):
+        pass
+
+
+@asynccontextmanager
+async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIterator[AuthzServer]:
+    """The sidecar answering on open sockets, until the context ends.
+
+    Raises:
+        StartError: Redis or a file cannot be used.
     """
     _quiet_libraries(log)
     decided_by = rules(settings)
-    disable_created_metrics()  # a second series for each, which nobody asks for
-    registry = CollectorRegistry()
-    telemetry = Telemetry(registry, log, settings.log.decisions)
+    # A second series for each, which nobody asks for.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    telemetry = Telemetry(registry := CollectorRegistry(), log, settings.log.decisions)
     keys = Keys(settings.redis.prefix)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(store(settings))
@@ -213,11 +234,30 @@ async def running(settings: Settings, log: Log) -> AsyncIterator[AuthzServer]:
             log=log,
             trusted_peers=Networks.of(settings.peer_networks),
             trusted_hops=Networks.of(settings.hop_networks),
+            witness=Witness(client, keys, budget_ms=settings.redis.budget_ms, log=log),
             switch=partial(_switch, Registry(client, keys)),
         )
-        app = application(lambda: registry, lambda: _ready(decisions))
-        await _listen(stack, settings, authz, app, log)
+        await _follow(stack, settings, client, keys, log, registry)
+        app = application(
+            lambda: collected(registry), lambda: _ready(decisions), lambda: told(client, keys)
+        )
+        await _serve_on(stack, listeners, authz, app)
         yield authz
+
+
+async def _follow(
+    stack: AsyncExitStack,
+    settings: Settings,
+    client: "Redis",
+    keys: Keys,
+    log: Log,
+    registry: CollectorRegistry,
+) -> None:
+    try:
+        await stack.enter_async_context(following(settings, client, log))
+    except SourceError as error:
+        raise StartError(f"sync.source: {error}") from None
+    await stack.enter_async_context(shown(client, keys, registry))
 
 
 async def _switch(registry: Registry, enabled: bool) -> None:
@@ -270,59 +310,20 @@ async def _ready(decisions: DecisionStore) -> dict[str, str]:
     return {}
 
 
-async def _listen(
-    stack: AsyncExitStack, settings: Settings, authz: AuthzServer, app: web.Application, log: Log
+async def _serve_on(
+    stack: AsyncExitStack, listeners: Listeners, authz: AuthzServer, app: web.Application
 ) -> None:
-    management = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE_S)
-    runner = web.ServerRunner(authz.protocols(), shutdown_timeout=GRACE_S)
-    # Closed in reverse: the authz listener first, the management listener last.
-    addresses: dict[str, object] = {}
-    for name, one, endpoint in (
-        ("management", management, settings.management.endpoint),
-        ("authz", runner, settings.listen.endpoint),
-    ):
-        await one.setup()
-        stack.push_async_callback(one.cleanup)
-        if endpoint is not None:
-            addresses[name] = await _tcp(one, endpoint, name)
-    if settings.listen.unix_socket is not None:
-        path = str(settings.listen.unix_socket)
-        await _unix(runner, path, settings.listen.mode)
-        addresses["unix_socket"] = path
-    log.event("info", "listening", version=__version__, **addresses)
-
-
-async def _tcp(runner: Runner, endpoint: Endpoint, name: str) -> str:
-    """Listen; the address with the port that was found."""
-    setting = {"authz": "listen.address", "management": "management.address"}[name]
-    host = endpoint.host or None
-    try:
-        await web.TCPSite(runner, host, endpoint.port, backlog=1024).start()
-    except OSError as error:
-        raise StartError(f"{setting}: cannot listen on {endpoint}: {_reason(error)}") from None
-    found = runner.addresses[0]
-    return f"{found[0]}:{found[1]}" if ":" not in found[0] else f"[{found[0]}]:{found[1]}"
-
-
-async def _unix(runner: Runner, path: str, mode: int) -> None:
-    if _answers_on(path):
-        raise StartError(f"listen.unix_socket: {path} is in use by another process")
-    try:
-        await web.UnixSite(runner, path).start()
-        os.chmod(path, mode)  # noqa: PTH101  # pathlib in a coroutine, says ruff, blocks
-    except OSError as error:
-        raise StartError(f"listen.unix_socket: cannot listen on {path}: {_reason(error)}") from None
-
-
-def _reason(error: OSError) -> str:
-    """What the system says; event loops wrap it into words of their own."""
-    return os.strerror(error.errno) if error.errno else str(error)
-
-
-def _answers_on(path: str) -> bool:
-    """Whether somebody listens there; a socket left by a crash is nobody's."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(path) == 0
+    """Answer on the open sockets; when the stack closes, the authz listener ends first."""
+    runners: tuple[tuple[Runner, tuple[socket.socket, ...]], ...] = (
+        (web.AppRunner(app, access_log=None, shutdown_timeout=GRACE_S), listeners.management),
+        (web.ServerRunner(authz.protocols(), shutdown_timeout=GRACE_S), listeners.authz),
+    )
+    for runner, sockets in runners:
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        for one in sockets:
+            # A copy: the runner closes what it is given, and workers share the original.
+            await web.SockSite(runner, one.dup(), backlog=BACKLOG).start()
 
 
 def _quiet_libraries(log: Log) -> None:

@@ -38,6 +38,21 @@ class Keys:
         """SET of all team ids."""
         return f"{self.prefix}teams"
 
+    @property
+    def sync_lease(self) -> str:
+        """STRING: which sync may write; expires when it is not renewed."""
+        return f"{self.prefix}{{sync}}:lease"
+
+    @property
+    def sync_fence(self) -> str:
+        """STRING: the last sync that got the lease; its writes watch it."""
+        return f"{self.prefix}{{sync}}:fence"
+
+    @property
+    def sync_status(self) -> str:
+        """HASH: owner, at, problem, detail, kept, odd, tokens_file: what a sync tells of itself."""
+        return f"{self.prefix}{{sync}}:status"
+
     def next_id(self, noun: str) -> str:
         """STRING: the last id given to a `user`, `team` or `token`."""
         return f"{self.prefix}last-id:{noun}"
@@ -73,6 +88,14 @@ class Keys:
     def team_members(self, team: TeamId) -> str:
         """HASH: user id to role."""
         return f"{self.prefix}team:{team}:members"
+
+    def doctor(self, key: str) -> str:
+        """STRING, empty: a doctor with the key of this digest is armed; lives for a minute."""
+        return f"{self.prefix}doctor:{key}"
+
+    def doctor_sightings(self, key: str) -> str:
+        """LIST of JSON: what was seen of that doctor's probes; lives for two minutes."""
+        return f"{self.prefix}doctor:{key}:sightings"
 
     def counter(self, charge: Charge) -> str:
         """LIST of admission times in milliseconds."""
