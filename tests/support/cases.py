@@ -1,0 +1,82 @@
+"""Cases for the policy, each allowed until a test changes one thing."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+
+from authsidecar.allowlist import parse
+from authsidecar.model import (
+    AccessRequest,
+    Allow,
+    Credential,
+    Deny,
+    Permission,
+    Proxy,
+    Role,
+    TeamId,
+    TokenId,
+    TokenRecord,
+    UnixMs,
+    UserId,
+)
+from authsidecar.policy import Instance, Judgement, Policy, judge
+from authsidecar.routes import Guard, Route, RouteTable
+
+NOW = UnixMs(1_800_000_000_000)
+DIGEST = bytes(range(32))
+OPEN = Instance(api_enabled=True, allowlist=parse(""), mcp_enabled=True)
+READ = Route("GET", "/api/v1/teams", Guard.ORDINARY, Permission.READ)
+ENABLE = Route("POST", "/api/v1/enable", Guard.SWITCH, Permission.ROOT)
+MCP = Route("POST", "/mcp", Guard.MCP)
+POLICY = Policy(RouteTable([READ, ENABLE, MCP]))
+
+
+def record(*permissions: str, **changed: Any) -> TokenRecord:
+    """An owner's token in team 3; `record("read", role=None)`."""
+    fields: dict[str, Any] = {
+        "token": TokenId(67),
+        "digest": DIGEST,
+        "name": "ci",
+        "user": UserId(7),
+        "team": TeamId(3),
+        "permissions": frozenset(Permission(p) for p in permissions or ("read",)),
+        "expires_at": None,
+        "role": Role.OWNER,
+    }
+    return TokenRecord(**{**fields, **changed})
+
+
+def request(method: str = "GET", path: str = "/api/v1/teams", **changed: Any) -> AccessRequest:
+    """A request with that token's credential."""
+    made = AccessRequest(
+        proxy=Proxy.TRAEFIK,
+        method=method,
+        path=path,
+        target=path.encode(),
+        client=ip_address("192.0.2.1"),
+        credential=Credential(TokenId(67), DIGEST),
+    )
+    return replace(made, **changed)
+
+
+def judged(
+    route: Route = READ,
+    held: TokenRecord | None = None,
+    *,
+    instance: Instance = OPEN,
+    policy: Policy = POLICY,
+    now: UnixMs = NOW,
+    **changed: Any,
+) -> Judgement:
+    """What is said of a request for this route with this record."""
+    asked = request(route.method, route.template, **changed)
+    return judge(policy, asked, route, instance, held or record(), now)
+
+
+def code(judgement: Judgement) -> str:
+    """`allow`, or the code of the refusal."""
+    match judgement.verdict:
+        case Allow():
+            return "allow"
+        case Deny() as deny:
+            return deny.reason.code
