@@ -287,7 +287,6 @@ class Registry:
         tokens = tuple(tokens)
         if not tokens:
             return
-        keys = self._keys
         old = await self.tokens_of(t.id for t in tokens)
         async with self._change() as pipe:
             for moved in old:
