@@ -1,0 +1,1 @@
+"""Coolify's PostgreSQL, followed into Redis (docs/how-to/coolify.md)."""

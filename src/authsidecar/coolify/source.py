@@ -1,0 +1,321 @@
+"""What is read from Coolify's PostgreSQL: only columns that decisions need, never a secret's.
+
+Changes are found by content: PostgreSQL computes a digest for each bucket of 256 ids over
+exactly these columns, so last_used_at and updated_at, which every request moves, cost nothing.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    import asyncpg
+
+BUCKET: Final = 256
+"""How many ids share a digest."""
+
+CHANNEL: Final = "authsidecar_changed"
+"""What the triggers of instant mode notify; the function and the triggers have that name too."""
+
+CONNECT_S: Final = 5.0
+QUERY_S: Final = 60.0
+"""How long a connection and one query may take, in seconds."""
+
+
+class SourceError(Exception):
+    """Coolify's database cannot be read; one line that never holds a secret."""
+
+
+class SchemaError(SourceError):
+    """A table or column that decisions need is missing, or not granted to our role."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One of Coolify's tables as it is read.
+
+    Attributes:
+        name: its name in PostgreSQL.
+        columns: our name and the SQL expression of each value.
+        source: what stands after FROM.
+        id: the expression whose buckets have a digest.
+        order: the order within a bucket; total, so that equal rows give equal digests.
+        needs: the columns without which nothing can be decided.
+    """
+
+    name: str
+    columns: Mapping[str, str]
+    source: str
+    id: str
+    order: str
+    needs: tuple[str, ...]
+
+    def digests(self, absent: Mapping[str, str]) -> str:
+        """The query for the digest of every bucket."""
+        values = ", ".join(self._expressions(absent).values())
+        return (
+            f"SELECT {self.id} / {BUCKET} AS bucket, "  # noqa: S608  # nothing of it is input
+            f"md5(string_agg(ROW({values})::text, '' ORDER BY {self.order})) AS digest "
+            f"FROM {self.source} GROUP BY 1"
+        )
+
+    def rows(self, absent: Mapping[str, str]) -> str:
+        """The query for the rows of some buckets: $1 their numbers, $2 and $3 the ids' bounds."""
+        values = ", ".join(f"{sql} AS {name}" for name, sql in self._expressions(absent).items())
+        return (
+            f"SELECT {values} FROM {self.source} "  # noqa: S608  # nothing of it is input
+            f"WHERE {self.id} / {BUCKET} = ANY($1::bigint[]) AND {self.id} BETWEEN $2 AND $3"
+        )
+
+    def row(self, absent: Mapping[str, str]) -> str:
+        """The query for the row of id 0."""
+        values = ", ".join(f"{sql} AS {name}" for name, sql in self._expressions(absent).items())
+        return f"SELECT {values} FROM {self.source} WHERE {self.id} = 0"  # noqa: S608
+
+    def _expressions(self, absent: Mapping[str, str]) -> Mapping[str, str]:
+        return {name: absent.get(sql, sql) for name, sql in self.columns.items()}
+
+
+def _seconds(column: str) -> str:
+    """A timestamp in UTC as seconds since 1970; what is infinite is negative."""
+    return (
+        f"CASE WHEN isfinite({column}) THEN extract(epoch FROM {column})::bigint "
+        f"WHEN {column} IS NOT NULL THEN -1 END"
+    )
+
+
+TOKENS: Final = Table(
+    name="personal_access_tokens",
+    columns={
+        "id": "t.id",
+        "owner_type": "t.tokenable_type",
+        "user_id": "t.tokenable_id",
+        "owned": "(u.id IS NOT NULL)",
+        "name": "t.name",
+        "sha256": "t.token",
+        "team_id": "t.team_id::text",
+        "abilities": "t.abilities::text",
+        "expires_at": _seconds("t.expires_at"),
+        "created_at": _seconds("t.created_at"),
+    },
+    source="personal_access_tokens t LEFT JOIN users u ON u.id = t.tokenable_id",
+    id="t.id",
+    order="t.id",
+    needs=(
+        *("id", "tokenable_type", "tokenable_id", "name", "token", "team_id", "abilities"),
+        *("expires_at", "created_at"),
+    ),
+)
+USERS: Final = Table(
+    name="users",
+    columns={"id": "u.id", "name": "u.name", "email": "u.email"},
+    source="users u",
+    id="u.id",
+    order="u.id",
+    needs=("id", "name", "email"),
+)
+TEAMS: Final = Table(
+    name="teams",
+    columns={"id": "t.id", "name": "t.name", "mcp_enabled": "t.is_mcp_server_enabled"},
+    source="teams t",
+    id="t.id",
+    order="t.id",
+    needs=("id", "name"),
+)
+MEMBERS: Final = Table(
+    name="team_user",
+    columns={
+        "team_id": "m.team_id",
+        "user_id": "m.user_id",
+        "role": "m.role",
+        "joined": "(t.id IS NOT NULL AND u.id IS NOT NULL)",
+    },
+    source="team_user m LEFT JOIN teams t ON t.id = m.team_id "
+    "LEFT JOIN users u ON u.id = m.user_id",
+    id="m.user_id",
+    order="m.team_id, m.role",
+    needs=("team_id", "user_id", "role"),
+)
+_SETTINGS: Final = Table(
+    name="instance_settings",
+    columns={
+        "api_enabled": "s.is_api_enabled",
+        "allowed_ips": "s.allowed_ips",
+        "mcp_enabled": "s.is_mcp_server_enabled",
+    },
+    source="instance_settings s",
+    id="s.id",
+    order="s.id",
+    needs=("id", "is_api_enabled", "allowed_ips"),
+)
+TABLES: Final = (TOKENS, USERS, TEAMS, MEMBERS, _SETTINGS)
+
+LATER: Final = {
+    ("teams", "is_mcp_server_enabled"): ("t.is_mcp_server_enabled", "true"),
+    ("instance_settings", "is_mcp_server_enabled"): ("s.is_mcp_server_enabled", "false"),
+}
+"""Columns that an older Coolify lacks: the expression, and the value that it then has."""
+
+# Column privileges count: what our role may not read is as good as missing.
+_COLUMNS: Final = """
+SELECT c.relname AS table, a.attname AS column, c.oid::text || '/' || pg_relation_filenode(c.oid)
+  AS file
+FROM unnest($1::text[]) AS wanted(name)
+JOIN pg_class c ON c.oid = to_regclass(wanted.name)
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE has_column_privilege(c.oid, a.attnum, 'SELECT')
+"""
+
+_TRIGGERS: Final = """
+SELECT c.relname AS table FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
+WHERE t.tgname = $1 AND t.tgenabled <> 'D' AND pg_table_is_visible(c.oid)
+"""
+
+# Every write takes a transaction id, so equal snapshots see equal rows. In recovery the list of
+# running transactions is not exact.
+_SNAPSHOT: Final = """
+SELECT CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_snapshot()::text END
+"""
+
+
+@dataclass(slots=True)
+class View:
+    """The database at one instant.
+
+    Attributes:
+        snapshot: names what is visible; None where that cannot be known.
+        tokens_file: names the table of tokens and the file that holds its rows: deleting rows
+            keeps it, emptying, dropping or restoring the table does not.
+    """
+
+    connection: Any = field(repr=False)
+    snapshot: str | None
+    tokens_file: str
+    absent: Mapping[str, str]
+
+    async def digests(self, table: Table) -> Mapping[int, str]:
+        """The digest of every bucket that has rows."""
+        rows = await self.connection.fetch(table.digests(self.absent))
+        return {row["bucket"]: row["digest"] for row in rows}
+
+    async def rows(self, table: Table, buckets: Sequence[int]) -> list[Mapping[str, Any]]:
+        """All rows of some buckets."""
+        # The division truncates: bucket 0 reaches below zero.
+        bounds = (min(buckets) - 1) * BUCKET, (max(buckets) + 1) * BUCKET
+        found: list[Mapping[str, Any]] = await self.connection.fetch(
+            table.rows(self.absent), list(buckets), *bounds
+        )
+        return found
+
+    async def settings(self) -> Mapping[str, Any] | None:
+        """The row of the instance's settings, or None."""
+        row: Mapping[str, Any] | None = await self.connection.fetchrow(_SETTINGS.row(self.absent))
+        return row
+
+
+class Source:
+    """One connection to Coolify's PostgreSQL that only reads."""
+
+    def __init__(self, connection: "asyncpg.Connection[Any]") -> None:
+        self._connection: Any = connection
+
+    async def snapshot(self) -> str | None:
+        """Name what is visible now: as long as it stays the same, no row has changed."""
+        name: str | None = await self._connection.fetchval(_SNAPSHOT)
+        return name
+
+    async def without_triggers(self) -> tuple[str, ...]:
+        """The tables whose changes nobody would notify us of."""
+        rows = await self._connection.fetch(_TRIGGERS, CHANNEL)
+        there = {row["table"] for row in rows}
+        return tuple(table.name for table in TABLES if table.name not in there)
+
+    @asynccontextmanager
+    async def view(self) -> AsyncIterator[View]:
+        """The database at one instant.
+
+        Raises:
+            SchemaError: a table or column that decisions need is missing or not granted.
+        """
+        async with self._connection.transaction(isolation="repeatable_read", readonly=True):
+            snapshot = await self.snapshot()
+            rows = await self._connection.fetch(_COLUMNS, [table.name for table in TABLES])
+            there = {(row["table"], row["column"]) for row in rows}
+            for table in TABLES:
+                for column in table.needs:
+                    if (table.name, column) not in there:
+                        raise SchemaError(f"{table.name}.{column} is missing, or not granted")
+            absent = {sql: value for column, (sql, value) in LATER.items() if column not in there}
+            tokens_file = next(row["file"] for row in rows if row["table"] == TOKENS.name)
+            yield View(self._connection, snapshot, tokens_file, absent)
+
+
+@asynccontextmanager
+async def connected(dsn: str, changed: Callable[[], None] | None = None) -> AsyncIterator[Source]:
+    """A connection that cannot write, and another that listens if `changed` is given.
+
+    Args:
+        dsn: where the database is.
+        changed: called at each notification of the triggers, and when listening ends.
+
+    Raises:
+        SourceError: the database does not answer, refuses us, or breaks off.
+    """
+    library = driver()
+    # Which failures mean the database: whatever asyncpg says, and the network beneath it.
+    failures = (library.PostgresError, library.InterfaceError, OSError, TimeoutError)
+    connections: list[Any] = []
+    try:
+        for _ in range(1 if changed is None else 2):
+            connections.append(await _connect(library, dsn))  # noqa: PERF401  # `finally` needs each
+        if changed is not None:
+            connections[1].add_termination_listener(lambda _: changed())
+            await connections[1].add_listener(CHANNEL, lambda *_: changed())
+        yield Source(connections[0])
+    except failures as error:
+        raise SourceError(said(error)) from None
+    finally:
+        for connection in connections:
+            await _close(connection, failures)
+
+
+def driver() -> Any:
+    """Asyncpg, or what to do without it.
+
+    Raises:
+        SourceError: it is not installed.
+    """
+    try:
+        import asyncpg  # noqa: PLC0415  # the extra `coolify`
+    except ImportError:
+        raise SourceError(
+            "asyncpg is missing; install the extra: pip install 'authsidecar[coolify]'"
+        ) from None
+    return asyncpg
+
+
+def said(error: BaseException) -> str:
+    """What a failure says, in one line."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+async def _close(connection: Any, failures: tuple[type[BaseException], ...]) -> None:
+    try:
+        await connection.close(timeout=1)
+    except failures:
+        connection.terminate()
+
+
+async def _connect(library: Any, dsn: str) -> Any:
+    return await library.connect(
+        dsn,
+        timeout=CONNECT_S,
+        command_timeout=QUERY_S,
+        server_settings={
+            "application_name": "authsidecar",
+            "default_transaction_read_only": "on",
+            "timezone": "UTC",
+        },
+    )

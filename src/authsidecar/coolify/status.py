@@ -1,0 +1,206 @@
+"""What a sync tells of itself in Redis, and how every process passes it on.
+
+The process that syncs may have no metrics of its own, so it leaves word in Redis: its last good
+round, what keeps it from another, and what is odd. Any sidecar on that Redis says so in
+`/readyz` and `/metrics`.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, Gauge
+from redis import exceptions
+from redis.asyncio import Redis
+
+from authsidecar.coolify.rows import Odd
+from authsidecar.store.keys import Keys
+
+OWNER: Final = "coolify"
+
+_EVERY_S: Final = 1.0
+"""The time between two looks at what the sync tells, in seconds."""
+
+
+class Problem(StrEnum):
+    """What keeps a sync from following; closed, since it labels a metric."""
+
+    OUTAGE = "outage"
+    SCHEMA = "schema"
+    EMPTIED = "emptied"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a sync tells of itself.
+
+    Attributes:
+        age_s: the seconds since Redis was last seen to say what Coolify says; None: never.
+        problem: what keeps it from following, or None.
+        detail: the same for people; no secret.
+        kept: in how many rounds a doubtful database was not followed.
+        odd: how many odd rows there are, by what is wrong.
+    """
+
+    age_s: float | None
+    problem: Problem | None
+    detail: str
+    kept: int
+    odd: Mapping[Odd, int]
+
+    def as_json(self) -> dict[str, object]:
+        """The object `sync` of `/readyz`."""
+        return {
+            "source": OWNER,
+            "age_seconds": None if self.age_s is None else round(self.age_s, 3),
+            "problem": self.problem,
+            "detail": self.detail or None,
+            "kept_rounds": self.kept,
+            "odd_rows": sum(self.odd.values()),
+        }
+
+
+@dataclass(slots=True)
+class Board:
+    """Where a sync leaves word.
+
+    Attributes:
+        client: redis-py's asyncio client.
+        keys: the key names.
+    """
+
+    client: Any = field(repr=False)
+    keys: Keys
+
+    async def tokens_file(self) -> str:
+        """The table whose tokens were last applied; "" if unknown."""
+        return _text(await self.client.hget(self.keys.sync_status, "tokens_file"))
+
+    async def claim(self) -> None:
+        """Say that the state is a sync's, before the first change of it."""
+        await self.client.hset(self.keys.sync_status, "owner", OWNER)
+
+    async def followed(self, odd: Mapping[Odd, int], tokens_file: str) -> None:
+        """Say that Redis says what Coolify says."""
+        seconds, micros = await self.client.time()
+        fields: dict[str, str | int] = {
+            "owner": OWNER,
+            "at": seconds * 1000 + micros // 1000,
+            "problem": "",
+            "detail": "",
+            "odd": json.dumps(odd),
+            "tokens_file": tokens_file,
+        }
+        await self.client.hset(self.keys.sync_status, mapping=fields)
+
+    async def troubled(self, problem: Problem, detail: str) -> None:
+        """Say why Redis may not say what Coolify says."""
+        async with self.client.pipeline(transaction=True) as pipe:
+            fields = {"owner": OWNER, "problem": problem.value, "detail": detail}
+            pipe.hset(self.keys.sync_status, mapping=fields)
+            if problem is not Problem.OUTAGE:
+                pipe.hincrby(self.keys.sync_status, "kept", 1)
+            await pipe.execute()
+
+
+async def owner(client: "Redis", keys: Keys) -> str | None:
+    """Who owns users, teams, tokens and settings: "coolify" if they are synced, else None."""
+    anyway: Any = client
+    return _text(await anyway.hget(keys.sync_status, "owner")) or None
+
+
+async def release(client: "Redis", keys: Keys) -> bool:
+    """Let the state be managed here again, as it is; False if no sync owned it."""
+    anyway: Any = client
+    return bool(await anyway.delete(keys.sync_status, keys.sync_fence))
+
+
+async def read(client: "Redis", keys: Keys) -> Status | None:
+    """What the sync tells; None if there is none."""
+    anyway: Any = client
+    names = ["owner", "at", "problem", "detail", "kept", "odd"]
+    who, at, problem, detail, kept, odd = await anyway.hmget(keys.sync_status, names)
+    if who is None:
+        return None
+    seconds, micros = await anyway.time()
+    return Status(
+        age_s=None if at is None else max(0.0, seconds + micros / 1e6 - int(at) / 1000),
+        problem=Problem(_text(problem)) if problem else None,
+        detail=_text(detail),
+        kept=int(kept or 0),
+        odd={Odd(name): int(n) for name, n in json.loads(odd or b"{}").items()},
+    )
+
+
+async def told(client: "Redis", keys: Keys) -> Mapping[str, object] | None:
+    """What `/readyz` says of the sync; None if there is none, or Redis does not say."""
+    try:
+        status = await read(client, keys)
+    except (exceptions.RedisError, OSError):
+        return None
+    return None if status is None else status.as_json()
+
+
+class Gauges:
+    """What the sync tells, as metrics; absent as long as there is no sync."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Register the metrics."""
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(
+                f"authsidecar_sync_{name}",
+                text,
+                labels,
+                registry=registry,
+                multiprocess_mode="mostrecent",
+            )
+
+        # A gauge without labels would say 0 where there is no sync: 0 seconds old is a lie.
+        self._age = gauge(
+            "age_seconds", "Since Redis was last seen to say what Coolify says.", "source"
+        )
+        self._kept = gauge(
+            "kept_rounds", "Rounds that did not follow a doubtful database.", "source"
+        )
+        self._problem = gauge("problem", "What keeps the sync from following: 1 if so.", "problem")
+        self._odd = gauge("odd_rows", "Odd rows in Coolify's tables, by what is wrong.", "reason")
+
+    def show(self, status: Status | None) -> None:
+        """Bring the metrics up to date."""
+        if status is None:
+            return
+        if status.age_s is not None:
+            self._age.labels(OWNER).set(status.age_s)
+        self._kept.labels(OWNER).set(status.kept)
+        for problem in Problem:
+            self._problem.labels(problem.value).set(problem is status.problem)
+        for reason in Odd:
+            self._odd.labels(reason.value).set(status.odd.get(reason, 0))
+
+
+@contextlib.asynccontextmanager
+async def shown(client: "Redis", keys: Keys, registry: CollectorRegistry) -> AsyncIterator[None]:
+    """Keep the metrics of the sync up to date, until the context ends."""
+    gauges = Gauges(registry)
+
+    async def keep() -> None:
+        while True:
+            with contextlib.suppress(exceptions.RedisError, OSError):
+                gauges.show(await read(client, keys))
+            await asyncio.sleep(_EVERY_S)
+
+    task = asyncio.create_task(keep())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "replace")

@@ -1,0 +1,318 @@
+"""Following Coolify's database: who does it, how often, and what becomes of failures.
+
+Whatever fails, the state in Redis stays as it is and its age is told; a round is repeated, never
+half believed.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from redis import exceptions
+from redis.asyncio import Redis
+
+from authsidecar.config import Settings
+from authsidecar.coolify.image import Image
+from authsidecar.coolify.lease import LEASE_MS, RENEW_S, Lease
+from authsidecar.coolify.rounds import Applied, Look, Progress, Round, doubt, stored_settings
+from authsidecar.coolify.rows import OFF, Odd
+from authsidecar.coolify.source import SchemaError, Source, SourceError, connected, driver
+from authsidecar.coolify.status import Board, Problem
+from authsidecar.log import Level, Log
+from authsidecar.store.bulk import Bulk, FenceBroken
+from authsidecar.store.keys import Keys
+
+BACKOFF_S: Final = (0.25, 0.5, 1.0, 2.0, 5.0)
+"""The pauses between tries to reach the database, in seconds; the last one stays."""
+
+PROGRESS_S: Final = 5.0
+"""The time between two log lines of a long application, in seconds."""
+
+LOGGED_ROWS: Final = 10
+"""How many odd rows one log line names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How Coolify is followed.
+
+    Attributes:
+        dsn: its database, as a role that may read.
+        interval_s: the pause between two rounds, in seconds.
+        instant: whether to listen to the triggers as well.
+        allow_empty: whether an emptied database is believed.
+    """
+
+    dsn: str = field(repr=False)
+    interval_s: float = 1.0
+    instant: bool = False
+    allow_empty: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Options | None":
+        """From the settings; None if they name no database to follow."""
+        section = settings.sync
+        if section.dsn is None:
+            return None
+        return cls(
+            dsn=section.dsn.get_secret_value(),
+            interval_s=section.interval_seconds,
+            instant=section.instant,
+            allow_empty=section.allow_empty,
+        )
+
+
+class BusyError(Exception):
+    """Another sync has the lease; says which."""
+
+
+class DoubtError(Exception):
+    """The database looks emptied or half migrated; says how."""
+
+
+class Follower:
+    """One sync: stands by until it has the lease, then follows."""
+
+    def __init__(
+        self,
+        options: Options,
+        client: "Redis",
+        keys: Keys,
+        log: Log,
+        progress: Progress = lambda *_: None,
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            options: what is followed, and how.
+            client: redis-py's asyncio client, decode_responses off.
+            keys: the key names.
+            log: where lines go.
+            progress: told how far an application is.
+        """
+        self._options = options
+        self._lease = Lease(client, keys)
+        self._bulk = Bulk(client, keys, self._lease.fence)
+        self._board = Board(client, keys)
+        self._log = log
+        self._progress = progress
+        self._image: Image | None = None
+        self._wake = asyncio.Event()
+        self._told: object = None
+        self._logged: set[tuple[Odd, str]] = set()
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        standing_by = False
+        while True:
+            try:
+                if await self._lease.acquire():
+                    standing_by = False
+                    self._log.event("info", "sync_leading", holder=self._lease.holder)
+                    await self._kept(self._follow)
+                elif not standing_by:
+                    standing_by = True
+                    self._log.event(
+                        "info", "sync_standing_by", behind=await self._lease.holder_now()
+                    )
+            except FenceBroken:
+                self._log.event("warning", "sync_lease_lost")
+            except (exceptions.RedisError, OSError) as error:
+                self._tell("warning", "sync_without_redis", error=type(error).__name__)
+            except Exception as error:  # noqa: BLE001  # whatever it is, the last state stays
+                self._tell("error", "sync_failed", error=type(error).__name__)
+            self._image = None
+            await asyncio.sleep(RENEW_S)
+
+    async def once(self) -> Applied:
+        """One round.
+
+        Raises:
+            BusyError: another sync is at work.
+            DoubtError: the database looks emptied, and that is not to be believed.
+            SourceError: it cannot be read.
+        """
+        patience = time.monotonic() + LEASE_MS / 1000 + RENEW_S
+        while not await self._lease.acquire():
+            if time.monotonic() > patience:
+                raise BusyError(f"another sync is at work ({await self._lease.holder_now()})")
+            await asyncio.sleep(RENEW_S)
+
+        async def one() -> Applied:
+            async with connected(self._options.dsn) as source:
+                return await self._round(source)
+
+        try:
+            return await self._kept(one)
+        except FenceBroken:
+            raise BusyError("another sync has taken over") from None
+
+    async def _kept(self, work: Callable[[], Coroutine[Any, Any, Applied]]) -> Applied:
+        """Work for as long as the lease is kept, and give it back."""
+        keeper = asyncio.create_task(self._lease.keep())
+        worker = asyncio.create_task(work())
+        try:
+            await asyncio.wait({keeper, worker}, return_when=asyncio.FIRST_COMPLETED)
+            if worker.done():
+                return worker.result()
+            await keeper  # raises what it has ended with
+            raise FenceBroken
+        finally:
+            for task in (keeper, worker):
+                task.cancel()
+            await asyncio.gather(keeper, worker, return_exceptions=True)
+            with contextlib.suppress(exceptions.RedisError, OSError):
+                await self._lease.release()
+
+    async def _follow(self) -> Applied:
+        """Rounds without end; a database that fails is reached again."""
+        failures = 0
+        while True:
+            try:
+                changed = self._wake.set if self._options.instant else None
+                async with connected(self._options.dsn, changed) as source:
+                    await self._check_triggers(source)
+                    while True:
+                        self._wake.clear()
+                        await self._round_or_doubt(source)
+                        failures = 0
+                        await self._pause()
+            except SourceError as error:
+                problem = Problem.SCHEMA if isinstance(error, SchemaError) else Problem.OUTAGE
+                self._tell("warning", f"sync_{problem}", detail=str(error))
+                await self._board.troubled(problem, str(error))
+            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+            failures += 1
+
+    async def _round_or_doubt(self, source: Source) -> None:
+        try:
+            await self._round(source)
+        except DoubtError as error:
+            self._tell("error", "sync_emptied", detail=str(error), hint="sync.allow_empty")
+            await self._board.troubled(Problem.EMPTIED, str(error))
+        else:
+            self._tell("info", "sync_following")
+
+    async def _round(self, source: Source) -> Applied:
+        image = self._image
+        if image is not None and image.snapshot is not None:  # noqa: SIM102  # a trip is no test
+            if image.snapshot == await source.snapshot():
+                await self._board.followed(image.odd(), image.tokens_file)
+                return Applied()
+        async with source.view() as view:
+            look = await Look.at(view)
+            self._image = None  # until it is known to be right again
+            if image is None:
+                image = await Image.load(self._bulk, await self._board.tokens_file())
+            if not self._options.allow_empty and (why := doubt(look, image)) is not None:
+                self._image = image
+                raise DoubtError(why)
+            await self._board.claim()
+            applied = await Round(view, look, image, self._bulk).apply(self._progressing())
+        self._image = image
+        await self._board.followed(image.odd(), image.tokens_file)
+        self._say(applied, image)
+        return applied
+
+    def _progressing(self) -> Progress:
+        last = time.monotonic()
+
+        def told(done: int, total: int) -> None:
+            nonlocal last
+            self._progress(done, total)
+            if time.monotonic() - last > PROGRESS_S:
+                last = time.monotonic()
+                self._log.event("info", "sync_progress", done=done, total=total)
+
+        return told
+
+    def _say(self, applied: Applied, image: Image) -> None:
+        """Log what a round has changed, and what is newly odd."""
+        counts = {f"{noun}_{what}": n for (noun, what), n in sorted(applied.items()) if n}
+        if counts:
+            self._log.event("info", "sync_applied", **counts)
+        fresh: dict[Odd, list[str]] = {}
+        for reason, row in image.oddities():
+            if (reason, row) not in self._logged:
+                fresh.setdefault(reason, []).append(row)
+        self._logged = set(image.oddities())
+        for reason, found in fresh.items():
+            self._log.event(
+                "warning", "sync_odd_rows", reason=reason, rows=len(found), some=found[:LOGGED_ROWS]
+            )
+
+    def _tell(self, level: Level, event: str, **fields: object) -> None:
+        """Log how it goes, once for as long as it goes like that."""
+        if self._told != (event, fields):
+            self._told = (event, fields)
+            self._log.event(level, event, **fields)
+
+    async def _check_triggers(self, source: Source) -> None:
+        if self._options.instant and (without := await source.without_triggers()):
+            self._tell("warning", "sync_without_triggers", tables=without)
+
+    async def _pause(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._options.interval_s):
+                await self._wake.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of a dry run.
+
+    Attributes:
+        sign: "+" is new, "-" is gone, "~" differs.
+        noun: what kind of fact it is.
+        text: the fact as it would be, or as it was if it is gone.
+    """
+
+    sign: str
+    noun: str
+    text: str
+
+
+async def planned(options: Options, client: "Redis", keys: Keys) -> AsyncIterator[Change]:
+    """What a round would change; changes nothing, and needs no lease.
+
+    Raises:
+        DoubtError: the database looks emptied, and that is not to be believed.
+        SourceError: it cannot be read.
+    """
+    bulk = Bulk(client, keys, Lease(client, keys).fence)
+    async with connected(options.dsn) as source, source.view() as view:
+        look = await Look.at(view)
+        image = await Image.load(bulk, await Board(client, keys).tokens_file())
+        if not options.allow_empty and (why := doubt(look, image)) is not None:
+            raise DoubtError(why)
+        async for one in Round(view, look, image, bulk).differences():
+            fact = one.old if one.new is None else one.new
+            sign = "-" if one.new is None else "+" if one.old is None else "~"
+            yield Change(sign, one.noun.name, one.noun.shown(fact))
+        wanted = look.settings or OFF
+        if wanted != await stored_settings(bulk):
+            yield Change("~", "settings", wanted.shown)
+
+
+@contextlib.asynccontextmanager
+async def following(settings: Settings, client: "Redis", log: Log) -> AsyncIterator[None]:
+    """Follow Coolify beside other work, if the settings say so.
+
+    Raises:
+        SourceError: asyncpg is missing.
+    """
+    options = Options.of(settings)
+    if options is None or settings.sync.source is None:
+        yield
+        return
+    driver()
+    follower = Follower(options, client, Keys(settings.redis.prefix), log)
+    task = asyncio.create_task(follower.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
