@@ -1,6 +1,6 @@
 """The management listener: is it alive, is it ready, how is it doing."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from aiohttp import web
@@ -10,24 +10,35 @@ from prometheus_client.exposition import choose_encoder
 Ready = Callable[[], Awaitable[dict[str, str]]]
 """What is missing before requests can be decided, by part; empty when ready."""
 
+Told = Callable[[], Awaitable[Mapping[str, object] | None]]
+"""What `/readyz` says beside it, or None; never a reason not to be ready."""
+
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
 
-def application(registry: Callable[[], CollectorRegistry], ready: Ready) -> web.Application:
+async def _nothing() -> None:
+    return None
+
+
+def application(
+    registry: Callable[[], CollectorRegistry], ready: Ready, sync: Told = _nothing
+) -> web.Application:
     """`/healthz`, `/readyz` and `/metrics`.
 
     Args:
         registry: gives the metrics of all processes.
         ready: asked at each `/readyz`.
+        sync: what the sync tells of itself.
     """
 
     async def healthz(_: web.Request) -> web.Response:
         return web.json_response({"status": "ok"}, headers=_NO_STORE)
 
     async def readyz(_: web.Request) -> web.Response:
-        missing = await ready()
+        missing, told = await ready(), await sync()
+        status = {"status": "not ready" if missing else "ready", "missing": missing}
         return web.json_response(
-            {"status": "not ready" if missing else "ready", "missing": missing},
+            status if told is None else {**status, "sync": told},
             status=503 if missing else 200,
             headers=_NO_STORE,
         )
