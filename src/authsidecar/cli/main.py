@@ -16,6 +16,7 @@ from authsidecar.cli import (
     members,
     routes,
     serve,
+    sync,
     teams,
     tokens,
     users,
@@ -60,6 +61,7 @@ for command in (
     allowlist.allowlist,
     limits.limit,
     routes.routes,
+    sync.sync,
 ):
     cli.add_command(command)
 
