@@ -357,6 +357,11 @@ _PASSED: Final[Mapping[str, Callable[[Case], Finding]]] = {
 """What a passed check says it needed and found."""
 
 HINTS: Final = {
+    "ambiguous_target": "write the path plainly: no empty or dot segments, no odd escapes",
+    "method_override": "send the method itself",
+    "target_too_long": "shorten it to 16384 bytes",
+    "method_not_allowed": "use a method that the route takes, in upper case",
+    "authorization_ambiguous": "send one token",
     "route_unknown": "check the method and path against `coolify.routes` and `extra_routes`",
     "token_missing": "give the token by --token-file FILE, or - for standard input",
     "token_malformed": "a token is written ID|SECRET, as it was shown when it was created",

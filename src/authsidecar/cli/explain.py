@@ -81,12 +81,10 @@ async def explain(
     await store.close()
     session.out.result(as_data(found), f"{method} {printable(target)}\n{trace(found)}")
     if isinstance(found.verdict, Deny):
-        why = next((row.detail for row in found.rows if row.result is Result.FAIL), "")
+        # A full counter can stand behind another failure, and decides then.
+        why = [row.detail for row in found.rows if row.result is Result.FAIL][-1]
         hint = HINTS.get(found.verdict.reason.code)
-        raise RefusedError(
-            f"{found.status} {found.code}: {why or found.verdict.detail}"
-            + (f"; {hint}" if hint else "")
-        )
+        raise RefusedError(f"{found.status} {found.code}: {why}" + (f"; {hint}" if hint else ""))
 
 
 def _authorization(file: BinaryIO | None) -> list[bytes]:

@@ -59,8 +59,8 @@ async def create(  # noqa: PLR0917  # click passes by name
     \b
     Examples:
       authsidecar token create --user 7 --team 3 --name monitoring --permission read --expires 365
-      authsidecar token create --user 7 --team 3 --name deploys --permission read --permission deploy \\
-          --expires 90 --quiet > token.txt
+      authsidecar token create --user 7 --team 3 --name deploys --permission read \\
+          --permission deploy --expires 90 --quiet > token.txt
     """
     from authsidecar.tokens import issue
 
