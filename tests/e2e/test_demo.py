@@ -115,7 +115,8 @@ async def test_every_printed_command_answers_as_printed_until_interrupted(tmp_pa
         assert len(answers) == len(SCENARIOS)
         assert [promised for promised, _ in answers] == [seen for _, seen in answers]
         log = Path(lines[-2].removeprefix("Every decision: tail -f "))
-        assert "listening" in log.read_text()  # noqa: ASYNC240  # a small file
+        decisions = log.read_text()  # noqa: ASYNC240  # a small file
+        assert f"proxy={proxy} outcome=deny status=429 code=rate_limited" in decisions
     finally:
         process.send_signal(number)
         code, out, errors = await ended(process)
