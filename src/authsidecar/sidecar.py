@@ -105,6 +105,8 @@ def connection(settings: Settings) -> Connection:
         username=section.username,
         password=section.password.get_secret_value() if section.password else None,
         max_connections=section.max_connections,
+        # The budget ends a request's wait; the connection's own patience must not end it sooner.
+        timeout_s=max(1.0, section.budget_ms / 1000),
         tls=tuple((name, str(path)) for name, path in tls.items() if path),
     )
 
@@ -183,6 +185,8 @@ async def serve(
         started()
         await stop.wait()
         log.event("info", "stopping", grace_seconds=GRACE_S)
+        for one in (*listeners.authz, *listeners.management):
+            one.close()  # what the runners close is a copy: nobody may wait on this one
     log.event("info", "stopped")
     log.flush()
 
