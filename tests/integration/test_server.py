@@ -1,0 +1,398 @@
+"""The process and its connections: how it starts, what it survives, how it ends."""
+
+import asyncio
+import inspect
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from authsidecar.config import load
+from authsidecar.server import AuthzServer
+from authsidecar.sidecar import connection
+from tests.support.redis import RedisProcess, free_port, guarded, start_redis
+from tests.support.seed import bearer
+from tests.support.sidecar import Answer, SidecarProcess, start_sidecar
+from tests.support.wire import Wire, ask, subrequest
+from tests.support.world import READ, WRITE, World, populate, world_of
+
+GOOD = subrequest(authorization=bearer(READ))
+REFUSED = subrequest(authorization=bearer(WRITE))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    server = start_redis(tmp_path_factory.mktemp("redis"))
+    populate(server)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def sidecar(
+    server: RedisProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SidecarProcess]:
+    sidecar = start_sidecar(tmp_path_factory.mktemp("sidecar"), server.url)
+    yield sidecar
+    assert sidecar.stop() == 0
+    assert "Traceback" not in sidecar.log
+
+
+@pytest.fixture
+async def world(sidecar: SidecarProcess, server: RedisProcess) -> AsyncIterator[World]:
+    async with world_of(sidecar, server) as world:
+        yield world
+
+
+def good(*headers: tuple[str, str], line: str | None = None) -> bytes:
+    return subrequest(authorization=bearer(READ), headers=headers, line=line)
+
+
+def is_clean(answer: Answer, status: int, code: str) -> None:
+    """A refusal by the server itself: JSON, and not a byte of what was sent."""
+    assert (answer.status, answer.json["code"]) == (status, code)
+    assert answer.header("Content-Type") == "application/json"
+    assert answer.header("Cache-Control") == "no-store"
+    assert b"zzzz" not in answer.body
+    assert not any("zzzz" in value for _, value in answer.headers)
+
+
+# Ending
+
+
+async def until(condition, patience_s: float = 10.0) -> None:
+    end = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+async def test_a_stop_finishes_what_is_in_flight(tmp_path: Path) -> None:
+    """A request that waits for Redis when SIGTERM comes still gets its answer; exit code 0."""
+    server = start_redis(tmp_path / "redis")
+    async with asyncio.timeout(30):
+        await asyncio.to_thread(populate, server)
+        sidecar = start_sidecar(tmp_path, server.url)
+        async with world_of(sidecar, server):
+            pass
+        async with Wire(sidecar.port) as waiting, Wire(sidecar.port) as idle:
+            assert (await idle.ask(subrequest("TRACE"))).status == 405
+            server.freeze()
+            waiting.send(GOOD)
+            # Answered without Redis, and after the other one was read: that is in flight now.
+            assert (await idle.ask(subrequest("TRACE"))).status == 405
+            sidecar.signal(signal.SIGTERM)
+            await until(lambda: not accepts(sidecar.port))
+            server.thaw()
+            assert (await waiting.answer()).status == 200
+            assert await waiting.ended()
+            assert await idle.ended()
+    assert sidecar.stop() == 0
+    events = [json.loads(line)["event"] for line in sidecar.log.splitlines()]
+    assert events[-2:] == ["decision", "stopped"]
+    assert "Traceback" not in sidecar.log
+    server.stop()
+
+
+def test_a_long_budget_is_not_cut_short_by_the_connection() -> None:
+    """redis.budget_ms of 5 seconds means 5 seconds, also where redis-py has its own timeouts."""
+    settings = load(None, {"AUTHSIDECAR_REDIS__BUDGET_MS": "5000"})
+    assert connection(settings).timeout_s >= 5
+
+
+async def test_a_client_that_leaves_disturbs_nobody(world: World) -> None:
+    """Half a request, a request whose answer nobody reads: the others are answered."""
+    for part in (b"GET /authz/tra", GOOD[:-2], GOOD):
+        async with Wire(world.sidecar.port) as wire:
+            wire.send(part)
+            await wire.writer.drain()
+    assert [a.status for a in await ask(world.sidecar.port, GOOD, REFUSED)] == [200, 403]
+
+
+# Large and broken requests
+
+
+@pytest.mark.parametrize("size", [8191, 16_384, 32_000])
+async def test_a_header_of_up_to_32_kib_is_fine(size: int, world: World) -> None:
+    """Pitfall 19: the client's cookies are no reason to refuse."""
+    (answer,) = await ask(world.sidecar.port, good(("Cookie", "c" * size)))
+    assert answer.status == 200
+
+
+async def test_up_to_200_headers_are_fine(world: World) -> None:
+    """Pitfall 19: including those of the proxy."""
+    (answer,) = await ask(world.sidecar.port, good(*((f"X-{n}", "1") for n in range(195))))
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("where", ["value", "name", "authorization", "line", "uri"])
+async def test_too_much_is_a_clean_refusal(where: str, world: World) -> None:
+    """Pitfalls 19 and 40: 431 or 414 as JSON, which repeats nothing of what was sent."""
+    junk = "zzzz" * 10_000
+    request = {
+        "value": good(("Cookie", junk)),
+        "name": good((f"X-{junk}", "1")),
+        "authorization": subrequest(authorization=f"Bearer 11|{junk}"),
+        "line": good(line=f"GET /authz/traefik?{junk} HTTP/1.1"),
+        "uri": subrequest("GET", f"/{junk[:20_000]}", authorization=bearer(READ)),
+    }[where]
+    async with Wire(world.sidecar.port) as wire:
+        answer = await wire.ask(request)
+        if where == "uri":
+            is_clean(answer, 414, "target_too_long")
+        else:
+            is_clean(answer, 431, "headers_too_large")
+            assert await wire.ended()
+
+
+async def test_too_many_headers_are_a_clean_refusal(world: World) -> None:
+    """Past 200 the connection ends, after JSON."""
+    request = good(*((f"X-{n}", "zzzz") for n in range(300)))
+    async with Wire(world.sidecar.port) as wire:
+        is_clean(await wire.ask(request), 431, "headers_too_large")
+        assert await wire.ended()
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        b"zzzz\r\n\r\n",
+        b"GET zzzz HTTP/9.9\r\n\r\n",
+        b"GET /authz/traefik HTTP/1.1\r\nX zzzz: 1\r\n\r\n",
+        b"GET /authz/traefik HTTP/1.1\r\nX-A : zzzz\r\n\r\n",
+        b"GET /authz/traefik HTTP/1.1\r\nX-A: zz\x00zz\r\n\r\n",
+        b"GET /authz/traefik HTTP/1.1\r\nContent-Length: zzzz\r\n\r\n",
+        b"GET /authz/traefik HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET /authz/traefik HTTP/1.1\r\nTransfer-Encoding: zzzz\r\n\r\n",
+        b"GET /authz/traefik HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00zzzz\r\n\r\n",
+    ],
+)
+async def test_a_broken_request_is_a_clean_refusal(request_bytes: bytes, world: World) -> None:
+    """JSON without an echo, then the end of the connection."""
+    async with Wire(world.sidecar.port) as wire:
+        answer = await wire.ask(request_bytes)
+        assert answer.status in {400, 405}
+        is_clean(answer, answer.status, answer.json["code"])
+        assert await wire.ended()
+
+
+# Bodies, upgrades, kept connections
+
+SMUGGLED = REFUSED
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("declared", "body"),
+    [
+        (("Content-Length", "5"), b""),
+        (("Content-Length", "5"), b"hello"),
+        (("Content-Length", str(len(SMUGGLED))), SMUGGLED),
+        (("Content-Length", "5"), b"hello" + SMUGGLED),
+        (("Transfer-Encoding", "chunked"), b""),
+        (("Transfer-Encoding", "chunked"), b"5\r\nhello\r\n0\r\n\r\n" + SMUGGLED),
+    ],
+)
+async def test_a_declared_body_ends_the_connection_after_the_answer(
+    method: str, declared: tuple[str, str], body: bytes, world: World
+) -> None:
+    """Pitfall 20: sent or not, it is never read as the next request."""
+    async with Wire(world.sidecar.port) as wire:
+        wire.send(good(declared, line=f"{method} /authz/traefik HTTP/1.1") + body)
+        answer = await wire.answer()
+        assert answer.status == 200
+        assert answer.header("Connection") == "close"
+        assert await wire.ended()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [
+            ("Connection", "Upgrade"),
+            ("Upgrade", "websocket"),
+            ("Sec-WebSocket-Version", "13"),
+            ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ],
+        [("Expect", "100-continue")],
+        [("Content-Length", "0")],
+        [("TE", "trailers")],
+    ],
+)
+async def test_an_upgrade_or_expectation_leaves_the_connection_usable(
+    headers: list[tuple[str, str]], world: World
+) -> None:
+    """Pitfall 18: one plain answer for each request, one after the other or pipelined."""
+    async with Wire(world.sidecar.port) as wire:
+        for _ in range(2):
+            assert (await wire.ask(good(*headers))).status == 200
+            assert (await wire.ask(REFUSED)).status == 403
+        wire.send(good(*headers) + REFUSED + GOOD)
+        assert [(await wire.answer()).status for _ in range(3)] == [200, 403, 200]
+
+
+async def test_h2c_ends_the_connection_after_the_answer(world: World) -> None:
+    """Pitfall 18: aiohttp loses what is pipelined behind it, so nobody may wait for that."""
+    h2c = [("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", "h2c"), ("HTTP2-Settings", "AA")]
+    for behind in (b"", REFUSED + GOOD):
+        async with Wire(world.sidecar.port) as wire:
+            wire.send(good(*h2c) + behind)
+            answer = await wire.answer()
+            assert (answer.status, answer.header("Connection")) == (200, "close")
+            assert await wire.ended()
+
+
+async def test_pipelined_requests_are_answered_in_order(world: World) -> None:
+    """However they arrive, also in pieces."""
+    async with Wire(world.sidecar.port) as wire:
+        data = (GOOD + REFUSED) * 20
+        for start in range(0, len(data), 77):
+            wire.send(data[start : start + 77])
+            await wire.writer.drain()
+        assert [(await wire.answer()).status for _ in range(40)] == [200, 403] * 20
+
+
+async def test_idle_connections_are_kept_longer_than_by_any_proxy() -> None:
+    """Extra pitfall: Go's proxies keep idle connections for 90 seconds; we outlast them."""
+    server = AuthzServer(**dict.fromkeys(inspect.signature(AuthzServer).parameters))
+    assert server.protocols()().keepalive_timeout > 90
+
+
+@pytest.mark.parametrize(
+    "method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PURGE", "PROPFIND", "LOCK"]
+)
+async def test_the_subrequest_may_have_any_method(method: str, world: World) -> None:
+    """Pitfall 17: what counts is the forwarded method; the connection stays."""
+    async with Wire(world.sidecar.port) as wire:
+        line = f"{method} /authz/traefik HTTP/1.1"
+        assert (await wire.ask(good(line=line))).status == 200
+        refused = subrequest(authorization=bearer(WRITE), line=line)
+        assert (await wire.ask(refused)).status == 403
+
+
+async def test_a_head_subrequest_has_the_same_answer_without_a_body(world: World) -> None:
+    """Pitfall 17: status and headers of the GET, and the next answer is in its place."""
+    async with Wire(world.sidecar.port) as wire:
+        line = "HEAD /authz/traefik HTTP/1.1"
+        head = subrequest(authorization=bearer(WRITE), line=line)
+        answer = await wire.ask(head, head=True)
+        assert (answer.status, answer.header("Content-Type")) == (403, "application/json")
+        assert (await wire.ask(good(line=line), head=True)).status == 200
+        assert (await wire.ask(GOOD)).status == 200
+
+
+async def test_a_method_that_nobody_knows_is_405(world: World) -> None:
+    """Pitfall 17: as a subrequest's own method as well (Envoy passes on the client's)."""
+    (answer,) = await ask(world.sidecar.port, good(line="ZZZZ /authz/traefik HTTP/1.1"))
+    is_clean(answer, 405, "method_not_allowed")
+    assert "GET" in (answer.header("Allow") or "")
+
+
+# Starting
+
+
+def serve(*, config: str | None = None, **environ: str) -> tuple[int, str]:
+    """Run `authsidecar serve` until it gives up: its exit code and standard error."""
+    command = [sys.executable, "-m", "authsidecar"]
+    arguments = [] if config is None else ["--config", config]
+    found = subprocess.run(
+        guarded(*command, *arguments, "serve"),
+        env={
+            "PATH": os.environ["PATH"],
+            "AUTHSIDECAR_LISTEN__ADDRESS": f"127.0.0.1:{free_port()}",
+            "AUTHSIDECAR_MANAGEMENT__ADDRESS": f"127.0.0.1:{free_port()}",
+            "AUTHSIDECAR_LOG__FORMAT": "json",
+            **{f"AUTHSIDECAR_{name}": value for name, value in environ.items()},
+        },
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert found.stdout == ""
+    return found.returncode, found.stderr
+
+
+def said(code: int, stderr: str, *, expected: int, words: tuple[str, ...]) -> None:
+    """One line for people, with the words; besides it nothing but log lines."""
+    assert code == expected, stderr
+    assert "Traceback" not in stderr
+    plain = [line for line in stderr.splitlines() if not line.startswith("{")]
+    assert len(plain) == 1, stderr
+    assert all(word in plain[0] for word in words), plain[0]
+
+
+def test_a_port_in_use_is_one_clear_line(sidecar: SidecarProcess, server: RedisProcess) -> None:
+    """Two sidecars on one port: the second says which setting, the first goes on."""
+    taken = f"127.0.0.1:{sidecar.port}"
+    code, stderr = serve(REDIS__URL=server.url, LISTEN__ADDRESS=taken)
+    said(code, stderr, expected=1, words=("listen.address", taken, "in use"))
+    taken = f"127.0.0.1:{sidecar.management_port}"
+    code, stderr = serve(REDIS__URL=server.url, MANAGEMENT__ADDRESS=taken)
+    said(code, stderr, expected=1, words=("management.address", taken, "in use"))
+    assert sidecar.ask("GET", "/api/v1/teams", authorization=bearer(READ)).status == 200
+
+
+def test_a_socket_in_use_is_one_clear_line(server: RedisProcess, tmp_path: Path) -> None:
+    """A socket that somebody serves is not taken away; one that a crash left is."""
+    path = str(tmp_path / "authz.sock")
+    first = start_sidecar(tmp_path, server.url, LISTEN__UNIX_SOCKET=path)
+    code, stderr = serve(REDIS__URL=server.url, LISTEN__UNIX_SOCKET=path)
+    said(code, stderr, expected=1, words=("listen.unix_socket", path, "in use"))
+    first.kill()
+    assert Path(path).exists()
+    first.start()
+    assert asyncio.run(ask(path, GOOD))[0].status == 200
+    assert first.stop() == 0
+
+
+def test_an_unreachable_redis_is_one_clear_line() -> None:
+    """Named without its password, with what to look at."""
+    port = free_port()
+    code, stderr = serve(REDIS__URL=f"redis://user:hunter2@127.0.0.1:{port}/0")
+    said(code, stderr, expected=1, words=("redis.url", f"127.0.0.1:{port}", "running?"))
+    assert "hunter2" not in stderr
+
+
+def test_a_redis_that_does_not_answer_is_one_clear_line(tmp_path: Path) -> None:
+    """Frozen, it accepts connections and says nothing: no endless wait."""
+    server = start_redis(tmp_path / "redis", port=0)
+    server.freeze()
+    code, stderr = serve(REDIS__URL=server.tcp_url)
+    server.stop()
+    said(code, stderr, expected=1, words=("redis.url", server.tcp_url, "no answer in time"))
+
+
+def test_a_wrong_configuration_is_one_clear_line(tmp_path: Path) -> None:
+    """Exit code 2: the setting and what may be given."""
+    code, stderr = serve(LIMITS__USER="many")
+    said(code, stderr, expected=2, words=("limits.user",))
+    code, stderr = serve(TRUSTED_PEERS="0.0.0.0/0")
+    said(code, stderr, expected=2, words=("trusted_peers",))
+    code, stderr = serve(config=str(tmp_path / "missing.yaml"))
+    said(code, stderr, expected=2, words=("missing.yaml",))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("listen: [")
+    code, stderr = serve(config=str(broken))
+    said(code, stderr, expected=2, words=("broken.yaml",))
+
+
+def test_wrong_routes_are_one_clear_line(server: RedisProcess, tmp_path: Path) -> None:
+    """The operator's own rows: the file, the line, and what is wrong with it."""
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("GET /api/v1/mine read\nFETCH /api/v1/mine read\n")
+    code, stderr = serve(REDIS__URL=server.url, COOLIFY__EXTRA_ROUTES=str(rows))
+    said(code, stderr, expected=1, words=("coolify.extra_routes", "line 2", "FETCH"))
