@@ -46,6 +46,8 @@ class SidecarProcess:
         management_port: of the management listener.
         environ: its settings.
         log_path: all that it writes.
+        arguments: more words for `authsidecar serve`.
+        program: what Python runs; a file that breaks something first, say.
     """
 
     port: int
@@ -53,6 +55,7 @@ class SidecarProcess:
     environ: Mapping[str, str]
     log_path: Path
     arguments: tuple[str, ...] = ()
+    program: tuple[str, ...] = ("-m", "authsidecar")
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -77,7 +80,7 @@ class SidecarProcess:
         assert self._process is None, "still running"
         with self.log_path.open("ab") as out:
             self._process = subprocess.Popen(
-                guarded(sys.executable, "-m", "authsidecar", "serve", *self.arguments),
+                guarded(sys.executable, *self.program, "serve", *self.arguments),
                 env={**os.environ, **self.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
