@@ -241,7 +241,7 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
             witness=Witness(client, keys, budget_ms=settings.redis.budget_ms, log=log),
             switch=partial(_switch, Registry(client, keys)),
         )
-        await _follow(stack, settings, client, keys, log, registry)
+        await _follow(stack, settings, client, log, registry)
         app = application(
             lambda: collected(registry), lambda: _ready(decisions), lambda: told(client, keys)
         )
@@ -253,7 +253,6 @@ async def _follow(
     stack: AsyncExitStack,
     settings: Settings,
     client: "Redis",
-    keys: Keys,
     log: Log,
     registry: CollectorRegistry,
 ) -> None:
@@ -261,7 +260,7 @@ async def _follow(
         await stack.enter_async_context(following(settings, client, log))
     except SourceError as error:
         raise StartError(f"sync.source: {error}") from None
-    await stack.enter_async_context(shown(client, keys, registry))
+    await stack.enter_async_context(shown(client, Keys(settings.redis.prefix), registry))
 
 
 async def _switch(registry: Registry, enabled: bool) -> None:

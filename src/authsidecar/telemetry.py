@@ -4,9 +4,11 @@ Label values come from closed sets: a path, token, user or address is never one.
 names ids and the route's template, never a target, a header or any part of a token.
 """
 
+import os
 from typing import Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from authsidecar import __version__
 from authsidecar.authorize import Outcome
@@ -19,6 +21,19 @@ NEAR_LIMIT = 10
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 Decisions = Literal["all", "denied", "none"]
+
+
+def collected(registry: CollectorRegistry) -> CollectorRegistry:
+    """The metrics of all worker processes where there are several, else this one's.
+
+    prometheus_client keeps them in files of PROMETHEUS_MULTIPROC_DIR, if that was set before it
+    was imported.
+    """
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return registry
+    summed = CollectorRegistry()
+    MultiProcessCollector(summed)  # type: ignore[no-untyped-call]
+    return summed
 
 
 class _Series(NamedTuple):

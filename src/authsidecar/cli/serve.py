@@ -1,12 +1,18 @@
 """`serve` and `demo`: the commands that keep running."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 
 from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import Command, given
 from authsidecar.cli.session import load_settings
+
+if TYPE_CHECKING:
+    from authsidecar.config import Settings
 
 
 @click.command(cls=Command)
@@ -24,23 +30,52 @@ def serve(workers: int | None) -> None:
       authsidecar serve
       AUTHSIDECAR_REDIS__URL=redis://127.0.0.1:6379/0 authsidecar serve --workers 2
     """
-    settings = load_settings(given())
-    if workers is not None:
+    options = given()
+
+    def load() -> "Settings":
+        settings = load_settings(options)
+        if workers is None:
+            return settings
         listen = settings.listen.model_copy(update={"workers": workers})
-        settings = settings.model_copy(update={"listen": listen})
-    import uvloop
+        return settings.model_copy(update={"listen": listen})
 
-    from authsidecar.config import warnings
-    from authsidecar.sidecar import StartError, logger
-    from authsidecar.sidecar import serve as run
+    _serve(load)
 
-    log = logger(settings)
-    for line in warnings(settings):
-        log.event("warning", "unwise", setting=line)
-    try:
-        uvloop.run(run(settings, log))
-    except StartError as error:
-        raise RefusedError(str(error)) from None
+
+def _serve(load: "Callable[[], Settings]") -> None:
+    settings = load()
+    several = settings.listen.workers > 1
+    with _shared_metrics() if several else nullcontext():
+        import uvloop
+
+        from authsidecar.config import warnings
+        from authsidecar.listeners import ListenError, listening
+        from authsidecar.sidecar import StartError, logger, preflight, serve
+        from authsidecar.workers import supervise
+
+        log = logger(settings)
+        for line in warnings(settings):
+            log.event("warning", "unwise", setting=line)
+        try:
+            with listening(settings) as listeners:
+                if several:
+                    uvloop.run(preflight(settings))
+                    supervise(load, listeners, log)
+                else:
+                    uvloop.run(serve(settings, log, listeners))
+        except (StartError, ListenError) as error:
+            raise RefusedError(str(error)) from None
+
+
+@contextmanager
+def _shared_metrics() -> "Iterator[None]":
+    """A directory in which worker processes sum their metrics; it must be known this early."""
+    import os
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="authsidecar-metrics-") as directory:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+        yield
 
 
 @click.command(cls=Command)

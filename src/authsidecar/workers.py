@@ -1,0 +1,147 @@
+"""Several worker processes on the same sockets, under gunicorn's supervision.
+
+gunicorn starts them, watches their heartbeat, replaces one that dies, and on SIGHUP replaces all,
+gracefully, with workers that have read the configuration again. Each worker is a whole sidecar;
+what they share is in Redis. Metrics of all are summed where prometheus_client keeps them, in a
+directory of files.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import uvloop
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
+from gunicorn.workers.base import Worker
+
+from authsidecar import __version__
+from authsidecar.config import ConfigError, Settings
+from authsidecar.listeners import Listeners
+from authsidecar.log import Bridge, Log
+from authsidecar.sidecar import GRACE_S, StartError, running
+
+HEARTBEAT_S: Final = 1.0
+"""How often a worker tells that it lives, in seconds; after 30 s of silence it is replaced."""
+
+Load = Callable[[], Settings]
+"""Reads the configuration; again at each graceful restart."""
+
+
+def supervise(load: Load, listeners: Listeners, log: Log) -> None:
+    """Run until SIGTERM, SIGINT or SIGQUIT, then exit.
+
+    Args:
+        load: reads the configuration; once for the number of workers, then in each worker.
+        listeners: the open sockets that all workers serve.
+        log: where lines go.
+
+    Raises:
+        SystemExit: always, with gunicorn's exit code.
+    """
+    _Application(load, listeners, log).run()
+
+
+class _Application(BaseApplication):
+    """What gunicorn calls an application: its settings, and what a worker needs."""
+
+    def __init__(self, load: Load, listeners: Listeners, log: Log) -> None:
+        self.read = load
+        self.listeners = listeners
+        self.log = log
+        self.addresses = listeners.addresses()
+        self.authz = len(listeners.authz)
+        super().__init__()
+
+    def load_config(self) -> None:
+        options = {
+            # gunicorn owns them from here on; each worker finds them in this order.
+            "bind": [
+                f"fd://{one.detach()}"
+                for one in (*self.listeners.authz, *self.listeners.management)
+            ],
+            "workers": self.read().listen.workers,
+            "worker_class": _Worker,
+            "logger_class": _quiet(self.log),
+            "graceful_timeout": int(GRACE_S) + 1,
+            "proc_name": "authsidecar",
+            "control_socket_disable": True,
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        """What a worker gets as its `wsgi`: this itself."""
+        return self
+
+    def reload(self) -> None:
+        """On SIGHUP: keep the sockets; each new worker reads the configuration itself."""
+
+    def run(self) -> None:
+        workers = self.cfg.workers
+        self.log.event("info", "listening", version=__version__, workers=workers, **self.addresses)
+        Arbiter(self).run()
+
+
+def _quiet(log: Log) -> type[Logger]:
+    """Gunicorn's logger, with what it says in our own log."""
+
+    class Quiet(Logger):
+        def setup(self, _: Any) -> None:
+            self.error_log.handlers = [Bridge(log)]
+            self.error_log.setLevel(logging.WARNING)
+            self.error_log.propagate = False
+
+    return Quiet
+
+
+class _Worker(Worker):
+    """One sidecar process."""
+
+    def run(self) -> None:
+        """Serve, then end this process here: what the parent opened is the parent's to close."""
+        app = cast(_Application, self.app.wsgi())
+        code = 0
+        try:
+            uvloop.run(self._serve(app))
+        except (StartError, ConfigError) as error:
+            app.log.event("error", "worker_failed", problem=str(error))
+            code = Arbiter.WORKER_BOOT_ERROR
+        except Exception as error:  # noqa: BLE001  # nothing above could say it better
+            app.log.event("error", "worker_failed", problem=type(error).__name__)
+            code = 1
+        app.log.flush()
+        os._exit(code)
+
+    def init_signals(self) -> None:
+        """Leave all signals to the event loop, but for those that a worker ignores."""
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH):
+            signal.signal(number, signal.SIG_IGN)
+
+    async def _serve(self, app: _Application) -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            loop.add_signal_handler(number, stop.set)
+        sockets = [cast(Any, one).sock for one in self.sockets]
+        listeners = Listeners(tuple(sockets[: app.authz]), tuple(sockets[app.authz :]))
+        async with running(app.read(), app.log, listeners):
+            while not stop.is_set() and os.getppid() == self.ppid:
+                self.notify()
+                try:
+                    async with asyncio.timeout(HEARTBEAT_S):
+                        await stop.wait()
+                except TimeoutError:
+                    continue
+            beat = asyncio.ensure_future(self._beat())
+        beat.cancel()
+
+    async def _beat(self) -> None:
+        """Stay alive for the supervisor while the last requests are answered."""
+        while True:
+            self.notify()
+            await asyncio.sleep(HEARTBEAT_S)
