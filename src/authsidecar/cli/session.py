@@ -4,7 +4,7 @@ import functools
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, TypeVar
 
 from authsidecar.cli.errors import MisconfiguredError, RefusedError
 from authsidecar.cli.options import Options, given
@@ -21,6 +21,9 @@ if TYPE_CHECKING:  # --help must not wait for redis and pydantic
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+WAIT_SLICE_MS: Final = 500
+"""Milliseconds of one WAIT: less than the connection's own patience with an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +43,20 @@ class Session:
     registry: "Registry"
 
     async def until_replicated(self) -> None:
-        """Wait for the replicas that a revocation waits for; warn if they are late."""
+        """Wait for the replicas that a revocation waits for; warn if they are late.
+
+        WAIT counts for what its own connection wrote: a command sends one thing after the other,
+        so the pool hands it the connection that it has just given back.
+        """
         section = self.settings.redis
-        if not section.wait_replicas:
-            return
-        found = await self.client.wait(section.wait_replicas, section.wait_timeout_ms)
-        if found < section.wait_replicas:
+        wanted, left = section.wait_replicas, section.wait_timeout_ms
+        found = 0
+        while found < wanted and left > 0:
+            found = await self.client.wait(wanted, min(left, WAIT_SLICE_MS))
+            left -= WAIT_SLICE_MS
+        if found < wanted:
             self.out.warn(
-                f"only {found} of {section.wait_replicas} replicas have confirmed it within "
+                f"only {found} of {wanted} replicas have confirmed it within "
                 f"{section.wait_timeout_ms} ms; a failover now could undo it"
             )
 
