@@ -536,6 +536,26 @@ async def test_35_a_frozen_redis_is_an_outage_within_the_budget(own: RedisProces
             await asyncio.sleep(0)
 
 
+async def test_35_a_process_that_lags_still_keeps_its_budget(own: RedisProcess) -> None:
+    """Pitfall 35: the budget may end in the very tick that a command was sent in, and counts."""
+    async with sidecar(own.tcp_url, budget_ms=50) as lagging:
+        for ticks in range(8):
+            lagging.store._budget_s = 5.0
+            assert await lagging.ask(67) == "allow"
+            lagging.store._budget_s = 0.05
+            own.freeze()
+            try:
+                asking = asyncio.ensure_future(lagging.ask(67))
+                for _ in range(ticks):
+                    await asyncio.sleep(0)
+                time.sleep(0.06)  # noqa: ASYNC251  # the lag itself
+                start = time.perf_counter()
+                assert await asking == "store_unavailable"
+                assert time.perf_counter() - start < 0.5  # redis-py's own limit is a second
+            finally:
+                own.thaw()
+
+
 async def test_a_frozen_redis_charges_a_timed_out_request_at_most_once(own: RedisProcess) -> None:
     """An unclear call is never sent again: after the thaw the counter has 2 or 3 entries, not 4."""
     async with sidecar(own.tcp_url, budget_ms=5000) as patient:

@@ -6,7 +6,7 @@ for a timer. An unclear call is never sent again: it may have charged.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any, Final
@@ -88,12 +88,9 @@ class ChargeCalls:
         for waiting in self._waiting:
             waiting.future.cancel()
         self._waiting.clear()
-        tasks = tuple(self._under_way)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(self._under_way)
         while self._idle:
-            await self._pool.release(self._idle.pop())
+            await self._release(self._idle.pop())
 
     def _wake(self) -> None:
         """Send what waits, as far as calls may be under way."""
@@ -131,12 +128,8 @@ class ChargeCalls:
                     waiting.future.set_result((now, result))
 
     async def _evaluate(self, keys: list[str], args: list[Any]) -> list[Any]:
-        """Run the script; load it where Redis lost it, never run an unclear call again.
-
-        The connections are redis-py's own, kept between calls: taking one from the pool and
-        giving it back costs as much as the call.
-        """
-        connection = self._idle.pop() if self._idle else await self._pool.get_connection()
+        """Run the script; load it where Redis lost it, never run an unclear call again."""
+        connection = await self._connection()
         call = (len(keys), *keys, "", *args)
         try:
             try:
@@ -149,10 +142,40 @@ class ChargeCalls:
         except BaseException:
             # An answer may still come: it must never be read as the next call's.
             await connection.disconnect(nowait=True)
-            await self._pool.release(connection)
+            await self._release(connection)
             raise
         self._idle.append(connection)
         return list(answer)
+
+    async def _connection(self) -> Any:
+        """A connection that no other call uses, open as far as anybody knows.
+
+        They are redis-py's own, kept between calls: taking one from the pool and giving it back
+        costs as much as the call.
+        """
+        if not self._idle:
+            connection = await self._pool.get_connection()
+            # The trip's budget bounds it. redis-py's own limit costs a task for each command, and
+            # on Python 3.11 it can swallow the very cancellation that the budget ends with.
+            connection.socket_timeout = None
+            return connection
+        connection = self._idle.pop()
+        if await connection.can_read():  # Redis closed it, and sending will open it again
+            await connection.disconnect(nowait=True)
+        return connection
+
+    async def _release(self, connection: Any) -> None:
+        connection.socket_timeout = self._pool.connection_kwargs.get("socket_timeout")
+        await self._pool.release(connection)
+
+
+async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
+    """Cancel until all have ended: redis-py may swallow a cancellation, on Python 3.11."""
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=0.05)
 
 
 async def _run(connection: Any, *command: Any) -> Any:

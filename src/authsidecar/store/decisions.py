@@ -31,7 +31,7 @@ from authsidecar.policy import Instance
 from authsidecar.ratelimit.charges import Charge
 from authsidecar.ratelimit.pace import AddressPace
 from authsidecar.store import records
-from authsidecar.store.calls import ChargeCalls
+from authsidecar.store.calls import ChargeCalls, end
 from authsidecar.store.keys import Keys
 
 REPEAT_FREE_MS: Final = 10_000
@@ -175,10 +175,7 @@ class DecisionStore:
     async def close(self) -> None:
         """End what is under way; the client is the caller's to close."""
         await self._calls.close()
-        loads = tuple(self._loads.values())
-        for load in loads:
-            load.cancel()
-        await asyncio.gather(*loads, return_exceptions=True)
+        await end(self._loads.values())
 
     def _written(
         self,
