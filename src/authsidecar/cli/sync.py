@@ -1,6 +1,5 @@
 """`sync coolify`: follow Coolify's own tokens, users, teams and settings."""
 
-import asyncio
 import contextlib
 import signal
 import sys
@@ -95,6 +94,8 @@ async def _once(session: Session, *, allow_empty: bool) -> None:
 
 @on_registry
 async def _follow(session: Session, *, allow_empty: bool) -> None:
+    import asyncio
+
     from authsidecar.coolify.source import driver
     from authsidecar.coolify.sync import Follower
     from authsidecar.sidecar import logger
@@ -232,6 +233,8 @@ def _explained() -> Any:
 
 
 def _run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    import asyncio
+
     from authsidecar.coolify.source import SourceError
 
     try:
