@@ -7,6 +7,7 @@ answer and its own log line would repeat the header.
 
 import asyncio
 import secrets
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final, cast
@@ -93,6 +94,7 @@ class AuthzServer:
         self._peers: dict[str, bool] = {}
         self._decision_ids = DecisionIds(secrets.token_bytes(5))
         self.in_flight = 0
+        self.draining = False
 
     def protocols(self) -> "_Server":
         """The factory of connections that an event loop serves."""
@@ -102,7 +104,9 @@ class AuthzServer:
         """Answer one subrequest."""
         self.in_flight += 1
         try:
-            return cast(web.StreamResponse, Written(await self._reply(request), request))
+            return cast(
+                web.StreamResponse, Written(await self._reply(request), request, last=self.draining)
+            )
         finally:
             self.in_flight -= 1
 
@@ -198,8 +202,14 @@ def _line(request: web.BaseRequest, proxy: Proxy) -> RequestLine | None:
 def _peer(request: web.BaseRequest) -> str:
     """The caller's address; empty for a unix socket, "?" for one that is gone already."""
     transport = request.transport
-    name = "?" if transport is None else transport.get_extra_info("peername")
-    return str(name[0]) if isinstance(name, tuple) else name or ""
+    if transport is None:
+        return "?"
+    name = transport.get_extra_info("peername")
+    if isinstance(name, tuple):
+        return str(name[0])
+    # A unix client may have a name of its own, and a TCP client that left at once has none.
+    one = transport.get_extra_info("socket")
+    return "" if one is not None and one.family == socket.AF_UNIX else "?"
 
 
 class _Server(web.Server):

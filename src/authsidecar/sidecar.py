@@ -41,6 +41,10 @@ from authsidecar.telemetry import Telemetry, collected
 GRACE_S: Final = 10.0
 """How long a stop waits for requests in flight, in seconds."""
 
+DRAIN_S: Final = 0.2
+"""How long a stop goes on answering connections that are open, each answer closing its own, in
+seconds: a proxy may have sent a request before it could know."""
+
 START_BUDGET_MS: Final = 2000
 """How long Redis may take to answer at start, in milliseconds."""
 
@@ -327,6 +331,15 @@ async def _serve_on(
         for one in sockets:
             # A copy: the runner closes what it is given, and workers share the original.
             await web.SockSite(runner, one.dup(), backlog=BACKLOG).start()
+    stack.push_async_callback(_drain, runners[-1][0], authz)
+
+
+async def _drain(runner: Runner, authz: AuthzServer) -> None:
+    """Accept nobody any more, and let the requests that just came in be answered."""
+    for site in tuple(runner.sites):
+        await site.stop()
+    authz.draining = True
+    await asyncio.sleep(DRAIN_S)
 
 
 def _quiet_libraries(log: Log) -> None:

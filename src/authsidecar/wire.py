@@ -33,17 +33,23 @@ class Written:
 
     __slots__ = ("_reply", "_request", "keep_alive")
 
-    def __init__(self, reply: Reply, request: web.BaseRequest) -> None:
+    def __init__(self, reply: Reply, request: web.BaseRequest, *, last: bool) -> None:
         """Nothing is sent before aiohttp asks for it.
 
         A body that was declared and perhaps never sent must not be read as the next request, and
         behind an upgrade that it does not know aiohttp drops what was pipelined: after either, the
         connection closes, so that nobody waits.
+
+        Args:
+            reply: the answer.
+            request: what it answers.
+            last: the connection closes after it in any case.
         """
         self._reply = reply
         self._request = request
         self.keep_alive = (
-            bool(request.keep_alive)
+            not last
+            and bool(request.keep_alive)
             and not request.body_exists
             and request.headers.get("Upgrade", _WEBSOCKET).lower() == _WEBSOCKET
         )
