@@ -1,12 +1,18 @@
 """Fixtures that every suite may ask for."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 import redis
 from redis.asyncio import Redis
 
 from tests.support.redis import RedisProcess, start_redis
+
+if TYPE_CHECKING:
+    from tests.support.coolify import Coolify
+    from tests.support.postgres import PostgresProcess
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +37,33 @@ async def redis_client(redis_url: str) -> AsyncIterator[Redis]:
     """A client of that empty Redis; its answers are bytes."""
     async with Redis.from_url(redis_url) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator["PostgresProcess"]:
+    """One PostgreSQL for the whole run (for each worker of xdist); leave it running."""
+    from tests.support.postgres import start_postgres
+
+    server = start_postgres()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def coolify_template(postgres_server: "PostgresProcess") -> str:
+    """The name of a database with Coolify's tables and seed, to copy and not to touch."""
+    from tests.support.postgres import coolify_database
+
+    return asyncio.run(coolify_database(postgres_server))
+
+
+@pytest.fixture
+async def coolify_db(
+    postgres_server: "PostgresProcess", coolify_template: str
+) -> AsyncIterator["Coolify"]:
+    """A database of its own for one test, as coolify-seed.sql leaves it."""
+    from tests.support.coolify import coolify_at
+
+    name = await postgres_server.database(template=coolify_template)
+    async with coolify_at(postgres_server.dsn(name), name) as database:
+        yield database
