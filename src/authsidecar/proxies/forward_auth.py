@@ -31,6 +31,9 @@ RESERVED_HEADER: Final = Reason(
 _METHODS: Final = {method.encode(): method for method in METHODS}
 _LONGEST_REQUEST_ID: Final = 128
 
+_WITHOUT_REQUEST_ID: Final = frozenset({Proxy.TRAEFIK, Proxy.DIRECT})
+"""Where no proxy writes X-Authz-Request-Id: what is in it is the client's own invention."""
+
 RequestLine = tuple[bytes, bytes]
 """Method and target as the client sent them."""
 
@@ -80,7 +83,7 @@ def read(
         and fields.origin
         and fields.preflight_method
         and not fields.authorization,
-        request_id=None if proxy is Proxy.TRAEFIK else _request_id(fields.request_id),
+        request_id=None if proxy in _WITHOUT_REQUEST_ID else _request_id(fields.request_id),
     )
 
 
