@@ -1,9 +1,11 @@
 """Which answer wins, and what every answer looks like: decisions.md, asked over HTTP."""
 
+import asyncio
 import importlib
 import json
 import pkgutil
 import re
+import socket as socketlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
@@ -639,6 +641,20 @@ async def test_folding_names_of_others_are_nobodys_business(world: World) -> Non
 # Who may ask, and who is asking
 
 
+async def from_a_named_socket(path: str, own: str, request: bytes) -> Answer:
+    """Ask on a unix socket from one that has a name itself."""
+    with socketlib.socket(socketlib.AF_UNIX) as client:
+        client.bind(own)
+        client.connect(path)
+        client.sendall(request)
+        reader, writer = await asyncio.open_unix_connection(sock=client)
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+    start, *lines = head[:-4].decode().split("\r\n")
+    headers = tuple((n, v.strip()) for n, _, v in (line.partition(":") for line in lines))
+    return Answer(int(start.split(" ")[1]), headers, b"")
+
+
 async def test_only_trusted_peers_may_ask(
     world: World, server: RedisProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -655,6 +671,8 @@ async def test_only_trusted_peers_may_ask(
         nginx = await asking.ask(token=ROOT, proxy="nginx")
         assert (nginx.status, nginx.header("X-Authz-Status")) == (403, "403")
         allowed((await ask(socket, subrequest(authorization=bearer(ROOT))))[0])
+        named = str(directory / "client.sock")
+        allowed(await from_a_named_socket(socket, named, subrequest(authorization=bearer(ROOT))))
     finally:
         assert strict.stop() == 0
 
@@ -809,6 +827,68 @@ async def test_the_switches_work_while_off_and_from_anywhere(path: str, world: W
     message = f"You are not allowed to {path.rpartition('/')[2]} the {what}."
     answer = await world.ask("POST", uri, token=ROOT_OF_OTHER_TEAM)
     refused(answer, 403, "instance_team_required", message)
+
+
+def direct(method: str, path: str, token: int | None, *headers: tuple[str, str], **how) -> bytes:
+    """A client's own request to the switch, routed to the sidecar by the operator."""
+    return subrequest(
+        None,
+        None,
+        authorization=None if token is None else bearer(token),
+        line=f"{method} {path} HTTP/1.1",
+        headers=headers,
+        **how,
+    )
+
+
+async def test_the_switch_is_served_where_it_is_routed_here(world: World) -> None:
+    """The whole check, then the switch, answered as Coolify does; the next request sees it."""
+    for path, message, status in (
+        ("/api/v1/disable", "API disabled.", 403),
+        ("/api/v1/enable", "API enabled.", 200),
+    ):
+        (answer,) = await ask(world.sidecar.port, direct("POST", path, ROOT))
+        assert (answer.status, answer.json) == (200, {"message": message})
+        assert answer.header("Content-Type") == "application/json"
+        assert answer.header("Cache-Control") == "no-store"
+        assert answer.header("X-RateLimit-Limit") == "100000"
+        assert not any(name.startswith("X-Auth-") for name, _ in answer.headers)
+        assert (await world.ask(token=READ)).status == status
+
+
+async def test_a_refused_switch_changes_nothing(world: World) -> None:
+    """Each check that stands before the forwarded route stands before the served one."""
+    path = "/api/v1/disable"
+    spoofed = [("X-Forwarded-Method", "GET"), ("X-Forwarded-Uri", "/api/health")]
+    cases = [
+        (direct("POST", path, None, client=address()), 401, "token_missing"),
+        (direct("POST", path, None, *spoofed, client=address()), 401, "token_missing"),
+        (direct("POST", path, EXPIRED, client=address()), 401, "token_expired"),
+        (direct("POST", path, await world.exhausted()), 429, "rate_limited"),
+        (direct("POST", path, ROOT_OF_LONER), 401, "not_team_member"),
+        (direct("POST", path, ROOT_OF_MEMBER), 403, "team_role_required"),
+        (direct("POST", path, WRITE), 403, "permission_missing"),
+        (direct("POST", path, ROOT_OF_OTHER_TEAM), 403, "instance_team_required"),
+        (direct("GET", path, ROOT), 405, "method_not_allowed"),
+        (direct("DELETE", path, ROOT), 405, "method_not_allowed"),
+        (direct("POST", path, ROOT, client=None), 400, "forwarded_header_invalid"),
+        (direct("POST", path, ROOT, ("X-HTTP-Method-Override", "GET")), 400, "method_override"),
+        (direct("POST", path, ROOT, ("X_Auth_Team_Id", "0")), 400, "reserved_header"),
+        (direct("POST", f"{path}?_method=GET", ROOT), 404, "route_unknown"),
+        (direct("POST", "/api/v1/mcp/disable", ROOT), 404, "route_unknown"),
+    ]
+    for request, status, code in cases:
+        refused((await ask(world.sidecar.port, request))[0], status, code)
+    allowed(await world.ask(token=READ))
+
+
+async def test_a_client_cannot_mark_its_own_switch_as_a_repeat(world: World) -> None:
+    """Without a proxy in between, X-Authz-Request-Id is ignored: every request is counted."""
+    number = await world.newcomer(permissions=("root",))
+    await world.registry.set_limit("user", number, Limit(2, 3_600_000))
+    request = direct("POST", ENABLE, number, ("X-Authz-Request-Id", "again"))
+    answers = await ask(world.sidecar.port, request, request, request)
+    assert [answer.status for answer in answers] == [200, 200, 429]
 
 
 async def test_the_instance_team_can_be_another(other: World) -> None:

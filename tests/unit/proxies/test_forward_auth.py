@@ -129,10 +129,11 @@ def test_a_preflight_is_all_of_it(method: str, headers: list[str], preflight: bo
     assert accepted(given).preflight is preflight
 
 
-def test_a_request_id_counts_unless_traefik_says_it() -> None:
-    """Traefik cannot set one, so there it is the client's own invention."""
+def test_a_request_id_counts_where_a_proxy_writes_it() -> None:
+    """Traefik cannot set one and a direct request has no proxy: there the client invents it."""
     given = fields(("X-Authz-Request-Id", "abc"))
-    assert accepted(given, Proxy.TRAEFIK).request_id is None
+    for proxy in (Proxy.TRAEFIK, Proxy.DIRECT):
+        assert accepted(given, proxy).request_id is None
     for proxy in (Proxy.NGINX, Proxy.CADDY, Proxy.HAPROXY):
         assert accepted(given, proxy).request_id == "abc"
 
