@@ -5,6 +5,7 @@ import io
 import json
 import re
 import resource
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -362,6 +363,30 @@ def test_killed_import_repeated_ends_the_same(cli, redis_url, tmp_path):
     assert result["imported"] + result["unchanged"] == 8000
     assert result["unchanged"] >= BATCH
     assert [t["id"] for t in stored(cli)] == list(range(1, 8001))
+
+
+def test_interrupt_ends_an_import_that_waits_for_input(cli, redis_url, tmp_path):
+    """One Ctrl-C is enough, even while nothing comes from standard input."""
+    process = subprocess.Popen(
+        guarded(sys.executable, "-m", "authsidecar", "token", "import", "-"),
+        env={"AUTHSIDECAR_REDIS__URL": redis_url, "AUTHSIDECAR_DATA_DIR": str(tmp_path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        process.stdin.write(lines(*(line(number) for number in range(1, BATCH + 2))))
+        process.stdin.flush()
+        asyncio.run(_until_some(redis_url))  # one batch is in, the next one waits
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+        assert b"Traceback" not in process.stdout.read()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+    assert len(stored(cli)) == BATCH
 
 
 async def _until_some(url: str) -> None:

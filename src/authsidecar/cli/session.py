@@ -1,8 +1,10 @@
 """From the global options to the settings and an open registry, with every failure in one line."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Awaitable, Callable
+import signal
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, TypeVar
 
@@ -137,7 +139,8 @@ def _run(work: Callable[[], Awaitable[None]]) -> None:
         await work()
 
     try:
-        asyncio.run(main())
+        with _interruptible():
+            asyncio.run(main())
     except (StartError, EmbeddedRedisError) as error:
         raise RefusedError(str(error)) from None
     except (RedisError, StoreError, TimeoutError) as error:
@@ -145,6 +148,20 @@ def _run(work: Callable[[], Awaitable[None]]) -> None:
         raise RefusedError(
             f"Redis failed under way ({why}); the command may be done in part: look, and repeat it"
         ) from None
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C end what blocks; asyncio's own handler would wait for standard input."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def done(answer: T | Refusal) -> T:
