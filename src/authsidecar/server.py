@@ -10,6 +10,7 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final, cast
 
 from aiohttp import web
@@ -70,6 +71,7 @@ class AuthzServer:
         trusted_hops: Networks,
         switch: Callable[[bool], Awaitable[None]],
         witness: Witness | None = None,
+        report_only: bool = False,
     ) -> None:
         """Nothing is listened on yet.
 
@@ -81,6 +83,8 @@ class AuthzServer:
             trusted_peers: networks that may ask, beside the unix socket.
             trusted_hops: networks that are skipped in X-Forwarded-For.
             switch: sets the API switch; may raise StoreError.
+            report_only: everything is decided, logged and counted; what would have been refused
+                passes without identity, but for peers that are not trusted.
             witness: asked of a request without a readable token: is it a doctor's probe?
         """
         self._switch = switch
@@ -90,6 +94,7 @@ class AuthzServer:
         self._log = log
         self._trusted_peers = trusted_peers
         self._trusted_hops = trusted_hops
+        self._report_only = report_only
         self._witness = witness
         self._peers: dict[str, bool] = {}
         self._decision_ids = DecisionIds(secrets.token_bytes(5))
@@ -134,11 +139,15 @@ class AuthzServer:
                 return write(told)
         if isinstance(access, Deny):
             self._telemetry.unreadable(proxy, access, decision_id, peer)
+            if self._report_only:
+                return render(Outcome(Allow(None), self._store.now()), None, decision_id)
             return write(refuse(access, decision_id))
         outcome = await self._decide(access)
         self._telemetry.decided(proxy, outcome, decision_id, access, time.perf_counter() - start)
         if proxy is Proxy.DIRECT and isinstance(outcome.verdict, Allow):
             return await self._switched(access, outcome, decision_id)
+        if self._report_only and proxy is not Proxy.DIRECT and isinstance(outcome.verdict, Deny):
+            outcome = replace(outcome, verdict=Allow(None))
         return write(render(outcome, access.client, decision_id))
 
     async def _switched(self, access: AccessRequest, outcome: Outcome, decision_id: str) -> Reply:

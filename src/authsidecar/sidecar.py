@@ -242,6 +242,7 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
             log=log,
             trusted_peers=Networks.of(settings.peer_networks),
             trusted_hops=Networks.of(settings.hop_networks),
+            report_only=settings.enforcement == "report",
             witness=Witness(client, keys, budget_ms=settings.redis.budget_ms, log=log),
             switch=partial(_switch, Registry(client, keys)),
         )

@@ -55,12 +55,12 @@ class Challenge:
         return "WWW-Authenticate", f'Bearer realm="{REALM}"{tail}'
 
 
-def render(outcome: Outcome, client: Address, decision_id: str) -> Reply:
+def render(outcome: Outcome, client: Address | None, decision_id: str) -> Reply:
     """The native answer to a readable request.
 
     Args:
         outcome: what was decided.
-        client: the address that was judged.
+        client: the address that was judged; None where it could not be read.
         decision_id: names this decision in the log, the answer and the backend's headers.
     """
     match outcome.verdict:
@@ -104,10 +104,10 @@ def refuse(deny: Deny, decision_id: str) -> Reply:
     )
 
 
-def _identity(allow: Allow, client: Address, decision_id: str) -> Headers:
+def _identity(allow: Allow, client: Address | None, decision_id: str) -> Headers:
     return (
         *_whom(allow.principal, allow.read_sensitive),
-        (headers.CLIENT_IP, str(client)),
+        (headers.CLIENT_IP, NONE if client is None else str(client)),
         (headers.DECISION_ID, decision_id),
     )
 
