@@ -20,7 +20,7 @@ from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import Registry
 from tests.support import seed
-from tests.support.decisions import Sidecar, commands, credential, rules, sidecar, world
+from tests.support.decisions import Sidecar, code, commands, credential, rules, sidecar, world
 from tests.support.redis import RedisProcess, start_redis
 
 KEYS = Keys()
@@ -366,6 +366,22 @@ async def test_26_parallel_requests_of_many_processes_pass_exactly_up_to_the_lim
         answers = await asyncio.gather(*(s.ask(67) for s in stores for _ in range(80)))
     assert answers.count("allow") == 200
     assert answers.count("rate_limited") == 120
+
+
+async def test_a_refusal_by_any_counter_charges_none(redis_client: Redis, here: Sidecar) -> None:
+    """Token, user, team and address at once: the tightest refuses, and the others lose nothing."""
+    limits = rules({"token": Limit(3), "user": Limit(9), "team": Limit(9), "address": Limit(2)})
+    outcomes = await asyncio.gather(*(here.outcome(67, rules=limits) for _ in range(4)))
+    assert [code(o) for o in outcomes] == ["allow", "allow", "rate_limited", "rate_limited"]
+    assert [(q.scope, q.remaining) for q in outcomes[-1].quotas] == [
+        ("token", 1),
+        ("user", 7),
+        ("team", 7),
+        ("address", 0),
+    ]
+    assert await here.ask(67, rules=limits, client="192.0.2.2") == "allow"
+    assert await here.ask(67, rules=limits, client="192.0.2.3") == "rate_limited"
+    assert await here.ask(68, rules=limits, client="192.0.2.3") == "allow"
 
 
 async def test_a_repeated_request_id_costs_one_unit_on_any_process(

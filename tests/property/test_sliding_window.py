@@ -5,6 +5,7 @@ every admission for ever and looks at every window.
 """
 
 from collections.abc import Iterator
+from ipaddress import ip_address
 from itertools import count as counting
 from typing import NamedTuple
 
@@ -13,7 +14,10 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from authsidecar.model import Limit, UnixMs
+from authsidecar.authorize import Outcome
+from authsidecar.model import Deny, Limit, Quota, UnixMs
+from authsidecar.policy import RATE_LIMITED
+from authsidecar.proxies.replies import render
 from authsidecar.ratelimit import sliding_window as model
 from tests.support.charge_script import Answered, Ask, ChargeScript, Counter, as_said
 from tests.support.redis import RedisProcess
@@ -298,6 +302,27 @@ def test_31_the_retry_instant_is_exact_to_the_millisecond(
     assert refused.retry_at == START + WINDOW
     assert not script.ask(refused.retry_at - 1, counter).admitted
     assert script.ask(refused.retry_at, counter).admitted
+
+
+@QUICK
+@given(st.integers(1, 5000), st.integers(0, 6000), st.integers(1, 3))
+def test_31_a_client_that_waits_for_retry_after_passes(
+    script: ChargeScript, window: int, waited: int, requests: int
+) -> None:
+    """Pitfall 31: Retry-After is the exact instant in whole seconds, rounded up, at least one."""
+    [counter] = counters_of((Limit(requests, window),))
+    for _ in range(requests):
+        script.ask(START, counter)
+    now = START + waited % window
+    refused = script.ask(now, counter)
+    [(remaining, reset_at)] = refused.counted
+    quota = Quota("user", counter.limit, remaining, UnixMs(reset_at))
+    outcome = Outcome(Deny(RATE_LIMITED), UnixMs(now), (quota,))
+    seconds = int(dict(render(outcome, ip_address("192.0.2.1"), "d").headers)["Retry-After"])
+    assert seconds >= 1
+    assert script.peek_later(now + seconds * 1000, counter).admitted
+    if seconds > 1:
+        assert not script.peek_later(now + (seconds - 1) * 1000, counter).admitted
 
 
 def test_29_refused_requests_are_never_recorded(script: ChargeScript) -> None:
