@@ -62,6 +62,7 @@ def sidecar(
     )
     yield sidecar
     assert sidecar.stop() == 0
+    assert '"defect"' not in sidecar.log
 
 
 def scrape(sidecar: SidecarProcess, accept: str = "text/plain"):

@@ -61,6 +61,7 @@ def sidecar(server: RedisProcess, tmp_path_factory: pytest.TempPathFactory):
     )
     yield sidecar
     assert sidecar.stop() == 0
+    assert '"defect"' not in sidecar.log
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +77,7 @@ def passing(server: RedisProcess, tmp_path_factory: pytest.TempPathFactory):
     )
     yield sidecar
     assert sidecar.stop() == 0
+    assert '"defect"' not in sidecar.log
 
 
 @pytest.fixture

@@ -171,6 +171,7 @@ async def test_a_planted_secret_is_nowhere(
     written = sidecar.log_path.read_bytes()
     clean("the log", written)
     assert b"Traceback" not in written
+    assert b"defect" not in written
     assert asked == len(SECRETS) * len(list(positions("x")))
     assert written.count(b"\n") > asked / 2
 

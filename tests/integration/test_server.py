@@ -43,6 +43,7 @@ def sidecar(
     yield sidecar
     assert sidecar.stop() == 0
     assert "Traceback" not in sidecar.log
+    assert '"defect"' not in sidecar.log
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ async def test_a_stop_finishes_what_is_in_flight(tmp_path: Path) -> None:
             assert (await waiting.answer()).status == 200
             assert await waiting.ended()
             assert await idle.ended()
-    assert sidecar.stop() == 0
+    assert sidecar.wait() == 0
     events = [json.loads(line)["event"] for line in sidecar.log.splitlines()]
     assert events[-2:] == ["decision", "stopped"]
     assert "Traceback" not in sidecar.log

@@ -129,6 +129,13 @@ class SidecarProcess:
         self._process = None
         return code
 
+    def wait(self) -> int:
+        """Let it end by itself, after a signal; its exit code."""
+        assert self._process is not None, "not running"
+        code = self._process.wait(START_S)
+        self._process = None
+        return code
+
     def kill(self) -> None:
         """End it as a crash does (SIGKILL)."""
         if self._process is not None:
