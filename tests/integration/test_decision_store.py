@@ -538,13 +538,16 @@ async def test_35_a_frozen_redis_is_an_outage_within_the_budget(own: RedisProces
             own.freeze()
             try:
                 for who in (67, 68):
-                    start = time.perf_counter()
-                    outcome = await impatient.outcome(who)
-                    took = time.perf_counter() - start
-                    assert isinstance(outcome.verdict, Deny)
-                    assert outcome.verdict.reason.code == "store_unavailable"
-                    assert outcome.verdict.detail == "redis: timeout"
-                    assert 0.045 < took < 0.150  # a loaded machine may be late, a hang is seconds
+                    took = []
+                    for _ in range(4):
+                        start = time.perf_counter()
+                        outcome = await impatient.outcome(who)
+                        took.append(time.perf_counter() - start)
+                        assert isinstance(outcome.verdict, Deny)
+                        assert outcome.verdict.reason.code == "store_unavailable"
+                        assert outcome.verdict.detail == "redis: timeout"
+                    assert 0.045 < min(took) < 0.070
+                    assert max(took) < 0.5  # a loaded machine may be late; a hang is a second
             finally:
                 own.thaw()
             impatient.store._budget_s = 5.0
