@@ -4,6 +4,8 @@ from itertools import groupby
 from textwrap import dedent
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from authsidecar.routes.importing import Problem, read
 from authsidecar.routes.loading import RELEASES, Row, released
@@ -246,6 +248,22 @@ def test_a_problem_spoils_its_own_statement_only():
         Route::redirect('/e', '/f');
     """)
     ] == [7, 9, 11]
+
+
+FRAGMENTS = (
+    *("'", '"', "\\", "{", "}", "(", ")", "[", "]", ";", "->", "::", "=>", ",", ".", "//", "/*"),
+    *("?>", "use", "as", "function", "static", "fn", "array", "Route", "group", "get", "prefix"),
+    *("'/a'", "$x", "#[", "\n", "class", '"\\u{110000}"', "\0", "é"),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sampled_from(FRAGMENTS)).map(" ".join))
+def test_no_text_is_a_crash(text: str):
+    """Whatever stands in the file is read or reported; a problem's line is in the file."""
+    source = f"<?php\n{text}"
+    for problem in read(source).problems:
+        assert 1 <= problem.line <= source.count("\n") + 1
 
 
 def test_a_file_that_is_no_php_is_refused():
