@@ -1,13 +1,13 @@
 """What Redis holds, as far as a round needs to know it: per bucket the keys, and a digest.
 
-The digest is Coolify's own, of the rows that were last applied; None where nothing was compared
-yet, so the first round after a start compares everything with Redis itself.
+The digest is of Coolify's rows as they were last applied. After a start it is unknown, and differs
+from every other and from that of no rows: the first round compares everything with Redis itself.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from authsidecar.coolify.nouns import NARROWING, TEAMS, TOKENS, USERS, Noun
 from authsidecar.coolify.rows import Odd
@@ -18,12 +18,16 @@ Oddity = tuple[Odd, str]
 """What is wrong, and the row's noun and id: "token 14"."""
 
 
+UNKNOWN: Final = ""
+"""The digest of a bucket that was not compared yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bucket:
     """The facts of 256 ids.
 
     Attributes:
-        digest: of the rows that they came from; None if unknown.
+        digest: of the rows that they came from; None if there are no rows.
         keys: which of them Redis holds.
         odd: which of the rows are odd.
     """
@@ -58,7 +62,7 @@ class Image:
             keys: dict[int, list[Any]] = {}
             for key in await noun.held(bulk):
                 keys.setdefault(number(noun.bucketed(key)), []).append(key)
-            buckets[noun.name] = {i: Bucket(keys=tuple(found)) for i, found in keys.items()}
+            buckets[noun.name] = {i: Bucket(UNKNOWN, tuple(found)) for i, found in keys.items()}
         return cls(buckets, tokens_file=tokens_file)
 
     def changed(self, noun: Noun[Any, Any], digests: Mapping[int, str]) -> list[int]:

@@ -18,6 +18,8 @@ BUCKET: Final = 256
 CHANNEL: Final = "authsidecar_changed"
 """What the triggers of instant mode notify; the function and the triggers have that name too."""
 
+_BIGINT: Final = 2**63 - 1
+
 CONNECT_S: Final = 5.0
 QUERY_S: Final = 60.0
 """How long a connection and one query may take, in seconds."""
@@ -202,9 +204,10 @@ class View:
     async def rows(self, table: Table, buckets: Sequence[int]) -> list[Mapping[str, Any]]:
         """All rows of some buckets."""
         # The division truncates: bucket 0 reaches below zero.
-        bounds = (min(buckets) - 1) * BUCKET, (max(buckets) + 1) * BUCKET
+        low = max((min(buckets) - 1) * BUCKET, -_BIGINT)
+        high = min((max(buckets) + 1) * BUCKET, _BIGINT)
         found: list[Mapping[str, Any]] = await self.connection.fetch(
-            table.rows(self.absent), list(buckets), *bounds
+            table.rows(self.absent), list(buckets), low, high
         )
         return found
 
