@@ -1,0 +1,181 @@
+"""Made-up requests: mostly near a real route, since what is far from all routes proves little."""
+
+import string
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+
+from tests.e2e.seam.oracle import CALLERS, ROWS, Caller
+
+EVIL = "evil"
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One client request, raw."""
+
+    caller: Caller | None
+    method: str
+    target: str
+    lines: tuple[str, ...]
+    body: bytes
+
+
+WORDS = (
+    *("teams", "current", "members", "applications", "servers", "projects", "envs", "bulk", "1"),
+    *("deploy", "enable", "disable", "mcp", "health", "validate", "feedback", "api", "v1", "x.y"),
+)
+SEGMENT = st.one_of(
+    st.sampled_from(WORDS), st.text(string.ascii_lowercase + string.digits + "-_", min_size=1)
+)
+METHODS = st.sampled_from(("GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "get", "FOO"))
+WANTED = st.sampled_from(
+    ("GET", "GET", "DELETE", "PATCH", "PUT", "HEAD", "get", "delete", "OPTIONS", "")
+)
+OVERRIDE_KEY = st.sampled_from(
+    (
+        *("_method", "%5fmethod", "%5Fmethod", "_%6dethod", ".method", "+_method", "%20_method"),
+        *(
+            "_method%00",
+            "_method%00x",
+            "_method[]",
+            "_method[",
+            "%2emethod",
+            "_METHOD",
+            "_method.x",
+        ),
+    )
+)
+NOISE = st.text("/%.;?#\\&=_-apimcv12teams05fFindex.ph\xe9 ", min_size=1, max_size=30)
+INSERTED = st.sampled_from(
+    (
+        *("/", "//", "/./", "/../", "/x/../", "/..;/", "/.;/", "%2f", "%2F", "%5c", "\\", "%00"),
+        *("%0a", "%0d%0a", ";x=1", "%3b", "%3f", "?", "#", "%23", "%2e%2e/", "%252f", "%25", "%"),
+        *(".", "%2e", "%20", "\t", "\xe9", "%ff", "%c3%a9", "|", "index.php", "/index.php"),
+    )
+)
+PREFIX = st.sampled_from(
+    (
+        *("/index.php", "/%69ndex.php", "/index%2ephp", "/index.php/", "/INDEX.PHP", "/x/.."),
+        *("/x/%2e%2e", "/.", "//", "/login/..", "/%2e", "http://127.0.0.1", "http://evil.test"),
+        *("/index.php%2f..", "/index.php;", "///", "/api/..", "/mcp/../"),
+    )
+)
+
+
+def usually(common: st.SearchStrategy, rare: st.SearchStrategy) -> st.SearchStrategy:
+    """Three times in four the first."""
+    return st.one_of(common, common, common, rare)
+
+
+@st.composite
+def targets(draw: st.DrawFn, template: str) -> str:
+    """A route's target, spelled oddly or not; or noise."""
+    if draw(st.integers(0, 19)) == 7:
+        return draw(st.sampled_from(("/", ""))) + draw(NOISE)
+    segments = template.split("/")[1:]
+    path = "".join(f"/{draw(SEGMENT) if part[0] == '{' else part}" for part in segments)
+    for _ in range(draw(st.sampled_from((0, 0, 0, 0, 1, 1, 2, 3)))):
+        path = draw(bent(path))
+    return path + draw(usually(st.just(""), queries()))
+
+
+@st.composite
+def bent(draw: st.DrawFn, path: str) -> str:
+    """The same path after one of the tricks that somebody was once fooled by."""
+    at = draw(st.integers(0, len(path)))
+    match draw(st.integers(0, 7)):
+        case 0 | 1 | 2:  # escape a character: most often what decides about a prefix
+            at = min(draw(st.sampled_from((1, 1, 2, 5, at))), len(path) - 1)
+            escape = f"%{ord(path[at]):02x}"
+            return path[:at] + draw(st.sampled_from((escape, escape.upper()))) + path[at + 1 :]
+        case 3:
+            return path[:at] + draw(INSERTED) + path[at:]
+        case 4:
+            return draw(PREFIX) + path
+        case 5:
+            return path + draw(st.sampled_from(("/", "//", "/.", "%2f", "/%2e", "%20", "%00", ";")))
+        case 6:
+            return path[:at] + path[at:].upper()
+        case _:
+            return path[:at] + path[at + 1 :]
+
+
+@st.composite
+def queries(draw: st.DrawFn) -> str:
+    override = f"{draw(OVERRIDE_KEY)}={draw(WANTED)}"
+    before = draw(st.sampled_from(("", "a=1&", "a=1;")))
+    return draw(st.sampled_from((f"?{before}{override}", "?page=2&per_page=50", "?%5b%5d=%2F")))
+
+
+IDENTITY_LINES = tuple(
+    f"{name}: {EVIL}"
+    for name in (
+        *("X-Auth-User-Id", "x-auth-team-id", "X-Auth-Permissions", "X_Auth_User_Id"),
+        *("X.Auth.Team.Id", "X-Auth_Token.Id", "X-AUTH-TEAM-ROLE", "X-Auth-Read-Sensitive"),
+    )
+)
+OTHER_LINES = (
+    *("X-Forwarded-Uri: /api/health", "X-Forwarded-Method: GET", "X-Forwarded-Uri: "),
+    *("X-Forwarded-Method: OPTIONS", "X-Forwarded-For: 6.6.6.6", "X-Forwarded-Prefix: /api"),
+    *("X_Forwarded_Uri: /api/health", "X.Forwarded.Method: GET", "X-Original-Url: /api/health"),
+    *("X-Real-Ip: 6.6.6.6", "X-Authz-Request-Id: 1", "X-Request-Id: 1", "X-Authz-Status: 200"),
+    *("Origin: https://app.test", "Access-Control-Request-Method: DELETE", "User-Agent: "),
+    *("Connection: close, X-Auth-User-Id", "Connection: close, X-Forwarded-Uri, Authorization"),
+    *("Upgrade: websocket", "Upgrade: h2c", "Accept: text/html", "Cookie: laravel_session=1"),
+)
+OVERRIDE_NAME = st.sampled_from(
+    (
+        *("X-HTTP-Method-Override", "x-http-method-override", "X_HTTP_Method_Override"),
+        *("X.HTTP.Method.Override", "X-HTTP_Method-Override", "X-HTTP-Method.Override"),
+    )
+)
+
+
+@st.composite
+def headers(draw: st.DrawFn) -> tuple[str, ...]:
+    known = st.sampled_from((*IDENTITY_LINES, *OTHER_LINES))
+    lines = draw(usually(st.just([]), st.lists(known, min_size=1, max_size=4, unique=True)))
+    if draw(st.integers(0, 9)) == 7:
+        lines = [*lines, f"{draw(OVERRIDE_NAME)}: {draw(WANTED)}"]
+    connections = [line for line in lines if line.startswith("Connection:")]
+    return tuple(line for line in lines if line not in connections[1:])
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> tuple[tuple[str, ...], bytes]:
+    """A body's headers and bytes; each form in which Laravel looks for `_method`."""
+    wanted = draw(WANTED)
+    match draw(st.integers(0, 6)):
+        case 0 | 1:
+            key = draw(usually(st.just("_method"), OVERRIDE_KEY))
+            return ("Content-Type: application/x-www-form-urlencoded",), f"{key}={wanted}".encode()
+        case 2:
+            part = f'Content-Disposition: form-data; name="_method"\r\n\r\n{wanted}'
+            return ("Content-Type: multipart/form-data; boundary=b",), (
+                f"--b\r\n{part}\r\n--b--\r\n".encode()
+            )
+        case 3:
+            json_type = draw(st.sampled_from(("application/json", "application/vnd.api+json")))
+            return (f"Content-Type: {json_type}",), f'{{"_method": "{wanted}"}}'.encode()
+        case 4:
+            return ("Content-Type: text/plain",), b"_method=DELETE"
+        case _:
+            return (), b""
+
+
+@st.composite
+def probes(draw: st.DrawFn) -> Probe:
+    """Any of them; most tokens may have the route that the target is made from."""
+    row = draw(st.sampled_from(ROWS))
+    method = draw(st.one_of(st.just(row.method), st.just(row.method), st.just("POST"), METHODS))
+    welcome = [caller for caller in CALLERS if caller.may(row)]
+    anybody = st.sampled_from((None, *CALLERS))
+    lines, body = draw(bodies()) if method in {"POST", "PUT", "PATCH"} else ((), b"")
+    return Probe(
+        caller=draw(usually(st.sampled_from(welcome or CALLERS), anybody)),
+        method=method,
+        target=draw(targets(row.path)),
+        lines=(*draw(headers()), *lines),
+        body=body,
+    )

@@ -1,0 +1,152 @@
+"""The seam fuzzed: no route runs for which the sidecar did not check its permission.
+
+Made-up requests go raw through each proxy, with tokens of one permission each, to a backend that
+routes as Laravel does. The sidecar runs with `outside: pass`, which lets more through.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from random import randrange
+
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
+
+from authsidecar.model import Proxy
+from tests.e2e.scenarios import PROXIES
+from tests.e2e.seam import planted
+from tests.e2e.seam.oracle import CALLERS, faults
+from tests.e2e.seam.probes import Probe, probes
+from tests.support import seed
+from tests.support.lab import Lab
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+SEEDED = range(40, 50)
+MARK = "X-Probe"
+
+
+@pytest_asyncio.fixture(loop_scope="session", scope="module")
+async def lax(shared_lab: Lab) -> AsyncIterator[Lab]:
+    """The laboratory with a sidecar that passes what is outside of the API."""
+    registry = seed.registry(shared_lab.client)
+    await registry.put_tokens(
+        [
+            seed.token(
+                caller.token,
+                user=caller.user,
+                team=caller.team,
+                permissions=(caller.permission,) if caller.permission else (),
+            )
+            for caller in CALLERS
+            if caller.token in SEEDED
+        ]
+    )
+    async with shared_lab.replaced(COOLIFY__OUTSIDE="pass", LOG__DECISIONS="none"):
+        yield shared_lab
+
+
+class SeamViolationError(AssertionError):
+    """A request did what it must not."""
+
+
+@dataclass(eq=False)
+class Fuzz:
+    """One run through one proxy."""
+
+    lab: Lab
+    proxy: Proxy
+    examples: int = 0
+    ran: int = 0
+    sent: dict[str, Probe] = field(default_factory=dict)
+    numbers: count = field(default_factory=lambda: count(1))
+
+    async def run(self, examples: int, first: int, *, shrink: bool = True) -> None:
+        """Send that many; `first` is the seed they are made from.
+
+        Raises:
+            SeamViolationError: with the request, as small as it could be made if `shrink`.
+        """
+        loop = asyncio.get_running_loop()
+
+        @seeded(first)
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(probes())
+        def search(probe: Probe) -> None:
+            if found := asyncio.run_coroutine_threadsafe(self.check(probe), loop).result():
+                raise SeamViolationError(f"{self.proxy}: {probe}: {'; '.join(found)}")
+
+        await asyncio.to_thread(search)  # the backend answers in this loop meanwhile
+
+    async def check(self, probe: Probe) -> list[str]:
+        """Send one; what is wrong about all that has reached the backend by then."""
+        self.examples += 1
+        mark = str(next(self.numbers))
+        self.sent[mark] = probe
+        caller = probe.caller
+        with suppress(ConnectionError):  # a refusal too
+            await self.lab.ask(
+                self.proxy,
+                probe.method,
+                probe.target,
+                *probe.lines,
+                f"{MARK}: {mark}",
+                token=caller.token if caller else None,
+                body=probe.body,
+            )
+        found = []
+        for seen in self.lab.seen:  # a late one is judged by what it was sent as
+            self.ran += bool(seen.routed and seen.routed.template)
+            origin = self.sent.get(seen.headers.get(MARK, ""))
+            if origin is None:
+                found.append(f"a request that nobody has sent: {seen}")
+            else:
+                found += faults(origin.caller, seen)
+        self.lab.seen.clear()
+        return found
+
+
+async def fuzzed(lab: Lab, proxy: Proxy, examples: int, first: int, capsys) -> None:
+    await lab.reset()
+    fuzz = Fuzz(lab, proxy)
+    await fuzz.run(examples, first)
+    with capsys.disabled():
+        print(  # noqa: T201  # the run reports its size
+            f"\nseam fuzz: {proxy}: {fuzz.examples} examples from seed {first}, "
+            f"{fuzz.ran} routes run, 0 violations"
+        )
+    assert fuzz.examples >= examples
+    assert fuzz.ran >= examples // 10  # or it would prove nothing
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_nothing_runs_unchecked(lax: Lab, proxy: Proxy, capsys) -> None:
+    """The short run: the same examples each time, others for each proxy."""
+    await fuzzed(lax, proxy, 200, PROXIES.index(proxy), capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_nothing_runs_unchecked_at_length(lax: Lab, proxy: Proxy, capsys) -> None:
+    """The long run: other examples each time."""
+    await fuzzed(lax, proxy, 2500, randrange(2**32), capsys)
+
+
+@pytest.mark.parametrize("hole", planted.HOLES)
+async def test_a_planted_hole_is_found(lax: Lab, hole: str) -> None:
+    """The property is violated by a sidecar that has one of three known holes."""
+    async with lax.replaced(program=("-P", str(Path(planted.__file__)), hole)):
+        with pytest.raises(SeamViolationError, match="ran "):
+            await Fuzz(lax, Proxy.NGINX).run(600, 0, shrink=False)
