@@ -29,6 +29,7 @@ from authsidecar.proxies.headers import Fields
 from authsidecar.proxies.replies import Reply, refuse, render, served
 from authsidecar.routes import ROUTE_UNKNOWN
 from authsidecar.telemetry import Telemetry
+from authsidecar.usage import LastUses
 from authsidecar.wire import SERVER, DecisionIds, Written
 
 UNTRUSTED_PEER: Final = Reason(
@@ -72,6 +73,7 @@ class AuthzServer:
         switch: Callable[[bool], Awaitable[None]],
         witness: Witness | None = None,
         report_only: bool = False,
+        uses: LastUses | None = None,
     ) -> None:
         """Nothing is listened on yet.
 
@@ -85,6 +87,7 @@ class AuthzServer:
             switch: sets the API switch; may raise StoreError.
             report_only: everything is decided, logged and counted; what would have been refused
                 passes without identity, but for peers that are not trusted.
+            uses: told of every request that a token authenticated.
             witness: asked of a request without a readable token: is it a doctor's probe?
         """
         self._switch = switch
@@ -96,6 +99,7 @@ class AuthzServer:
         self._trusted_hops = trusted_hops
         self._report_only = report_only
         self._witness = witness
+        self._uses = uses
         self._peers: dict[str, bool] = {}
         self._decision_ids = DecisionIds(secrets.token_bytes(5))
         self.in_flight = 0
@@ -163,13 +167,16 @@ class AuthzServer:
 
     async def _decide(self, access: AccessRequest) -> Outcome:
         try:
-            return await authorize(access, self._rules, self._store)
+            outcome = await authorize(access, self._rules, self._store)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  # unclear means refused
             self._log.event("error", "defect", error=type(error).__name__)
             denial = Deny(STORE_UNAVAILABLE, "a defect of the sidecar")
             return Outcome(denial, self._store.now())
+        if self._uses is not None and (record := outcome.record) is not None:
+            self._uses.used(record.token, outcome.now, access.client, outcome.route or "")
+        return outcome
 
     def _trusts(self, peer: str) -> bool:
         """Whether a peer may ask; the unix socket has no address and may."""

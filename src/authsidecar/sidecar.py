@@ -37,6 +37,7 @@ from authsidecar.store.embedded import EmbeddedRedisError
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import Registry
 from authsidecar.telemetry import Telemetry, collected
+from authsidecar.usage import last_uses
 
 GRACE_S: Final = 10.0
 """How long a stop waits for requests in flight, in seconds."""
@@ -234,6 +235,7 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
             looked_up=telemetry.looked_up,
         )
         stack.push_async_callback(decisions.close)
+        uses = await stack.enter_async_context(last_uses(client, keys, log))
         await _warm(decisions, log)
         authz = AuthzServer(
             rules=decided_by,
@@ -243,6 +245,7 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
             trusted_peers=Networks.of(settings.peer_networks),
             trusted_hops=Networks.of(settings.hop_networks),
             report_only=settings.enforcement == "report",
+            uses=uses,
             witness=Witness(client, keys, budget_ms=settings.redis.budget_ms, log=log),
             switch=partial(_switch, Registry(client, keys)),
         )

@@ -58,7 +58,10 @@ class Keys:
         return f"{self.prefix}last-id:{noun}"
 
     def token(self, token: TokenId) -> str:
-        """HASH: sha256 (32 bytes), name, user, team, permissions, expires_at, limit."""
+        """HASH: sha256 (32 bytes), name, user, team, permissions, expires_at, created_at, limit.
+
+        Its last use: used (time and address), used_route, used_route_rest.
+        """
         return f"{self.prefix}token:{token}"
 
     def user(self, user: UserId) -> str:
