@@ -325,7 +325,7 @@ def test_the_server_runs_read_only_as_a_plain_user(installed: Path):
         cd {data}
         ! touch /probe 2>/dev/null
         exec setpriv --reuid 10001 --regid 10001 --clear-groups --no-new-privs \\
-            {installed}/authsidecar serve
+            {installed}/authsidecar serve --workers 2
     """
     environ = {
         "PATH": f"{installed}:/usr/bin:/bin",
