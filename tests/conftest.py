@@ -50,20 +50,19 @@ def postgres_server() -> Iterator["PostgresProcess"]:
 
 
 @pytest.fixture(scope="session")
-def coolify_template(postgres_server: "PostgresProcess") -> str:
-    """The name of a database with Coolify's tables and seed, to copy and not to touch."""
-    from tests.support.postgres import coolify_database
-
-    return asyncio.run(coolify_database(postgres_server))
+def coolify_name(postgres_server: "PostgresProcess") -> str:
+    """The name of a database for Coolify's tables: tests share it, one after the other."""
+    return asyncio.run(postgres_server.database())
 
 
 @pytest.fixture
 async def coolify_db(
-    postgres_server: "PostgresProcess", coolify_template: str
+    postgres_server: "PostgresProcess", coolify_name: str
 ) -> AsyncIterator["Coolify"]:
-    """A database of its own for one test, as coolify-seed.sql leaves it."""
+    """Coolify's tables as coolify-seed.sql leaves them, for one test."""
     from tests.support.coolify import coolify_at
+    from tests.support.postgres import fill
 
-    name = await postgres_server.database(template=coolify_template)
-    async with coolify_at(postgres_server.dsn(name), name) as database:
+    async with coolify_at(postgres_server.dsn(coolify_name), coolify_name) as database:
+        await fill(database.connection)
         yield database

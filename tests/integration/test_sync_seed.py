@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.coolify import SECRETS, bearer
-from tests.support.postgres import PostgresProcess
+from tests.support.postgres import PostgresProcess, coolify_database
 from tests.support.redis import start_redis
 from tests.support.sidecar import SidecarProcess, start_sidecar
 from tests.support.waiting import until
@@ -56,13 +56,12 @@ EXPECTED = {
 @pytest.fixture(scope="module")
 def sidecar(
     postgres_server: PostgresProcess,
-    coolify_template: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[SidecarProcess]:
     """A sidecar that follows the seed into a Redis of its own."""
     directory = tmp_path_factory.mktemp("seed")
     redis = start_redis(directory / "redis")
-    name = asyncio.run(postgres_server.database(template=coolify_template))
+    name = asyncio.run(coolify_database(postgres_server))
     process = start_sidecar(
         directory,
         redis.url,

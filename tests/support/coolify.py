@@ -124,11 +124,17 @@ class Lines:
         return [line for line in lines if line["event"] == event]
 
 
-def follower(dsn: str, client: Redis, lines: Lines | None = None, **options: Any) -> Follower:
+def follower(
+    dsn: str,
+    client: Redis,
+    lines: Lines | None = None,
+    *,
+    keys: Keys | None = None,
+    **options: Any,
+) -> Follower:
     """A sync of this process."""
-    return Follower(
-        Options(dsn, **{"interval_s": 0.05, **options}), client, Keys(), (lines or Lines()).log
-    )
+    chosen = Options(dsn, **{"interval_s": 0.05, **options})
+    return Follower(chosen, client, keys or Keys(), (lines or Lines()).log)
 
 
 async def sync_once(dsn: str, client: Redis, **options: Any) -> Applied:
@@ -165,9 +171,15 @@ def _credential(token: int) -> Credential:
     return Credential(TokenId(token), sha256(secret.encode()).digest())
 
 
-async def state(client: Redis) -> dict[str, Any]:
+async def contents(client: Redis) -> dict[bytes, Any]:
+    """Every key with its value."""
+    readers = {b"hash": client.hgetall, b"set": client.smembers, b"string": client.get}
+    return {key: await readers[await client.type(key)](key) for key in await client.keys("*")}
+
+
+async def state(client: Redis, keys: Keys | None = None) -> dict[str, Any]:
     """Everything that decisions depend on, as the registry reads it."""
-    registry = Registry(client, Keys())
+    registry = Registry(client, keys or Keys())
     teams = await registry.teams()
     instance = await registry.instance()
     return {

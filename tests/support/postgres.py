@@ -111,13 +111,12 @@ class PostgresProcess:
         if made.wait(60) != 0:
             raise RuntimeError(f"initdb fails: {self.log[-2000:]}")
 
-    async def database(self, *, template: str | None = None) -> str:
-        """Make a new database, a copy of `template` if given; its name."""
+    async def database(self) -> str:
+        """Make a new, empty database; its name."""
         name = f"test{next(self._names)}"
         connection = await asyncpg.connect(self.dsn("postgres"))
         try:
-            copied = f" TEMPLATE {template} STRATEGY file_copy" if template else ""
-            await connection.execute(f"CREATE DATABASE {name}{copied}")
+            await connection.execute(f"CREATE DATABASE {name}")
         finally:
             await connection.close()
         return name
@@ -168,14 +167,22 @@ def start_postgres() -> PostgresProcess:
     return server
 
 
+async def fill(connection: asyncpg.Connection, *, seed: bool = True) -> None:
+    """Leave nothing in a database but Coolify's tables and, unless told otherwise, its seed."""
+    await connection.execute(
+        "DROP SCHEMA public CASCADE; CREATE SCHEMA public; GRANT USAGE ON SCHEMA public TO public"
+    )
+    await connection.execute((DATA / "coolify-schema.sql").read_text())
+    if seed:
+        await connection.execute((DATA / "coolify-seed.sql").read_text())
+
+
 async def coolify_database(server: PostgresProcess, *, seed: bool = True) -> str:
     """A new database with Coolify's tables and, unless told otherwise, its seed; its name."""
     name = await server.database()
     connection = await asyncpg.connect(server.dsn(name))
     try:
-        await connection.execute((DATA / "coolify-schema.sql").read_text())
-        if seed:
-            await connection.execute((DATA / "coolify-seed.sql").read_text())
+        await fill(connection, seed=seed)
     finally:
         await connection.close()
     return name
