@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any, BinaryIO, Final
+from typing import Any, Final, Protocol
 
 from authsidecar.credentials import LARGEST_ID
 from authsidecar.model import Permission, Role, TeamId, TokenId, UnixMs, UserId
@@ -48,13 +48,20 @@ class Report:
     refused: int = 0
 
 
+class Lines(Protocol):
+    """A binary file, as far as an import reads it."""
+
+    def readline(self, size: int, /) -> bytes:
+        """Read up to the end of the line, or `size` bytes; nothing at the end of the file."""
+
+
 class BadLineError(ValueError):
     """A line is no token; says what is wrong with it, without repeating it."""
 
 
 async def import_tokens(
     registry: Registry,
-    file: BinaryIO,
+    file: Lines,
     *,
     refused: Callable[[int, str], None],
     progress: Callable[[int], None] = lambda _: None,
@@ -133,7 +140,7 @@ async def _line_objection(registry: Registry, token: Token, role: Role | None) -
     return missing.why if isinstance(missing, Refusal) else None
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes | None]:
+def _lines(file: Lines) -> Iterator[bytes | None]:
     """Every line; None for one that is too long, of which no more than a piece is ever held."""
     while line := file.readline(LONGEST_LINE + 1):
         if len(line) <= LONGEST_LINE:

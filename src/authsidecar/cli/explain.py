@@ -9,7 +9,7 @@ from authsidecar.addresses import Networks
 from authsidecar.cli.errors import MisconfiguredError, RefusedError
 from authsidecar.cli.options import ADDRESS, Command
 from authsidecar.cli.output import printable, styled
-from authsidecar.cli.session import Session, on_silent_registry
+from authsidecar.cli.session import Session, interruptible, on_silent_registry
 from authsidecar.model import Address, Deny
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def _authorization(file: BinaryIO | None) -> list[bytes]:
     """The header that a client would send with this file's token; none without a file."""
     if file is None:
         return []
-    token = file.read(LONGEST_TOKEN).strip()
+    with interruptible():
+        token = file.read(LONGEST_TOKEN).strip()
     if not token:
         raise click.BadParameter("the file holds no token", param_hint="--token-file")
     return [token if token.lower().startswith(b"bearer ") else b"Bearer " + token]

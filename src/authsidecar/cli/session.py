@@ -139,8 +139,7 @@ def _run(work: Callable[[], Awaitable[None]]) -> None:
         await work()
 
     try:
-        with _interruptible():
-            asyncio.run(main())
+        asyncio.run(main())
     except (StartError, EmbeddedRedisError) as error:
         raise RefusedError(str(error)) from None
     except (RedisError, StoreError, TimeoutError) as error:
@@ -151,14 +150,22 @@ def _run(work: Callable[[], Awaitable[None]]) -> None:
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C end what blocks; asyncio's own handler would wait for standard input."""
+def interruptible() -> Iterator[None]:
+    """Let one Ctrl-C end a blocking read within a command.
+
+    asyncio's own handler only cancels the task, which a blocking read never lets run. Anywhere
+    else that handler is right: an exception out of the event loop's own code can hang it.
+    """
+    import asyncio
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise KeyboardInterrupt
         yield
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,5 +1,6 @@
 """`token create|list|show|revoke|import`."""
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
@@ -7,12 +8,13 @@ import click
 from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import ID, TOKEN_ID, Group, NamedType
 from authsidecar.cli.output import printable
-from authsidecar.cli.session import Session, done, on_registry, present
+from authsidecar.cli.session import Session, done, interruptible, on_registry, present
 from authsidecar.model import Permission, TeamId, TokenId, UnixMs, UserId
 from authsidecar.times import for_people, rfc3339
 
 if TYPE_CHECKING:
     from authsidecar.store.registry import Token
+    from authsidecar.usage import Use
 
 PERMISSION: Final = NamedType(
     "a permission", tuple(p for p in Permission if p is not Permission.LEGACY_ROOT), Permission
@@ -105,13 +107,19 @@ async def list_(session: Session, team: int | None, user: int | None) -> None:
         user=None if user is None else UserId(user), team=None if team is None else TeamId(team)
     )
     now = await registry.now()
-    items = [as_data(one) | {"expires": _expiry(one, now)} async for one in found]
-    items.sort(key=lambda item: item["id"])
+    tokens = sorted([one async for one in found], key=lambda one: one.id)
+    uses = await _uses(session, tokens)
+    items = [
+        as_data(one)
+        | _used(uses.get(one.id))
+        | {"expires": _expiry(one, now), "last_used": _last_used(uses.get(one.id))}
+        for one in tokens
+    ]
     if session.out.is_json:
         for item in items:
-            del item["expires"]
+            del item["expires"], item["last_used"]
     session.out.listing(
-        ("id", "name", "user", "team", "permissions", "expires"),
+        ("id", "name", "user", "team", "permissions", "expires", "last_used"),
         items,
         empty="no tokens; `authsidecar token create` makes one",
     )
@@ -128,6 +136,7 @@ async def show(session: Session, number: int) -> None:
       authsidecar token show 67
     """
     found = present(await session.registry.token(TokenId(number)), "token", number)
+    use = (await _uses(session, [found])).get(found.id)
     text = "\n".join(
         (
             f"token {found.id}: {printable(found.name)}",
@@ -136,9 +145,10 @@ async def show(session: Session, number: int) -> None:
             f"  permissions  {' '.join(sorted(found.permissions)) or 'none'}",
             f"  expires      {_expiry(found, await session.registry.now())}",
             f"  created      {for_people(found.created_at)}",
+            f"  last used    {_last_used(use)}{_what_for(use)}",
         )
     )
-    session.out.result(as_data(found), text, quiet=text)
+    session.out.result(as_data(found) | _used(use), text, quiet=text)
 
 
 @token.command()
@@ -184,7 +194,7 @@ async def import_(session: Session, file: BinaryIO) -> None:
 
     report = await import_tokens(
         session.registry,
-        file,
+        _Input(file),
         refused=refused,
         progress=lambda lines: session.out.progress(f"{lines:,} lines"),
     )
@@ -204,6 +214,17 @@ async def import_(session: Session, file: BinaryIO) -> None:
         )
 
 
+class _Input:
+    """A file or standard input whose reading Ctrl-C ends."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def readline(self, size: int, /) -> bytes:
+        with interruptible():
+            return self._file.readline(size)
+
+
 def as_data(token: "Token") -> dict[str, Any]:
     """A token as --json shows it: everything but its secret's digest."""
     return {
@@ -215,6 +236,31 @@ def as_data(token: "Token") -> dict[str, Any]:
         "expires_at": None if token.expires_at is None else rfc3339(token.expires_at),
         "created_at": rfc3339(token.created_at),
     }
+
+
+async def _uses(session: Session, tokens: "Iterable[Token]") -> "Mapping[TokenId, Use]":
+    from authsidecar.store.keys import Keys
+    from authsidecar.usage import last_use
+
+    keys = Keys(session.settings.redis.prefix)
+    return await last_use(session.client, keys, [one.id for one in tokens])
+
+
+def _used(use: "Use | None") -> dict[str, Any]:
+    """The last use as --json shows it."""
+    return {
+        "last_used_at": None if use is None else rfc3339(use.at),
+        "last_used_address": None if use is None else use.client,
+        "last_used_route": None if use is None else use.route,
+    }
+
+
+def _last_used(use: "Use | None") -> str:
+    return "never" if use is None else for_people(use.at)
+
+
+def _what_for(use: "Use | None") -> str:
+    return "" if use is None else f" from {printable(use.client)} for {printable(use.route)}"
 
 
 def _expiry(token: "Token", now: UnixMs) -> str:
