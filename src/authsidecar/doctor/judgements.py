@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from authsidecar.credentials import AUTHORIZATION_AMBIGUOUS, TOKEN_MISSING, TOKEN_PREFIX_MISSING
+from authsidecar.credentials import AUTHORIZATION_AMBIGUOUS
 from authsidecar.doctor.evidence import (
     CODE,
     RETRY_AFTER_S,
@@ -73,16 +73,14 @@ def asked(o: Observation) -> str | None:
     """The sidecar was asked."""
     if o.seen:
         return None
-    code = o.answer.document().get("code") if o.answer else None
-    if code == TOKEN_MISSING.code:
-        return "the sidecar was asked, but Authorization did not reach it"
-    if code == TOKEN_PREFIX_MISSING.code:
-        return (
-            "a sidecar was asked that knows of no armed doctor: "
-            "give the doctor the same configuration, Redis and prefix"
-        )
-    if code == "untrusted_peer":
+    said = o.answer.document() if o.answer else {}
+    if said.get("code") == "untrusted_peer":
         return "the sidecar does not trust the proxy's address: add it to trusted_peers"
+    if "decision_id" in said:
+        return (
+            "a sidecar was asked, but Authorization did not reach it, "
+            "or it has another Redis or prefix than the doctor"
+        )
     return f"the sidecar was not asked; {_answered(o)}"
 
 
