@@ -6,7 +6,7 @@ for a timer. An unclear call is never sent again: it may have charged.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any, Final
@@ -25,7 +25,7 @@ IN_FLIGHT: Final = 1
 Result = tuple[UnixMs, list[int]]
 """Redis's clock, and what charge.lua says of one request."""
 
-Trip = Callable[[str, Awaitable[Any]], Awaitable[Any]]
+Trip = Callable[[str, Coroutine[Any, Any, Any]], Awaitable[Any]]
 
 
 def charge_script() -> str:

@@ -7,37 +7,27 @@ that proof, so a change is seen by the very next request.
 """
 
 import asyncio
-import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from hmac import compare_digest
 from typing import Any, Final, TypeVar
 
-from redis import exceptions
 from redis.asyncio import Redis
 
-from authsidecar.authorize import STALE, Charged, Stale, StoreError
-from authsidecar.model import (
-    Credential,
-    Quota,
-    TeamId,
-    TokenId,
-    TokenRecord,
-    UnixMs,
-    UserId,
-)
+from authsidecar.authorize import STALE, Charged, Stale
+from authsidecar.model import Credential, Quota, TokenId, TokenRecord, UnixMs
 from authsidecar.policy import Instance
 from authsidecar.ratelimit.charges import Charge
 from authsidecar.ratelimit.pace import AddressPace
-from authsidecar.store import records
 from authsidecar.store.calls import ChargeCalls, end
 from authsidecar.store.keys import Keys
+from authsidecar.store.loading import Loader
+from authsidecar.store.refusals import Refusals
+from authsidecar.store.trips import Observe, Trips
 
 REPEAT_FREE_MS: Final = 10_000
 """For how long a repeat of the same client request costs nothing, in milliseconds."""
-
-NONCE_BYTES: Final = 12
 
 _STATUS_STALE: Final = 0
 _STATUS_REFUSED: Final = 2
@@ -57,7 +47,7 @@ class DecisionStore:
         cache_records: int = 100_000,
         cache_max_age_s: float = 5.0,
         pace: AddressPace | None = None,
-        observe: Callable[[str, float, str | None], None] = lambda *_: None,
+        observe: Observe = lambda *_: None,
         looked_up: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Nothing is sent yet.
@@ -74,13 +64,14 @@ class DecisionStore:
         """
         self._client: Any = client  # redis-py's own annotations mix sync, async, bytes and str
         self._keys = keys
-        self._budget_s = budget_ms / 1000
         self._cache_records = cache_records
         self._max_age_s = cache_max_age_s
         self._pace = pace or AddressPace()
-        self._observe = observe
         self._looked_up = looked_up
-        self._calls = ChargeCalls(self._client, self._trip)
+        self._loader = Loader(client, keys)
+        self._trips = Trips(budget_ms / 1000, observe)
+        self._calls = ChargeCalls(client, self._trips.make)
+        self._refusals = Refusals()
         self._records: OrderedDict[TokenId, tuple[TokenRecord, float]] = OrderedDict()
         self._instance: tuple[Instance, float] | None = None
         self._loads: dict[object, asyncio.Task[Any]] = {}
@@ -97,7 +88,7 @@ class DecisionStore:
 
     async def ping(self) -> None:
         """Ask Redis for the time, which also sets this process's idea of it."""
-        seconds, micros = await self._trip("ping", self._client.time())
+        seconds, micros = await self._trips.make("ping", self._client.time())
         self._clock_offset_ms = seconds * 1000 + micros / 1000 - time.time() * 1000
 
     async def instance(self, *, fresh: bool) -> Instance:
@@ -161,6 +152,8 @@ class DecisionStore:
         keys, args = self._written(
             counters, instance, record, repeat_key, "peek" if peek else "charge"
         )
+        if repeat_key is None and not peek and (quota := self._standing(counters)) is not None:
+            return Charged(False, (quota,), self.now())
         now, (status, stale, *numbers) = await self._calls.charge(keys, args)
         self._clock_offset_ms = now - time.time() * 1000
         if status == _STATUS_STALE:
@@ -170,7 +163,19 @@ class DecisionStore:
             Quota(counter.scope, counter.limit, numbers[2 * i], UnixMs(numbers[2 * i + 1]))
             for i, counter in enumerate(counters)
         )
+        if status == _STATUS_REFUSED:
+            for counter, quota in zip(counters, quotas, strict=True):
+                if quota.remaining == 0:
+                    self._refusals.note(self._keys.counter(counter), quota, now)
         return Charged(status != _STATUS_REFUSED, quotas, now)
+
+    def _standing(self, counters: tuple[Charge, ...]) -> Quota | None:
+        """A refusal of one of these counters that stands without asking Redis."""
+        now = self.now()
+        for counter in counters:
+            if (quota := self._refusals.standing(self._keys.counter(counter), now)) is not None:
+                return quota
+        return None
 
     async def close(self) -> None:
         """End what is under way; the client is the caller's to close."""
@@ -221,70 +226,25 @@ class DecisionStore:
                 self._records[record.token] = (record, float("-inf"))  # too old to be used
 
     async def _load_instance(self) -> Instance:
-        names = self._keys
-        nonce = await self._nonce(names.instance_nonce)
-        fields = await self._trip(
-            "instance", self._client.hmget(names.instance, list(records.INSTANCE_FIELDS))
-        )
-        loaded = records.instance(fields, nonce)
+        loaded = await self._trips.make("instance", self._loader.instance())
         self._instance = (loaded, time.monotonic())
         return loaded
 
     async def _load_record(self, credential: Credential) -> TokenRecord | None:
-        """First the digest: unknown ids and wrong secrets end there, after one trip."""
-        names, token = self._keys, credential.token_id
-        digest, owner = await self._trip(
-            "token", self._client.hmget(names.token(token), ["sha256", "user"])
-        )
-        user = records.number(owner)
-        if user is None or not compare_digest(digest or b"", credential.digest):
+        token = credential.token_id
+        record, digest = await self._trips.make("token", self._loader.record(credential))
+        if record is None:
             held = self._records.get(token)
-            if held is not None and not compare_digest(held[0].digest, digest or b""):
+            if held is not None and not compare_digest(held[0].digest, digest):
                 del self._records[token]  # a wrong guess alone must not push out the right one
-            return None
-        record = await self._load_owned(token, UserId(user))
-        if record is None or not compare_digest(record.digest, credential.digest):
-            return None
-        if self._cache_records:
+        elif self._cache_records:
             self._records[token] = (record, time.monotonic())
             self._records.move_to_end(token)
             if len(self._records) > self._cache_records:
                 self._records.popitem(last=False)
         return record
 
-    async def _load_owned(self, token: TokenId, user: UserId) -> TokenRecord | None:
-        """The token with its owner: the nonce first, so that a change in between shows."""
-        names = self._keys
-        nonce = await self._nonce(names.user_nonce(user))
-        fields = await self._trip(
-            "token", self._client.hmget(names.token(token), list(records.TOKEN_FIELDS))
-        )
-        if records.number(fields[2]) != user:
-            return None
-        team_number = records.number(fields[3])
-        team_fields: list[records.Field] = [None] * len(records.TEAM_FIELDS)
-        async with self._client.pipeline(transaction=False) as pipe:
-            pipe.hmget(names.user(user), list(records.USER_FIELDS))
-            if team_number is not None:
-                team = TeamId(team_number)
-                pipe.hmget(names.team(team), list(records.TEAM_FIELDS))
-                pipe.hget(names.team_members(team), str(user))
-            user_fields, *rest = await self._trip("token", pipe.execute())
-        team_fields, member = rest or (team_fields, None)
-        return records.token_record(
-            token, fields, user=user_fields, team=team_fields, member=member, nonce=nonce
-        )
-
-    async def _nonce(self, key: str) -> bytes:
-        """The nonce under a key; where there is none yet, a new one that all agree on."""
-        nonce = await self._trip("nonce", self._client.get(key))
-        while nonce is None:
-            fresh = secrets.token_hex(NONCE_BYTES)
-            await self._trip("nonce", self._client.set(key, fresh, nx=True))
-            nonce = await self._trip("nonce", self._client.get(key))
-        return bytes(nonce)
-
-    async def _joined(self, key: object, load: Callable[[], Awaitable[_T]]) -> _T:
+    async def _joined(self, key: object, load: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """One load for all who ask at the same time; a caller that leaves does not end it."""
         task = self._loads.get(key)
         if task is None:
@@ -297,28 +257,3 @@ class DecisionStore:
         del self._loads[key]
         if not task.cancelled():
             task.exception()  # whoever waits has it; where nobody does, it is no leak
-
-    async def _trip(self, operation: str, command: Awaitable[_T]) -> _T:
-        """One trip within its budget.
-
-        Raises:
-            StoreError: Redis did not answer well in time; never says more than a closed kind.
-        """
-        start = time.perf_counter()
-        kind: str | None = None
-        try:
-            async with asyncio.timeout(self._budget_s):
-                return await command
-        except (TimeoutError, exceptions.TimeoutError):
-            kind = "timeout"
-        except exceptions.ReadOnlyError:
-            kind = "readonly"
-        except exceptions.BusyLoadingError:
-            kind = "loading"
-        except (exceptions.ConnectionError, OSError):
-            kind = "connection"
-        except exceptions.RedisError:
-            kind = "other"
-        finally:
-            self._observe(operation, time.perf_counter() - start, kind)
-        raise StoreError(kind, f"{operation}: {kind}")

@@ -18,8 +18,8 @@ from authsidecar.model import Limit, Permission, Role, TeamId, TokenId, UnixMs, 
 from authsidecar.policy import Instance
 from authsidecar.ratelimit.charges import Charge
 from authsidecar.store import records
-from authsidecar.store.decisions import NONCE_BYTES
 from authsidecar.store.keys import Keys
+from authsidecar.store.loading import NONCE_BYTES
 
 EXPIRED_KEPT_MS: Final = 7 * 24 * 3600 * 1000
 """For how long an expired token is kept, so that its refusal can say why: a week."""

@@ -1,0 +1,91 @@
+"""Reading what a decision needs: the instance, and a token with its owner.
+
+A nonce is always read before what it proves, so that a change in between shows as a stale nonce
+in the charge that follows, and never as an old record under a new nonce.
+"""
+
+import secrets
+from hmac import compare_digest
+from typing import Any, Final
+
+from authsidecar.model import Credential, TeamId, TokenRecord, UserId
+from authsidecar.policy import Instance
+from authsidecar.store import records
+from authsidecar.store.keys import Keys
+
+NONCE_BYTES: Final = 12
+
+
+class Loader:
+    """Reads whole records; redis-py's own exceptions pass through to the caller."""
+
+    def __init__(self, client: Any, keys: Keys, *, ordered: bool = True) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            client: redis-py's asyncio client.
+            keys: the key names.
+            ordered: whether the commands of a pipeline run in its order: not on Redis Cluster,
+                where each node has a part of them.
+        """
+        self._client = client
+        self._keys = keys
+        self._ordered = ordered
+
+    async def instance(self) -> Instance:
+        """The instance-wide state."""
+        names = self._keys
+        fields = list(records.INSTANCE_FIELDS)
+        nonce, (read,) = await self._proven(
+            names.instance_nonce, lambda pipe: pipe.hmget(names.instance, fields)
+        )
+        return records.instance(read, nonce)
+
+    async def record(self, credential: Credential) -> tuple[TokenRecord | None, bytes]:
+        """The token of exactly this id and secret, or None, and the digest stored under its id.
+
+        Unknown ids and wrong secrets end alike after the first trip; nothing more is read of a
+        token that is not the caller's.
+        """
+        names, token = self._keys, credential.token_id
+        found = await self._client.hmget(names.token(token), ["sha256", "user", "team"])
+        digest = found[0] or b""
+        owner, team_number = records.number(found[1]), records.number(found[2])
+        if owner is None or not compare_digest(digest, credential.digest):
+            return None, digest
+        user, team = UserId(owner), None if team_number is None else TeamId(team_number)
+
+        def read(pipe: Any) -> None:
+            pipe.hmget(names.token(token), list(records.TOKEN_FIELDS))
+            pipe.hmget(names.user(user), list(records.USER_FIELDS))
+            if team is not None:
+                pipe.hmget(names.team(team), list(records.TEAM_FIELDS))
+                pipe.hget(names.team_members(team), str(user))
+
+        nonce, (fields, owned, *rest) = await self._proven(names.user_nonce(user), read)
+        no_team: list[records.Field] = [None] * len(records.TEAM_FIELDS)
+        team_fields, member = rest or (no_team, None)
+        if (records.number(fields[2]), records.number(fields[3])) != (owner, team_number):
+            return None, digest  # it was moved meanwhile: the next request will find it
+        record = records.token_record(
+            token, fields, user=owned, team=team_fields, member=member, nonce=nonce
+        )
+        if record is None or not compare_digest(record.digest, credential.digest):
+            return None, digest
+        return record, digest
+
+    async def _proven(self, key: str, read: Any) -> tuple[bytes, list[Any]]:
+        """A nonce and what it proves, read after it; a missing nonce is made first."""
+        while True:
+            nonce = None if self._ordered else await self._client.get(key)
+            if self._ordered or nonce is not None:
+                async with self._client.pipeline(transaction=False) as pipe:
+                    if self._ordered:
+                        pipe.get(key)
+                    read(pipe)
+                    answers = await pipe.execute()
+                if self._ordered:
+                    nonce, *answers = answers
+                if nonce is not None:
+                    return bytes(nonce), answers
+            await self._client.set(key, secrets.token_hex(NONCE_BYTES), nx=True)

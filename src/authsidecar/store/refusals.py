@@ -1,0 +1,54 @@
+"""Counters that refuse again and again are not asked about each time: a flood costs little.
+
+Approximate by design, and only ever towards refusing: a key that Redis has refused FLOOD times
+within RECHECK_MS is refused here until that time is over or its window opens, whichever comes
+first; then Redis is asked again. So a raised limit is noticed at once by whoever is not flooding,
+and within RECHECK_MS by whoever is.
+"""
+
+from collections import OrderedDict
+from typing import Final
+
+from authsidecar.model import Quota, UnixMs
+
+FLOOD: Final = 3
+"""Refusals by Redis within RECHECK_MS that make a flood."""
+
+RECHECK_MS: Final = 250
+"""How long a refusal may be repeated without asking, in milliseconds."""
+
+KEYS: Final = 10_000
+"""How many counters are remembered at the most; the longest unseen goes first."""
+
+
+class Refusals:
+    """What Redis refused lately, by counter key."""
+
+    def __init__(self, keys: int = KEYS) -> None:
+        """Nothing is refused.
+
+        Args:
+            keys: how many are remembered, above 0.
+        """
+        self._keys = keys
+        self._seen: OrderedDict[str, tuple[int, UnixMs, Quota]] = OrderedDict()
+
+    def note(self, key: str, quota: Quota, now: UnixMs) -> None:
+        """Redis has refused this counter just now."""
+        held = self._seen.get(key)
+        times, since = (held[0], held[1]) if held and now - held[1] < RECHECK_MS else (0, now)
+        self._seen[key] = (times + 1, since, quota)
+        self._seen.move_to_end(key)
+        if len(self._seen) > self._keys:
+            self._seen.popitem(last=False)
+
+    def standing(self, key: str, now: UnixMs) -> Quota | None:
+        """The refusal that stands without asking, or None: ask."""
+        held = self._seen.get(key)
+        if held is None or held[0] < FLOOD:
+            return None
+        _, since, quota = held
+        if not since <= now < min(since + RECHECK_MS, quota.reset_at):
+            del self._seen[key]
+            return None
+        return quota
