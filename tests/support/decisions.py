@@ -1,6 +1,7 @@
 """Decisions on a real Redis without a server around them: a world, stores, and what they cost."""
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -87,6 +88,12 @@ class Sidecar:
         """Only the code of the answer."""
         return code(await self.outcome(who, *route, **more))
 
+    async def until_allowed(self, who: Any) -> None:
+        """Ask until Redis, or a slow machine, has come to itself."""
+        async with asyncio.timeout(10):
+            while await self.ask(who) != "allow":  # noqa: ASYNC110  # nothing would set an event
+                await asyncio.sleep(0.05)
+
 
 @asynccontextmanager
 async def sidecar(
@@ -95,11 +102,24 @@ async def sidecar(
     kind: type[DecisionStore] = DecisionStore,
     lookups_per_second: int = 10,
     budget_ms: int = 5000,
+    before: Callable[[], Awaitable[object]] | None = None,
     **options: Any,
 ) -> AsyncIterator[Sidecar]:
-    """A store as `serve` makes it, with its own connections."""
+    """A store as `serve` makes it, with its own connections.
+
+    Args:
+        url: its Redis.
+        kind: DecisionStore, or a test's own.
+        lookups_per_second: the pace of a refused address.
+        budget_ms: generous, since a loaded test machine is no outage.
+        before: called before everything that is sent to Redis.
+        options: more of DecisionStore's own.
+    """
     made = Sidecar(store=None)  # type: ignore[arg-type]  # the store tells it of its trips
     async with connected(Connection(url, data_dir=None)) as client:  # type: ignore[arg-type]
+        if before is not None:
+            pool = client.connection_pool
+            pool.connection_class = _told(pool.connection_class, before)
         made.store = kind(
             client,
             Keys(),
@@ -113,6 +133,17 @@ async def sidecar(
         made.trips.clear()
         yield made
         await made.store.close()
+
+
+def _told(connection: type[Any], before: Callable[[], Awaitable[object]]) -> type[Any]:
+    """The same kind of connection, calling `before` before it sends."""
+
+    class Told(connection):
+        async def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+            await before()
+            await super().send_packed_command(*args, **kwargs)
+
+    return Told
 
 
 async def world(client: Redis) -> Registry:
