@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 from authsidecar.demo import proxies
 from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import RECIPES, RunningProxy, start_proxy
+from authsidecar.doctor import running
 from authsidecar.doctor.echo import echoing
 from authsidecar.doctor.evidence import REFUSALS
 from authsidecar.doctor.probes import PROBES
@@ -62,13 +63,13 @@ async def backend() -> AsyncIterator[str]:
 async def proxied(
     proxy: Proxy, sidecar: SidecarProcess, backend: str, directory: Path
 ) -> AsyncIterator[RunningProxy]:
-    running = await start_proxy(
+    found = await start_proxy(
         proxy, authz=f"127.0.0.1:{sidecar.port}", backend=backend, directory=directory
     )
     try:
-        yield running
+        yield found
     finally:
-        await running.stop()
+        await found.stop()
 
 
 def failed(report: Report) -> dict[str, str]:
@@ -78,8 +79,8 @@ def failed(report: Report) -> dict[str, str]:
 @pytest.mark.parametrize("proxy", list(RECIPES))
 async def test_the_shipped_files_pass_every_probe(proxy, sidecar, client, backend, tmp_path):
     """Nothing fails on what we tell people to copy; only what a proxy cannot do is skipped."""
-    async with proxied(proxy, sidecar, backend, tmp_path) as running:
-        what = Examination(proxy, running.url, echo_url=running.url)
+    async with proxied(proxy, sidecar, backend, tmp_path) as found:
+        what = Examination(proxy, found.url, echo_url=found.url)
         report = await examine(client, Keys(), what)
     assert failed(report) == {}
     skipped = {f.probe.name for f in report.findings if f.result is Result.SKIP}
@@ -282,9 +283,9 @@ async def test_a_broken_file_is_caught_and_named(  # noqa: PLR0917
         return {file: {**literals, **changes.get(file, {})} for file, literals in given.items()}
 
     monkeypatch.setattr(proxies, "RECIPES", {**RECIPES, proxy: replace(recipe, files=files)})
-    async with proxied(proxy, sidecar, backend, tmp_path) as running:
+    async with proxied(proxy, sidecar, backend, tmp_path) as found:
         what = Examination(
-            proxy, running.url, echo_url=running.url, from_hop=name == "caddy: leftmost address"
+            proxy, found.url, echo_url=found.url, from_hop=name == "caddy: leftmost address"
         )
         report = await examine(client, Keys(), what)
     assert set(failed(report)) == expected, "\n".join(map(str, failed(report).items()))
@@ -293,8 +294,8 @@ async def test_a_broken_file_is_caught_and_named(  # noqa: PLR0917
 @pytest.mark.parametrize("proxy", list(RECIPES))
 async def test_without_an_echo_the_rest_is_judged(proxy, sidecar, client, tmp_path):
     """With Coolify itself behind the proxy, the probes that need an echo are skipped."""
-    async with Backend() as coolify, proxied(proxy, sidecar, coolify.address, tmp_path) as running:
-        report = await examine(client, Keys(), Examination(proxy, running.url))
+    async with Backend() as coolify, proxied(proxy, sidecar, coolify.address, tmp_path) as found:
+        report = await examine(client, Keys(), Examination(proxy, found.url))
         reached = {seen.routed.template for seen in coolify.seen if seen.routed}
     assert failed(report) == {}
     skipped = {f.probe.name for f in report.findings if f.result is Result.SKIP}
@@ -316,9 +317,9 @@ async def test_a_backend_reached_unasked_is_seen_without_an_echo(
     monkeypatch.setattr(proxies, "RECIPES", {**RECIPES, Proxy.NGINX: replace(recipe, files=files)})
     async with (
         Backend() as coolify,
-        proxied(Proxy.NGINX, sidecar, coolify.address, tmp_path) as running,
+        proxied(Proxy.NGINX, sidecar, coolify.address, tmp_path) as found,
     ):
-        report = await examine(client, Keys(), Examination(Proxy.NGINX, running.url))
+        report = await examine(client, Keys(), Examination(Proxy.NGINX, found.url))
     assert set(failed(report)) == {"guard-index-php"}
     assert "answered 404 without the sidecar being asked" in failed(report)["guard-index-php"]
 
@@ -327,12 +328,35 @@ async def test_a_sidecar_on_another_redis_is_said_to_be_one(sidecar, backend, re
     """The doctor stops at its first probe, and says what to do."""
     async with (
         Redis.from_url(redis_url) as other,
-        proxied(Proxy.NGINX, sidecar, backend, tmp_path) as running,
+        proxied(Proxy.NGINX, sidecar, backend, tmp_path) as found,
     ):
-        report = await examine(other, Keys(), Examination(Proxy.NGINX, running.url))
+        report = await examine(other, Keys(), Examination(Proxy.NGINX, found.url))
         assert [key async for key in other.scan_iter("*doctor*")] == []
     assert "another Redis or prefix than the doctor" in failed(report)["asked"]
     assert {f.result for f in report.findings[1:]} == {Result.SKIP}
+
+
+async def test_a_slow_moment_of_redis_is_no_fault_of_the_proxy(
+    own_redis, client, backend, tmp_path, monkeypatch
+):
+    """A probe that the sidecar could not take down in time is sent again."""
+    hasty = start_sidecar(tmp_path / "hasty", own_redis.url, REDIS__BUDGET_MS="50")
+    sent, attempts = running._sent, []
+
+    async def slowed(where, probe, key):
+        if not attempts:
+            await client.execute_command("CLIENT", "PAUSE", "400", "ALL")
+        attempts.append(probe.name)
+        return await sent(where, probe, key)
+
+    monkeypatch.setattr(running, "_sent", slowed)
+    try:
+        async with proxied(Proxy.CADDY, hasty, backend, tmp_path) as found:
+            report = await examine(client, Keys(), Examination(Proxy.CADDY, found.url))
+    finally:
+        hasty.stop()
+    assert failed(report) == {}
+    assert attempts[:3] == ["asked", "asked", "guard-bare-prefix"]
 
 
 async def command(sidecar: SidecarProcess, *words: str) -> tuple[int | None, bytes, bytes]:
@@ -349,26 +373,28 @@ async def command(sidecar: SidecarProcess, *words: str) -> tuple[int | None, byt
 
 async def test_the_command_tells_and_its_exit_code_says_it(sidecar, backend, tmp_path):
     """0 and one JSON object if all pass, 1 with one line on stderr if any fails, 2 if misused."""
-    async with proxied(Proxy.CADDY, sidecar, backend, tmp_path) as running:
-        here = ("--proxy", "caddy", "--url", running.url, "--echo-url", running.url)
+    async with proxied(Proxy.CADDY, sidecar, backend, tmp_path) as found:
+        here = ("--proxy", "caddy", "--url", found.url, "--echo-url", found.url)
         code, out, err = await command(sidecar, *here, "--json")
         assert (code, err) == (0, b"")
         assert out.count(b"\n") == 1
         told = json.loads(out)
-        assert (told["outcome"], told["proxy"], told["url"]) == ("pass", "caddy", running.url)
+        assert (told["outcome"], told["proxy"], told["url"]) == ("pass", "caddy", found.url)
         assert {probe["name"] for probe in told["probes"]} == {probe.name for probe in PROBES}
         assert {probe["result"] for probe in told["probes"]} == {"pass"}
 
-        code, out, err = await command(sidecar, "--proxy", "traefik", "--url", running.url)
+        code, out, err = await command(sidecar, "--proxy", "traefik", "--url", found.url)
         assert code == 1
         assert err.count(b"\n") == 1
         assert b"asked" in err
-        assert b"FAIL  asked" in out.replace(b"fail", b"FAIL")
+        assert b"fail  asked" in out
         assert b'deploy/traefik/ has: address: "http://127.0.0.1:4190/authz/traefik"' in out
     code, _, err = await command(sidecar, "--proxy", "caddy", "--url", "http://a.test/path")
     assert (code, b"host and port only" in err) == (2, True)
     code, _, err = await command(sidecar, "--proxy", "apache", "--url", "http://a.test")
     assert (code, b"not a proxy" in err) == (2, True)
+    code, _, err = await command(sidecar, "--proxy", "caddy", "--url", "http://127.0.0.1:1")
+    assert (code, b"cannot connect to 127.0.0.1:1: " in err) == (1, True)
     code, _, err = await command(sidecar)
     assert (code, b"--proxy and --url" in err) == (2, True)
 

@@ -55,6 +55,7 @@ def doctor(  # noqa: PLR0917  # click passes a value for each option
 @on_registry
 async def examine(session: Session, what: "Examination") -> None:
     """Run the examination and tell of it."""
+    from authsidecar.doctor.running import UnreachableError
     from authsidecar.doctor.running import examine as run
     from authsidecar.store.keys import Keys
 
@@ -62,6 +63,8 @@ async def examine(session: Session, what: "Examination") -> None:
         report = await run(session.client, Keys(session.settings.redis.prefix), what)
     except ValueError as error:
         raise click.UsageError(f"--url or --echo-url: {error}") from None
+    except UnreachableError as error:
+        raise RefusedError(str(error)) from None
     session.out.result(report.document(), report.text(), quiet=report.summary())
     if report.failed:
         names = ", ".join(finding.probe.name for finding in report.failed)

@@ -4,13 +4,14 @@ import asyncio
 import http.client
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from authsidecar.doctor.arming import ARMED_S, Armed, armed
-from authsidecar.doctor.evidence import ALLOW, Answer, Sighting, credential
+from authsidecar.doctor.evidence import ALLOW, CODE, Answer, Sighting, credential
 from authsidecar.doctor.judgements import Observation
 from authsidecar.doctor.probes import FIRST, PROBES, Probe
 from authsidecar.doctor.report import Finding, Report, Result
@@ -20,8 +21,15 @@ from authsidecar.store.keys import Keys
 PATIENCE_S: Final = 5.0
 """How long one answer may take, in seconds."""
 
+ATTEMPTS: Final = 3
+"""How often a probe is sent that the sidecar answered and did not take down."""
+
 _IN_TIME_S: Final = ARMED_S - PATIENCE_S
 _LONGEST_BODY: Final = 1024 * 1024
+
+
+class UnreachableError(Exception):
+    """The proxy cannot be connected to; one line says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +103,13 @@ async def examine(client: Any, keys: Keys, what: Examination) -> Report:
 
     Raises:
         ValueError: a url is none.
+        UnreachableError: nobody listens there.
     """
     site = place(what.url, insecure=what.insecure)
     echo = place(what.echo_url, insecure=what.insecure) if what.echo_url else None
+    for named in (site, echo):
+        if named is not None:
+            await asyncio.to_thread(_reach, named)
     answers: dict[str, Answer | None] = {}
     async with armed(client, keys) as key:
         late = asyncio.get_running_loop().time() + _IN_TIME_S
@@ -107,7 +119,7 @@ async def examine(client: Any, keys: Keys, what: Examination) -> Report:
                 continue
             if asyncio.get_running_loop().time() > late:
                 break
-            answers[probe.name] = await _sent(where, probe, key)
+            answers[probe.name] = await _answered(where, probe, key)
             if probe is FIRST and not await key.sightings():
                 break
         seen = await key.sightings()
@@ -145,6 +157,21 @@ def _finding(
     return Finding(probe, Result.PASS) if fault is None else Finding(probe, Result.FAIL, fault)
 
 
+async def _answered(where: Place, probe: Probe, key: Armed) -> Answer | None:
+    """The answer to a probe; sent again where the sidecar answered but could not take it down.
+
+    A Redis that is slow for a moment must not look like a fault of the proxy.
+    """
+    for _ in range(ATTEMPTS - 1):
+        answer = await _sent(where, probe, key)
+        said = answer.document() if answer else {}
+        if "decision_id" not in said or said.get("code") == CODE:
+            return answer
+        if any(seen.probe == probe.name for seen in await key.sightings()):
+            return answer
+    return await _sent(where, probe, key)
+
+
 async def _sent(where: Place, probe: Probe, key: Armed) -> Answer | None:
     authorization = credential(key.key, probe.name, probe.answer)
     return await asyncio.to_thread(_exchange, where, _written(where, probe, authorization))
@@ -168,16 +195,38 @@ def _written(where: Place, probe: Probe, authorization: str) -> bytes:
 def _exchange(where: Place, request: bytes) -> Answer | None:
     """One request on a connection of its own; None if there is no whole answer in time."""
     try:
-        with socket.create_connection((where.host, where.port), timeout=PATIENCE_S) as plain:
-            connection = (
-                where.tls.wrap_socket(plain, server_hostname=where.host) if where.tls else plain
-            )
+        with _connected(where) as connection:
             connection.sendall(request)
             response = http.client.HTTPResponse(connection)
             response.begin()
             body = b"" if response.status == 101 else response.read(_LONGEST_BODY)
-            connection.close()
     except (OSError, http.client.HTTPException):
         return None
     headers = tuple((name.lower(), value) for name, value in response.getheaders())
     return Answer(response.status, headers, body)
+
+
+def _reach(where: Place) -> None:
+    """Connect once.
+
+    Raises:
+        UnreachableError: nobody listens, or the certificate is not trusted.
+    """
+    try:
+        with _connected(where):
+            return
+    except ssl.SSLCertVerificationError as error:
+        why = f"{error.verify_message}; --insecure takes any certificate"
+    except OSError as error:
+        why = error.strerror or str(error)
+    raise UnreachableError(f"cannot connect to {where.authority}: {why}")
+
+
+@contextmanager
+def _connected(where: Place) -> Iterator[socket.socket]:
+    with socket.create_connection((where.host, where.port), timeout=PATIENCE_S) as plain:
+        if where.tls is None:
+            yield plain
+            return
+        with where.tls.wrap_socket(plain, server_hostname=where.host) as secured:
+            yield secured
