@@ -101,7 +101,7 @@ class Follower:
         self._progress = progress
         self._image: Image | None = None
         self._wake = asyncio.Event()
-        self._told: object = None
+        self._told = ""
         self._logged: set[tuple[Odd, str]] = set()
 
     async def run(self) -> None:
@@ -246,8 +246,8 @@ class Follower:
 
     def _tell(self, level: Level, event: str, **fields: object) -> None:
         """Log how it goes, once for as long as it goes like that."""
-        if self._told != (event, fields):
-            self._told = (event, fields)
+        if self._told != event:
+            self._told = event
             self._log.event(level, event, **fields)
 
     async def _check_triggers(self, source: Source) -> None:
