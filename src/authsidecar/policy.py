@@ -152,7 +152,7 @@ def find_route(policy: Policy, request: AccessRequest) -> Route | Judgement:
     route = policy.routes.find(request.method, path)
     if route is None and outside and policy.pass_outside:
         return Judgement(Allow(None), None)
-    if route is None or route.guard is Guard.CLOSED:
+    if route is None or route.guard in {Guard.CLOSED, Guard.ABSENT}:
         detail = f"no route for {request.method} at this path"
         return Judgement(Deny(ROUTE_UNKNOWN, detail), "unknown")
     if route.guard is Guard.WRONG_METHOD:

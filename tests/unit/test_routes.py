@@ -313,6 +313,8 @@ def test_a_post_that_is_weaker_than_its_siblings_is_refused(
         ("root", "read"),
         ("read:sensitive", "read"),
         ("write", "public"),
+        ("write", "absent"),
+        ("absent", "write"),
         ("deny", "write"),
         ("deny", "root"),
         ("deny", "deny"),
@@ -321,6 +323,22 @@ def test_a_post_that_is_weaker_than_its_siblings_is_refused(
 def test_a_post_that_is_as_strong_as_its_siblings_is_fine(post: str, other: str) -> None:
     """Whoever may send the POST might as well send the DELETE."""
     assert len(extra(f"POST /a {post}\nDELETE /a {other}", EMPTY)) == 2
+
+
+def test_a_closed_sibling_must_not_be_reached_by_an_override() -> None:
+    """`deny` says that the backend has the route: a POST beside it would open it again."""
+    with pytest.raises(RouteError, match=r"POST /a/{x} is weaker than PATCH /a/{x}"):
+        extra("PATCH /a/{x} deny\nPOST /a/{x} root", EMPTY)
+
+
+def test_closing_the_post_as_well_closes_both() -> None:
+    """A row that an earlier one hides is never reached, so it is no way around."""
+    base = extra("POST /a/{x} write\nPATCH /a/{x} write", EMPTY)
+    table = extra("PATCH /a/{x} deny\nPOST /a/{y} deny", base)
+    for method in ("POST", "PATCH"):
+        found = table.find(method, "/a/b")
+        assert found is not None
+        assert found.guard is Guard.CLOSED
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ def _item(route: "Route") -> dict[str, object]:
         Guard.PUBLIC: f"nothing, limit {route.bucket}",
         Guard.WRONG_METHOD: "405, takes POST",
         Guard.CLOSED: "404, closed",
+        Guard.ABSENT: "404, absent",
     }
     return {
         "method": route.method,

@@ -115,7 +115,7 @@ class Redis(Section):
         default=50,
         ge=1,
         le=10_000,
-        description="Time that one request may spend on Redis, in milliseconds; then 503.",
+        description="Time that one trip to Redis may take, in milliseconds; then 503.",
     )
     username: UserName | None = Field(
         default=None, description="Redis user (ACL); wins over the one in the URL."
@@ -206,7 +206,9 @@ class Coolify(Section):
         default="4.3", description="Release line of Coolify, whose route table is used."
     )
     extra_routes: FilePath | None = Field(
-        default=None, description="Your own routes (TSV or YAML), before and over the table's."
+        default=None,
+        description="File of your own routes, before and over the table's: one `METHOD PATH "
+        "PERMISSION` a line, where PERMISSION may also be `public`, `deny` (closed) or `absent`.",
     )
     outside: Literal["deny", "pass"] = Field(
         default="deny",

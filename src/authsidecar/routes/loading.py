@@ -24,7 +24,7 @@ PUBLIC: Final = {
 }
 """The only rows without a token, and the bucket that each is counted in."""
 
-EXTRA_COLUMNS: Final = "method, path and permission (a permission, `public` or `deny`)"
+EXTRA_COLUMNS: Final = "method, path and permission (a permission, `public`, `deny` or `absent`)"
 _GRANTABLE: Final = tuple(p for p in Permission if p is not Permission.LEGACY_ROOT)
 
 
@@ -101,9 +101,9 @@ def tsv(table: Iterable[Row]) -> str:
 def as_extra(table: Iterable[Row], base: RouteTable) -> str:
     """The operator's rows that turn one table into another: what `extra` reads.
 
-    Rows of `base` that the table lacks are closed. The routes that have rules of their own
+    Rows of `base` that the table lacks become `absent`. The routes that have rules of their own
     (switches, /mcp, public ones) stay as they are in `base`, whatever the table says; any other
-    row without a token or a permission is closed as well.
+    row without a token or a permission is absent as well.
 
     Args:
         table: the rows that are wanted.
@@ -114,12 +114,12 @@ def as_extra(table: Iterable[Row], base: RouteTable) -> str:
     """
     wanted = [row for row in table if not _special(row.method, row.path)]
     lines = [
-        f"{row.method} {row.path} {'deny' if '-' in {row.auth, row.ability} else row.ability}"
+        f"{row.method} {row.path} {'absent' if '-' in {row.auth, row.ability} else row.ability}"
         for row in wanted
     ]
     here = {(row.method, row.path) for row in wanted}
     lines += [
-        f"{route.method} {route.template} deny"
+        f"{route.method} {route.template} absent"
         for route in base
         if (route.method, route.template) not in here and not _special(route.method, route.template)
     ]
@@ -196,10 +196,12 @@ def _extra_route(number: int, fields: list[str]) -> Route:
         return Route(method, path, Guard.PUBLIC, bucket="unknown")
     if permission == "deny":
         return Route(method, path, Guard.CLOSED)
+    if permission == "absent":
+        return Route(method, path, Guard.ABSENT)
     if permission not in _GRANTABLE:
         raise RouteError(
             f"line {number}: {permission!r} is not a permission; one of "
-            f"{', '.join(_GRANTABLE)}, public, deny"
+            f"{', '.join(_GRANTABLE)}, public, deny, absent"
         )
     return Route(method, path, Guard.ORDINARY, Permission(permission))
 
@@ -210,14 +212,15 @@ def _checked(routes: Iterable[Route]) -> RouteTable:
     The body is invisible to a forward-auth check, and Laravel lets it turn a POST into a PUT,
     PATCH or DELETE of the same path (coolify-semantics section 9).
     """
-    rows = tuple(routes)
-    table = RouteTable(rows)
+    table = RouteTable(routes)
+    # A row that an earlier one hides whole is never reached.
+    rows = [row for row in table if table.find(row.method, row.template) is row]
     by_length: dict[int, list[Route]] = {}
     for row in rows:
         if row.method in {"PUT", "PATCH", "DELETE"}:
             by_length.setdefault(len(row.segments), []).append(row)
     for post in rows:
-        if post.method != "POST" or post.guard is Guard.CLOSED:
+        if post.method != "POST" or post.guard in {Guard.CLOSED, Guard.ABSENT}:
             continue
         for other in by_length.get(len(post.segments), ()):
             if overlap(post.segments, other.segments) and not _at_least(post, other):
@@ -237,7 +240,7 @@ def overlap(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
 
 def _at_least(post: Route, other: Route) -> bool:
     """Whether whoever may call `post` may call `other` as well."""
-    if other.guard in {Guard.PUBLIC, Guard.CLOSED, Guard.WRONG_METHOD}:
+    if other.guard in {Guard.PUBLIC, Guard.ABSENT, Guard.WRONG_METHOD}:
         return True
     if post.guard is not other.guard:
         return False

@@ -30,7 +30,9 @@ class Guard(StrEnum):
     WRONG_METHOD = "wrong-method"
     """The path exists, this method never works: 405."""
     CLOSED = "closed"
-    """The operator closed it: 404, as if there were no row."""
+    """The operator closed a route that the backend has: 404, as if there were no row."""
+    ABSENT = "absent"
+    """The backend has no such route: 404; nothing has to be kept from reaching it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ def test_a_release_in_front_of_another_decides_as_itself(wanted: str, base: str)
             continue  # these stay as the base has them
         if expected is None:
             assert found is not None
-            assert found.guard is Guard.CLOSED
+            assert found.guard is Guard.ABSENT
         else:
             assert found is not None
             assert (found.guard, found.permission) == (expected.guard, expected.permission)
@@ -29,7 +29,7 @@ def test_a_release_in_front_of_another_decides_as_itself(wanted: str, base: str)
 def test_a_row_without_a_token_is_closed_not_opened():
     """Only the routes that decisions name are public."""
     public = rows(tsv(released("4.3")))[13]._replace(ability="-", auth="-")
-    assert "GET /api/v1/teams deny" in as_extra([public], coolify("4.3")).splitlines()
+    assert "GET /api/v1/teams absent" in as_extra([public], coolify("4.3")).splitlines()
 
 
 def test_a_row_that_would_hide_a_switch_is_refused():

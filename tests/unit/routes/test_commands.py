@@ -124,7 +124,7 @@ def test_import_as_extra_rows_closes_what_the_file_lacks(
     assert run(["routes", "import", str(tmp_path / "api.php"), "--format", "extra"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "GET /api/v1/teams read"
-    assert "GET /api/v1/servers deny" in lines
+    assert "GET /api/v1/servers absent" in lines
 
 
 def test_import_writes_nothing_if_anything_is_unreadable(
