@@ -39,6 +39,9 @@ async def test_scenario(lab: Lab, row: Scenario, proxy: Proxy) -> None:
             assert lab.seen == []
         case ByProxy(status, code):
             assert (answer.status, code_of(answer)) == (status, code)
+            if status == 503:
+                assert answer.header("Retry-After") == "5"
+                assert answer.header("Access-Control-Allow-Origin") == "*"
             assert lab.seen == []
         case Runs() as runs:
             ran(lab, answer, runs, proxy)

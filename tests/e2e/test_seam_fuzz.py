@@ -5,7 +5,7 @@ routes as Laravel does. The sidecar runs with `outside: pass`, which lets more t
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -144,9 +144,19 @@ async def test_nothing_runs_unchecked_at_length(lax: Lab, proxy: Proxy, capsys) 
     await fuzzed(lax, proxy, 2500, randrange(2**32), capsys)
 
 
-@pytest.mark.parametrize("hole", planted.HOLES)
-async def test_a_planted_hole_is_found(lax: Lab, hole: str) -> None:
-    """The property is violated by a sidecar that has one of three known holes."""
-    async with lax.replaced(program=("-P", str(Path(planted.__file__)), hole)):
-        with pytest.raises(SeamViolationError, match="ran "):
+FOUND = {
+    planted.match_before_decoding: r"target='[^']*%[^']*'.* ran ",
+    planted.unknown_post_is_public: r"method='POST'.*_method.* ran ",
+    planted.identity_header_left_out: r" ran with the identity ",
+}
+
+
+@pytest.mark.parametrize("hole", FOUND, ids=lambda hole: hole.__name__)
+async def test_a_planted_hole_is_found(lax: Lab, hole: Callable[[], None]) -> None:
+    """The property is violated by a sidecar that has one of three known holes.
+
+    Behind nginx: Traefik and Envoy decode before they ask, so the first would not show.
+    """
+    async with lax.replaced(program=("-P", str(Path(planted.__file__)), hole.__name__)):
+        with pytest.raises(SeamViolationError, match=FOUND[hole]):
             await Fuzz(lax, Proxy.NGINX).run(600, 0, shrink=False)

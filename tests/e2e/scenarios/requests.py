@@ -293,6 +293,14 @@ HEADERS = (
     ),
     Scenario("cookies of 12 KB", "P19", TEAMS, lines=(f"Cookie: a={'x' * 12_000}",), token=at.READ),
     Scenario(
+        "a hundred and five headers",
+        "P19",
+        TEAMS,
+        lines=tuple(f"X-More-{number}: x" for number in range(105)),
+        token=at.READ,
+        but={Proxy.ENVOY: ByProxy(431)},
+    ),
+    Scenario(
         "an Authorization of 12 KB",
         "P19",
         Refused(401, "token_malformed", UNAUTHENTICATED),
