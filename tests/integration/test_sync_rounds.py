@@ -9,10 +9,10 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.coolify import rounds, status
+from authsidecar.coolify import rounds, status, sync
 from authsidecar.coolify.source import SchemaError
 from authsidecar.coolify.status import Board
-from authsidecar.coolify.sync import DoubtError, Follower, Options, planned
+from authsidecar.coolify.sync import BusyError, DoubtError, Follower, Options, planned
 from authsidecar.model import TeamId, UserId
 from authsidecar.store.bulk import Bulk, Fence, FenceBroken
 from authsidecar.store.keys import Keys
@@ -400,6 +400,20 @@ async def test_a_writer_that_was_replaced_writes_no_more(redis_client: Redis) ->
     with pytest.raises(FenceBroken):
         await overtaken()
     assert await seed.registry(redis_client).user(UserId(1)) == user
+
+
+async def test_one_round_waits_for_the_lease_and_names_who_has_it(
+    coolify_db: Coolify, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once are one at a time."""
+    monkeypatch.setattr(sync, "RENEW_S", 0.01)
+    await redis_client.set(Keys().sync_lease, "somebody/else", px=200)
+    assert (await sync_once(coolify_db.dsn, redis_client)).total() > 0
+
+    monkeypatch.setattr(sync, "LEASE_MS", 100)
+    await redis_client.set(Keys().sync_lease, "somebody/else")
+    with pytest.raises(BusyError, match="somebody/else"):
+        await sync_once(coolify_db.dsn, redis_client)
 
 
 async def test_a_flushed_redis_is_filled_again(coolify_db: Coolify, redis_client: Redis) -> None:

@@ -24,6 +24,9 @@ CONNECT_S: Final = 5.0
 QUERY_S: Final = 60.0
 """How long a connection and one query may take, in seconds."""
 
+LOCK_MS: Final = 5000
+"""How long a migration may keep us waiting before that is an outage, in milliseconds."""
+
 
 class SourceError(Exception):
     """Coolify's database cannot be read; one line that never holds a secret."""
@@ -161,8 +164,8 @@ LATER: Final = {
 
 # Column privileges count: what our role may not read is as good as missing.
 _COLUMNS: Final = """
-SELECT c.relname AS table, a.attname AS column, c.oid::text || '/' || pg_relation_filenode(c.oid)
-  AS file
+SELECT c.relname AS table, a.attname AS column,
+  c.oid::text || '/' || coalesce(pg_relation_filenode(c.oid), 0) AS file
 FROM unnest($1::text[]) AS wanted(name)
 JOIN pg_class c ON c.oid = to_regclass(wanted.name)
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -319,6 +322,7 @@ async def _connect(library: Any, dsn: str) -> Any:
         server_settings={
             "application_name": "authsidecar",
             "default_transaction_read_only": "on",
+            "lock_timeout": str(LOCK_MS),
             "timezone": "UTC",
         },
     )

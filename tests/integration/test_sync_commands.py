@@ -1,0 +1,133 @@
+"""`authsidecar sync coolify` as an operator types it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from tests.support.coolify import Coolify, state
+
+
+@pytest.fixture
+def command(coolify_db: Coolify, redis_url: str, tmp_path: Path):
+    """Runs `authsidecar ...` on Coolify's database and an empty Redis."""
+    environ = {
+        **os.environ,
+        "AUTHSIDECAR_REDIS__URL": redis_url,
+        "AUTHSIDECAR_SYNC__DSN": coolify_db.dsn,
+        "AUTHSIDECAR_DATA_DIR": str(tmp_path),
+    }
+
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "authsidecar", *words],
+            env={**environ, **more},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
+
+
+async def test_look_sync_and_look_again(command, redis_client: Redis) -> None:
+    """A dry run says it all and writes nothing; a round does it; then there is nothing to do."""
+    first = command("sync", "coolify", "--once", "--dry-run")
+    assert await redis_client.dbsize() == 0
+    done = command("sync", "coolify", "--once", "--json")
+    second = command("sync", "coolify", "--once", "--dry-run", "--json")
+
+    assert [first.returncode, done.returncode, second.returncode] == [0, 0, 0]
+    lines = first.stdout.splitlines()
+    assert "+ token 2 of user 1, team 1: read" in lines
+    assert lines[-1] == "41 new, 0 gone, 1 changed; nothing was written"
+    assert json.loads(done.stdout)["applied"]["token_put"] == 25
+    assert json.loads(second.stdout) == {"items": [], "new": 0, "gone": 0, "changed": 0}
+    assert len((await state(redis_client))["tokens"]) == 25
+
+
+async def test_an_emptied_database_is_refused_until_it_is_confirmed(
+    command, coolify_db: Coolify, redis_client: Redis
+) -> None:
+    """Exit code 1, one line that names the flag, and nothing lost."""
+    command("sync", "coolify", "--once")
+    await coolify_db.run("TRUNCATE users, teams, team_user, personal_access_tokens")
+
+    for words in (["--once"], ["--once", "--dry-run"]):
+        refused = command("sync", "coolify", *words, "--quiet")
+        said = refused.stderr.splitlines()[-1]
+        assert refused.returncode == 1
+        assert "users is empty" in said
+        assert "--allow-empty" in said
+        assert len((await state(redis_client))["tokens"]) == 25
+
+    assert command("sync", "coolify", "--once", "--allow-empty").returncode == 0
+    assert (await state(redis_client))["tokens"] == []
+
+
+async def test_triggers_are_installed_and_removed(
+    command, coolify_db: Coolify, tmp_path: Path
+) -> None:
+    """By whoever owns the tables; the DSN comes from a file, and is never shown."""
+    count = "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal"
+    file = tmp_path / "dsn"
+    file.write_text(coolify_db.dsn + "\n")
+
+    installed = command("sync", "coolify", "install-triggers", "--dsn-file", str(file))
+    assert (installed.returncode, await coolify_db.connection.fetchval(count)) == (0, 10)
+    removed = command("sync", "coolify", "remove-triggers")
+    assert (removed.returncode, await coolify_db.connection.fetchval(count)) == (0, 0)
+
+    await coolify_db.run("DROP ROLE IF EXISTS guest")
+    await coolify_db.run("CREATE ROLE guest LOGIN")
+    try:
+        file.write_text(coolify_db.dsn.replace("postgres@", "guest@"))
+        refused = command("sync", "coolify", "install-triggers", "--dsn-file", str(file))
+    finally:
+        await coolify_db.run("DROP ROLE guest")
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert "InsufficientPrivilege" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("dsn", "code"),
+    [
+        ("postgresql://ann:hunter2@127.0.0.1:1/coolify", 1),
+        ("mysql://ann:hunter2@127.0.0.1/coolify", 2),
+    ],
+)
+async def test_a_database_that_is_not_there_is_said_in_one_line(
+    command, dsn: str, code: int
+) -> None:
+    """Without the password, and without a traceback."""
+    failed = command("sync", "coolify", "--once", AUTHSIDECAR_SYNC__DSN=dsn)
+
+    assert failed.returncode == code
+    assert failed.stderr.count("\n") == 1
+    assert "hunter2" not in failed.stderr
+
+
+async def test_without_asyncpg_it_says_what_to_install(command, tmp_path: Path) -> None:
+    """The driver is an extra; `serve` with a sync refuses to start without it, too."""
+    (tmp_path / "asyncpg.py").write_text("raise ImportError('not here')\n")
+
+    for words in (["sync", "coolify"], ["serve"]):
+        failed = command(*words, PYTHONPATH=str(tmp_path), AUTHSIDECAR_SYNC__SOURCE="coolify")
+        assert failed.returncode == 1
+        assert "pip install 'authsidecar[coolify]'" in failed.stderr.splitlines()[-1]
+
+
+async def test_a_role_of_its_own_cannot_be_tricked_into_writing(coolify_db: Coolify) -> None:
+    """Even as the owner of the tables, the sync's connection is read-only."""
+    from authsidecar.coolify.source import connected
+
+    async with connected(coolify_db.dsn) as source:
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            await source._connection.execute("DELETE FROM users")
