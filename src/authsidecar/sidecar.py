@@ -5,7 +5,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -20,9 +20,10 @@ from authsidecar.addresses import Networks
 from authsidecar.authorize import Rules, StoreError
 from authsidecar.config import Settings
 from authsidecar.coolify.source import SourceError
-from authsidecar.coolify.status import shown, told
+from authsidecar.coolify.status import owner, shown, told
 from authsidecar.coolify.sync import following
 from authsidecar.doctor.witness import Witness
+from authsidecar.expiry.rounds import NoDriverError, Options, warning
 from authsidecar.listeners import BACKLOG, Listeners
 from authsidecar.log import Bridge, Log
 from authsidecar.management import application
@@ -247,9 +248,10 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
             report_only=settings.enforcement == "report",
             uses=uses,
             witness=Witness(client, keys, budget_ms=settings.redis.budget_ms, log=log),
-            switch=partial(_switch, Registry(client, keys)),
+            switch=partial(_switch, client, keys),
         )
         await _follow(stack, settings, client, log, registry)
+        await stack.enter_async_context(_warning(settings, client, log, telemetry))
         app = application(
             lambda: collected(registry), lambda: _ready(decisions), lambda: told(client, keys)
         )
@@ -271,9 +273,21 @@ async def _follow(
     await stack.enter_async_context(shown(client, Keys(settings.redis.prefix), registry))
 
 
-async def _switch(registry: Registry, enabled: bool) -> None:
+def _warning(
+    settings: Settings, client: "Redis", log: Log, telemetry: Telemetry
+) -> AbstractAsyncContextManager[None]:
     try:
-        await registry.set_instance(api_enabled=enabled)
+        options = Options.of(settings)
+    except NoDriverError as error:
+        raise StartError(str(error)) from None
+    return warning(options, client, Keys(settings.redis.prefix), log, telemetry.warned)
+
+
+async def _switch(client: "Redis", keys: Keys, enabled: bool) -> None:
+    try:
+        if await owner(client, keys) is not None:
+            raise StoreError("other", "the API is switched in Coolify, which is followed")
+        await Registry(client, keys).set_instance(api_enabled=enabled)
     except (redis.exceptions.RedisError, OSError):
         raise StoreError("other", "the switch was not set") from None
 

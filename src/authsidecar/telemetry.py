@@ -98,6 +98,12 @@ class Telemetry:
             ["limit"],
             registry=registry,
         )
+        self._warnings = Counter(
+            "authsidecar_warnings",
+            "Tries to warn of a token's expiry: sent, failed or refused.",
+            ["result"],
+            registry=registry,
+        )
         build = Gauge(
             "authsidecar_build_info",
             "Always 1; the version is a label.",
@@ -175,6 +181,10 @@ class Telemetry:
     def looked_up(self, result: str) -> None:
         """Count one use of the near cache: hit, miss or stale."""
         self._lookup_series[result].inc()
+
+    def warned(self, result: str) -> None:
+        """Count one try to warn of a token's expiry: sent, failed or refused."""
+        self._warnings.labels(result).inc()
 
     def _count_one(self, proxy: Proxy, verdict: Verdict, seconds: float | None) -> None:
         allowed = isinstance(verdict, Allow)

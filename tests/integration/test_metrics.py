@@ -27,6 +27,7 @@ NAMES = {
     "authsidecar_store_errors": {"kind"},
     "authsidecar_cache_lookups": {"result"},
     "authsidecar_near_limit": {"limit"},
+    "authsidecar_warnings": {"result"},
     "authsidecar_build_info": {"version"},
 }
 """The names and labels of the public interface."""

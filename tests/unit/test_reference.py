@@ -124,6 +124,7 @@ def key_rows() -> set[str]:
         "charge": charges.Charge("", "SLOT", "NAME", Limit(1)),
         "repeat_key": b"",
         "key": "DIGEST",
+        "warning": "ID:EXPIRY:HOURS:CHANNEL",
     }
     rows = set()
     for name, member in inspect.getmembers(Keys):

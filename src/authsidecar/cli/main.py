@@ -15,6 +15,7 @@ from authsidecar.cli import (
     limits,
     mcp,
     members,
+    notify,
     routes,
     serve,
     sync,
@@ -64,6 +65,7 @@ for command in (
     limits.limit,
     routes.routes,
     sync.sync,
+    notify.notify,
 ):
     cli.add_command(command)
 

@@ -39,6 +39,11 @@ class Keys:
         return f"{self.prefix}teams"
 
     @property
+    def expiring(self) -> str:
+        """ZSET of the ids of the tokens that expire, by the millisecond."""
+        return f"{self.prefix}expiring"
+
+    @property
     def sync_lease(self) -> str:
         """STRING: which sync may write; expires when it is not renewed."""
         return f"{self.prefix}{{sync}}:lease"
@@ -91,6 +96,10 @@ class Keys:
     def team_members(self, team: TeamId) -> str:
         """HASH: user id to role."""
         return f"{self.prefix}team:{team}:members"
+
+    def warning(self, warning: str) -> str:
+        """STRING: who is about to send this warning, or `sent`; outlives the token by two days."""
+        return f"{self.prefix}warning:{warning}"
 
     def doctor(self, key: str) -> str:
         """STRING, empty: a doctor with the key of this digest is armed; lives for a minute."""

@@ -331,6 +331,22 @@ class Registry:
                 gone = set(page) - {t.id for t in found}
                 if gone:  # expired a week ago: Redis has removed the record
                     await self._client.srem(source, *gone)
+                    await self._client.zrem(keys.expiring, *gone)
+
+    async def expiring(
+        self, first: UnixMs, last: UnixMs
+    ) -> AsyncIterator[list[tuple[TokenId, UnixMs]]]:
+        """The tokens that expire in this time, with their last millisecond; 500 at a time."""
+        key, start = self._keys.expiring, 0
+        while page := await self._client.zrange(
+            key, first, last, byscore=True, offset=start, num=_PAGE, withscores=True
+        ):
+            yield [(TokenId(int(token)), UnixMs(int(at))) for token, at in page]
+            start += _PAGE
+
+    async def forget_expired(self, before: UnixMs) -> None:
+        """Drop from the index of expiries what has expired before this time."""
+        await self._client.zremrangebyscore(self._keys.expiring, "-inf", f"({before}")
 
     async def remove_token(self, token: TokenId) -> bool:
         """Revoke a token: it is deleted. False if it is not there."""
@@ -496,6 +512,10 @@ class Registry:
                 fields[name] = value
         pipe.hset(key, mapping=fields)
         self._let_expire(pipe, key, token)
+        if token.expires_at is None:
+            pipe.zrem(self._keys.expiring, token.id)
+        else:
+            pipe.zadd(self._keys.expiring, {str(token.id): token.expires_at})
         pipe.sadd(self._keys.user_tokens(token.user), token.id)
         if token.team is not None:
             pipe.sadd(self._keys.team_tokens(token.team), token.id)
@@ -509,6 +529,7 @@ class Registry:
     def _drop_tokens(self, pipe: Any, tokens: Iterable[Token]) -> None:
         for token in tokens:
             pipe.delete(self._keys.token(token.id))
+            pipe.zrem(self._keys.expiring, token.id)
             self._unlist(pipe, token)
 
     def _unlist(self, pipe: Any, token: Token) -> None:

@@ -1,0 +1,87 @@
+"""`notify`: warn before tokens expire."""
+
+import signal
+from typing import TYPE_CHECKING
+
+import click
+
+from authsidecar.cli.errors import MisconfiguredError, RefusedError
+from authsidecar.cli.options import Command
+from authsidecar.cli.session import Session, on_registry
+
+if TYPE_CHECKING:
+    from authsidecar.expiry.rounds import Options
+
+
+@click.command(cls=Command)
+@click.option("--once", is_flag=True, help="Send what is due, then end.")
+def notify(once: bool) -> None:
+    """Warn by mail and webhook before tokens expire, until SIGTERM or Ctrl-C.
+
+    Needs mail.host or mail.webhook_url. `serve` does the same by itself where they are set;
+    several may run at a time, and each warning goes out once.
+
+    \b
+    Examples:
+      authsidecar notify
+      authsidecar notify --once
+    """
+    if once:
+        _once()
+    else:
+        _for_ever()
+
+
+@on_registry
+async def _once(session: Session) -> None:
+    from collections import Counter
+
+    from authsidecar.expiry.rounds import Result, Rounds
+    from authsidecar.sidecar import logger
+    from authsidecar.store.keys import Keys
+
+    options, keys = _options(session), Keys(session.settings.redis.prefix)
+    log = logger(session.settings)
+    results: Counter[Result] = Counter()
+    for channel in options.channels:
+        rounds = Rounds(channel, options, session.client, keys, log=log, count=lambda _: None)
+        results += await rounds.once()
+    counts = {result.value: results[result] for result in Result}
+    session.out.result(counts, ", ".join(f"{n} {name}" for name, n in counts.items()))
+    if results[Result.FAILED] or results[Result.REFUSED]:
+        raise RefusedError("not every warning went out; the log says why, the next run tries again")
+
+
+@on_registry
+async def _for_ever(session: Session) -> None:
+    import asyncio
+
+    from authsidecar.expiry.rounds import warning
+    from authsidecar.sidecar import logger
+    from authsidecar.store.keys import Keys
+
+    options, keys = _options(session), Keys(session.settings.redis.prefix)
+    log = logger(session.settings)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with warning(options, session.client, keys, log, lambda _: None):
+        log.event("info", "warning_of_expiry", lead_times_hours=list(options.leads))
+        await stop.wait()
+    log.event("info", "stopped")
+    log.flush()
+
+
+def _options(session: Session) -> "Options":
+    from authsidecar.expiry.rounds import NoDriverError, Options
+
+    try:
+        options = Options.of(session.settings)
+    except NoDriverError as error:
+        raise RefusedError(str(error)) from None
+    if not options.channels:
+        raise MisconfiguredError(
+            "mail.host: is missing, and so is mail.webhook_url; "
+            "allowed: a host name or an address (or a URL for the other)"
+        )
+    return options
