@@ -1,5 +1,6 @@
 """Real processes that follow: how soon a change is felt, outages, triggers, and who takes over."""
 
+import http.client
 import os
 import re
 import signal
@@ -79,6 +80,24 @@ async def test_what_coolify_takes_away_is_refused_within_two_seconds(
 
     print(f"rounds: refused after {[round(s, 2) for s in seconds]} s")  # noqa: T201
     assert max(seconds) < WITHIN_ROUNDS_S
+
+
+async def test_the_switch_stays_coolifys(
+    coolify_db: Coolify, redis_url: str, tmp_path: Path
+) -> None:
+    """Where it is followed, `POST /api/v1/enable` to the sidecar itself turns nothing on."""
+    await coolify_db.run("UPDATE instance_settings SET is_api_enabled = false")
+    with sidecar(tmp_path, redis_url, coolify_db.dsn) as process:
+        connection = http.client.HTTPConnection("127.0.0.1", process.port, timeout=10)
+        try:
+            fields = {"Authorization": bearer(1), "X-Forwarded-For": "192.0.2.1"}
+            connection.request("POST", "/api/v1/enable", headers=fields)
+            answer = connection.getresponse().status
+        finally:
+            connection.close()
+
+        assert answer == 503
+        assert code(process, 1) == "api_disabled"
 
 
 async def test_triggers_refuse_within_a_tenth_of_a_second(

@@ -173,7 +173,12 @@ def _credential(token: int) -> Credential:
 
 async def contents(client: Redis) -> dict[bytes, Any]:
     """Every key with its value."""
-    readers = {b"hash": client.hgetall, b"set": client.smembers, b"string": client.get}
+    readers = {
+        b"hash": client.hgetall,
+        b"set": client.smembers,
+        b"string": client.get,
+        b"zset": lambda key: client.zrange(key, 0, -1, withscores=True),
+    }
     return {key: await readers[await client.type(key)](key) for key in await client.keys("*")}
 
 
