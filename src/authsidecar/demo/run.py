@@ -23,6 +23,7 @@ from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import ProxyUnavailableError, free_port, start_proxy
 from authsidecar.demo.scenarios import SCENARIOS
 from authsidecar.demo.seed import forget_requests, seed
+from authsidecar.listeners import listening
 from authsidecar.log import Log
 from authsidecar.model import Proxy
 from authsidecar.sidecar import StartError, running, store
@@ -132,7 +133,9 @@ async def _stage() -> AsyncIterator[Stage]:
         client = await stack.enter_async_context(store(settings))
         registry = Registry(client, Keys(settings.redis.prefix))
         await seed(registry)
-        await stack.enter_async_context(running(settings, Log(json_lines=False, stream=stream)))
+        listeners = stack.enter_context(listening(settings))
+        log = Log(json_lines=False, stream=stream)
+        await stack.enter_async_context(running(settings, log, listeners))
         backend = Backend(on_switch=lambda on: registry.set_instance(api_enabled=on))
         await stack.enter_async_context(backend)
         urls = {}
