@@ -117,6 +117,8 @@ async def value(client: Redis, key: bytes) -> bytes:
             return b"\n".join(await client.lrange(key, 0, -1))
         case b"set":
             return b"\n".join(await client.smembers(key))
+        case b"zset":
+            return b"\n".join(await client.zrange(key, 0, -1))
         case other:
             raise AssertionError(other)
 
