@@ -4,7 +4,7 @@ import asyncio
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from authsidecar.policy import Policy
 from authsidecar.ratelimit.pace import AddressPace
 from authsidecar.routes import RouteError, RouteTable, coolify, extra
 from authsidecar.server import AuthzServer
+from authsidecar.store.cluster import configurations
 from authsidecar.store.connect import Connection, connected
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.embedded import EmbeddedRedisError
@@ -148,7 +149,7 @@ async def _answers(client: "Redis", settings: Settings) -> None:
     name = _without_secret(settings.redis.url)
     try:
         async with asyncio.timeout(START_BUDGET_MS / 1000):
-            await client.execute_command("TIME")  # type: ignore[no-untyped-call]
+            await client.time()
     except redis.exceptions.AuthenticationError:
         raise StartError(
             f"redis.url: {name} refuses the login; check redis.username and redis.password"
@@ -305,13 +306,12 @@ async def _warm(decisions: DecisionStore, log: Log) -> None:
 
 async def _check_eviction(client: "Redis", settings: Settings, log: Log) -> None:
     try:
-        found = await client.config_get("maxmemory*")
+        found = await configurations(client, "maxmemory*")
     except redis.exceptions.RedisError:
         log.event("warning", "eviction_policy_unknown", hint="CONFIG GET is not allowed")
         return
-    texts = {_str(name): _str(value) for name, value in found.items()}
-    policy = texts.get("maxmemory-policy", "noeviction")
-    if policy == "noeviction" or texts.get("maxmemory", "0") == "0":
+    policy = next(filter(None, map(_evicting, found)), None)
+    if policy is None:
         return
     problem = (
         f"redis: maxmemory-policy is {policy}, which can drop tokens when memory is short; "
@@ -320,6 +320,13 @@ async def _check_eviction(client: "Redis", settings: Settings, log: Log) -> None
     if settings.redis.eviction_policy == "refuse":
         raise StartError(problem)
     log.event("warning", "eviction_policy", policy=policy)
+
+
+def _evicting(configuration: Mapping[object, object]) -> str | None:
+    """The policy by which a server may drop keys, or None."""
+    texts = {_str(name): _str(value) for name, value in configuration.items()}
+    policy = texts.get("maxmemory-policy", "noeviction")
+    return None if policy == "noeviction" or texts.get("maxmemory", "0") == "0" else policy
 
 
 def _str(value: object) -> str:

@@ -77,6 +77,10 @@ class RedisProcess:
         return self._process.pid
 
     @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    @property
     def log(self) -> str:
         return (self.directory / "redis.log").read_text(errors="replace")
 

@@ -35,7 +35,7 @@ def charge_script() -> str:
     return algorithm + driver
 
 
-class _Waiting:
+class Waiting:
     """One request's part of a script call."""
 
     __slots__ = ("args", "future", "keys")
@@ -49,19 +49,19 @@ class _Waiting:
 class ChargeCalls:
     """Runs charge.lua for all who wait."""
 
-    def __init__(self, client: Any, trip: Trip) -> None:
+    def __init__(self, pool: Any, trip: Trip) -> None:
         """Nothing is sent yet.
 
         Args:
-            client: redis-py's asyncio client.
+            pool: redis-py's asyncio connection pool, or what does the same for one node.
             trip: bounds one trip and turns what goes wrong into a StoreError.
         """
-        self._pool = client.connection_pool
+        self._pool = pool
         self._idle: list[Any] = []
         self._trip = trip
         self._script = charge_script()
         self._sha = sha1(self._script.encode()).hexdigest()  # noqa: S324  # Redis names it so
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Waiting] = []
         self._under_way: set[asyncio.Task[None]] = set()
         self._woken = False
 
@@ -76,7 +76,7 @@ class ChargeCalls:
             StoreError: Redis did not answer well in time.
         """
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(loop.create_future(), keys, args)
+        waiting = Waiting(loop.create_future(), keys, args)
         self._waiting.append(waiting)
         if not self._woken and len(self._under_way) < IN_FLIGHT:
             self._woken = True
@@ -106,11 +106,9 @@ class ChargeCalls:
         self._under_way.discard(task)
         self._wake()
 
-    async def _call(self, batch: list[_Waiting]) -> None:
-        keys = [key for waiting in batch for key in waiting.keys]
-        args = [arg for waiting in batch for arg in waiting.args]
+    async def _call(self, batch: list[Waiting]) -> None:
         try:
-            now, *results = await self._trip("charge", self._evaluate(keys, args))
+            results = await self._trip("charge", self._evaluate(batch))
         except StoreError as error:
             # Who came after the call began has waited for it: Redis would only be asked again.
             batch, self._waiting = batch + self._waiting, []
@@ -124,18 +122,25 @@ class ChargeCalls:
             raise
         else:
             for waiting, result in zip(batch, results, strict=True):
-                if not waiting.future.done():
-                    waiting.future.set_result((now, result))
+                if waiting.future.done():
+                    continue
+                if isinstance(result, Exception):
+                    waiting.future.set_exception(result)
+                    waiting.future.exception()
+                else:
+                    waiting.future.set_result(result)
 
-    async def _evaluate(self, keys: list[str], args: list[Any]) -> list[Any]:
-        """Run the script; load it where Redis lost it, never run an unclear call again."""
+    async def _evaluate(self, batch: list[Waiting]) -> list[Result | Exception]:
+        """Each request's answer, on a connection that nobody else uses meanwhile."""
         connection = await self._connection()
-        call = (len(keys), *keys, "", *args)
         try:
-            try:
-                answer = await _run(connection, "EVALSHA", self._sha, *call)
-            except exceptions.NoScriptError:  # nothing ran
-                answer = await _run(connection, "EVAL", self._script, *call)
+            answers = await self._answers(connection, batch)
+        except exceptions.ReadOnlyError:
+            # It was the primary, and is none any more; so are the others that are open to it.
+            await connection.disconnect(nowait=True)
+            await self._release(connection)
+            await self._pool.disconnect(inuse_connections=False)
+            raise
         except exceptions.ResponseError:
             self._idle.append(connection)
             raise
@@ -145,7 +150,16 @@ class ChargeCalls:
             await self._release(connection)
             raise
         self._idle.append(connection)
-        return list(answer)
+        return answers
+
+    async def _answers(self, connection: Any, batch: list[Waiting]) -> list[Result | Exception]:
+        """Run the script; load it where Redis lost it, never run an unclear call again."""
+        call = arguments(batch)
+        try:
+            now, *results = await run(connection, "EVALSHA", self._sha, *call)
+        except exceptions.NoScriptError:  # nothing ran
+            now, *results = await run(connection, "EVAL", self._script, *call)
+        return [(now, result) for result in results]
 
     async def _connection(self) -> Any:
         """A connection that no other call uses, open as far as anybody knows.
@@ -178,6 +192,13 @@ async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
         _, left = await asyncio.wait(left, timeout=0.05)
 
 
-async def _run(connection: Any, *command: Any) -> Any:
+def arguments(batch: Iterable[Waiting]) -> list[Any]:
+    """What follows the script in a call for all of these."""
+    keys = [key for waiting in batch for key in waiting.keys]
+    return [len(keys), *keys, "", *(arg for waiting in batch for arg in waiting.args)]
+
+
+async def run(connection: Any, *command: Any) -> Any:
+    """One command and its answer."""
     await connection.send_command(*command)
     return await connection.read_response()

@@ -1,19 +1,26 @@
 """From the setting `redis` to a client: one place that knows how Redis is reached."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 from hiredis import pack_command
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
+from authsidecar.store.cluster import Cluster
 from authsidecar.store.embedded import embedded
 
 EMBEDDED: Final = "embedded"
+
+SENTINEL_PORT: Final = 26379
+REDIS_PORT: Final = 6379
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +28,10 @@ class Connection:
     """How Redis is reached.
 
     Attributes:
-        url: redis://, rediss://, unix://, or `embedded`.
+        url: redis://, rediss://, unix://, either with +sentinel or +cluster, or `embedded`.
         data_dir: where an embedded server keeps its files.
         username: wins over the url's.
-        password: wins over the url's.
+        password: wins over the url's; the url's is then the sentinels' own.
         timeout_s: of connecting and of one command, in seconds.
         max_connections: of one process.
         tls: files for a rediss:// url, as redis-py names them.
@@ -44,33 +51,134 @@ async def connected(how: Connection) -> AsyncIterator["Redis"]:
     """A client that answers in bytes and never repeats a command by itself.
 
     Nothing is sent before the first command. An embedded server is started first, and stopped
-    by the last process that leaves it.
+    by the last process that leaves it. On Redis Cluster it is a Cluster.
     """
-    if how.url == EMBEDDED:
-        async with embedded(how.data_dir) as url, _client(how, url) as client:
-            yield client
-    else:
-        async with _client(how, how.url) as client:
-            yield client
+    async with AsyncExitStack() as stack:
+        scheme = how.url.partition("://")[0]
+        if how.url == EMBEDDED:
+            client: Any = _alone(how, await stack.enter_async_context(embedded(how.data_dir)))
+        elif scheme.endswith("+cluster"):
+            client = _cluster(how)
+            stack.push_async_callback(client.disconnect)
+        elif scheme.endswith("+sentinel"):
+            sentinels, service, db = _sentinels(how)
+            stack.push_async_callback(sentinels.aclose)
+            pool = _SentinelPool(
+                service, sentinels, db=db, max_connections=how.max_connections, **_options(how)
+            )
+            client = _packing(pool)
+        else:
+            client = _alone(how, how.url)
+        if not isinstance(client, Cluster):
+            await stack.enter_async_context(client)
+        yield client
 
 
-def _client(how: Connection, url: str) -> "Redis":
-    options: dict[str, Any] = dict(how.tls)
-    if how.username is not None:
-        options["username"] = how.username
-    if how.password is not None:
-        options["password"] = how.password
+def _alone(how: Connection, url: str) -> "Redis":
+    options = {**_patience(how), **dict(how.tls), **_login(how)}
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=how.max_connections,
         timeout=how.timeout_s,
-        socket_timeout=how.timeout_s,
-        socket_connect_timeout=how.timeout_s,
         retry=Retry(NoBackoff(), 0),
         **options,
     )
+    return _packing(pool)
+
+
+def _packing(pool: Any) -> "Redis":
     pool.connection_class = _packed(pool.connection_class)
     return Redis.from_pool(pool)
+
+
+def _patience(how: Connection) -> dict[str, Any]:
+    return {"socket_timeout": how.timeout_s, "socket_connect_timeout": how.timeout_s}
+
+
+def _login(how: Connection) -> dict[str, Any]:
+    login = {"username": how.username, "password": how.password}
+    return {name: value for name, value in login.items() if value is not None}
+
+
+def _url_login(url: str) -> dict[str, Any]:
+    """The login that a url of several hosts has."""
+    user, colon, password = urlsplit(url).netloc.rpartition("@")[0].partition(":")
+    login = {"username": unquote(user), "password": unquote(password) if colon else ""}
+    return {name: value for name, value in login.items() if value}
+
+
+def _tls(how: Connection) -> dict[str, Any]:
+    return {"ssl": True, **dict(how.tls)} if how.url.startswith("rediss") else {}
+
+
+def _options(how: Connection) -> dict[str, Any]:
+    """How the servers behind sentinels, and the nodes of a cluster, are reached."""
+    return {**_patience(how), **_tls(how), **_url_login(how.url), **_login(how)}
+
+
+def _hosts(url: str, port: int) -> list[tuple[str, int]]:
+    hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
+    return [((one := urlsplit(f"//{host}")).hostname or "", one.port or port) for host in hosts]
+
+
+# Redis Cluster
+
+
+def _cluster(how: Connection) -> Cluster:
+    nodes = [ClusterNode(host, port) for host, port in _hosts(how.url, REDIS_PORT)]
+    client = Cluster(
+        startup_nodes=nodes,
+        max_connections=how.max_connections,
+        require_full_coverage=False,  # a shard that is down is down for its own users alone
+        retry=Retry(NoBackoff(), 0),
+        reinitialize_steps=0,  # the client looks again by itself, beside the commands
+        **_options(how),
+    )
+    kind = _packed(client.connection_kwargs["connection_class"])
+    client.connection_kwargs["connection_class"] = kind
+    for node in client.nodes_manager.startup_nodes.values():
+        node.connection_class = kind
+    return client
+
+
+# Redis Sentinel
+
+
+class _Sentinels(Sentinel):
+    """Sentinels that are asked in another order after one that did not answer well.
+
+    A caller's patience may end before a silent sentinel's time does.
+    """
+
+    async def discover_master(self, service_name: str) -> Any:
+        try:
+            return await super().discover_master(service_name)
+        except BaseException:
+            self.sentinels.append(self.sentinels.pop(0))
+            raise
+
+
+class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+    """redis-py's connections to the current primary; who finds none free waits for one."""
+
+    def __init__(self, service: str, sentinels: Sentinel, **options: Any) -> None:
+        super().__init__(  # type: ignore[no-untyped-call]
+            service,
+            sentinels,
+            timeout=options["socket_timeout"],
+            retry=Retry(NoBackoff(), 0),
+            **options,
+        )
+
+
+def _sentinels(how: Connection) -> tuple[Sentinel, str, int]:
+    """The sentinels, the name of the service that they watch, and its database."""
+    service, _, db = urlsplit(how.url).path.lstrip("/").partition("/")
+    own_login = _url_login(how.url) if how.password is not None else {}
+    own = {**_patience(how), **_tls(how), **own_login, "retry": Retry(NoBackoff(), 0)}
+    hosts = _hosts(how.url, SENTINEL_PORT)
+    sentinels = _Sentinels(hosts, sentinel_kwargs=own)  # type: ignore[no-untyped-call]
+    return sentinels, unquote(service), int(db or 0)
 
 
 def _packed(connection: type[Any]) -> type[Any]:

@@ -16,11 +16,13 @@ from typing import Any, Final, TypeVar
 from redis.asyncio import Redis
 
 from authsidecar.authorize import STALE, Charged, Stale
-from authsidecar.model import Credential, Quota, TokenId, TokenRecord, UnixMs
+from authsidecar.model import Credential, Limit, Quota, TokenId, TokenRecord, UnixMs
 from authsidecar.policy import Instance
-from authsidecar.ratelimit.charges import Charge
+from authsidecar.ratelimit.charges import Charge, of_user
 from authsidecar.ratelimit.pace import AddressPace
 from authsidecar.store.calls import ChargeCalls, end
+from authsidecar.store.cluster import Cluster
+from authsidecar.store.cluster_calls import ClusterCalls
 from authsidecar.store.keys import Keys
 from authsidecar.store.loading import Loader
 from authsidecar.store.refusals import Refusals
@@ -29,18 +31,23 @@ from authsidecar.store.trips import Observe, Trips
 REPEAT_FREE_MS: Final = 10_000
 """For how long a repeat of the same client request costs nothing, in milliseconds."""
 
+INSTANCE_AGE_S: Final = 1.0
+"""How long the allowlist and the switches are taken as read on Redis Cluster, in seconds: they are
+in another slot than the counters and cannot be proven with a charge."""
+
 _STATUS_STALE: Final = 0
 _STATUS_REFUSED: Final = 2
+_STATUS_REPEATED: Final = 3
 
 _T = TypeVar("_T")
 
 
 class DecisionStore:
-    """The Store of authorize.py over one Redis."""
+    """The Store of authorize.py over Redis, alone or as a cluster."""
 
     def __init__(
         self,
-        client: "Redis",
+        client: "Redis | Cluster",
         keys: Keys,
         *,
         budget_ms: int = 50,
@@ -66,11 +73,16 @@ class DecisionStore:
         self._keys = keys
         self._cache_records = cache_records
         self._max_age_s = cache_max_age_s
+        self._clustered = isinstance(client, Cluster)
         self._pace = pace or AddressPace()
         self._looked_up = looked_up
-        self._loader = Loader(client, keys)
+        self._loader = Loader(client, keys, ordered=not self._clustered)
         self._trips = Trips(budget_ms / 1000, observe)
-        self._calls = ChargeCalls(client, self._trips.make)
+        self._calls = (
+            ClusterCalls(client, self._trips.make)
+            if isinstance(client, Cluster)
+            else ChargeCalls(client.connection_pool, self._trips.make)
+        )
         self._refusals = Refusals()
         self._records: OrderedDict[TokenId, tuple[TokenRecord, float]] = OrderedDict()
         self._instance: tuple[Instance, float] | None = None
@@ -88,7 +100,8 @@ class DecisionStore:
 
     async def ping(self) -> None:
         """Ask Redis for the time, which also sets this process's idea of it."""
-        seconds, micros = await self._trips.make("ping", self._client.time())
+        near = {"near": self._keys.instance} if self._clustered else {}
+        seconds, micros = await self._trips.make("ping", self._client.time(**near))
         self._clock_offset_ms = seconds * 1000 + micros / 1000 - time.time() * 1000
 
     async def instance(self, *, fresh: bool) -> Instance:
@@ -96,7 +109,8 @@ class DecisionStore:
         if fresh:
             return await self._load_instance()
         held = self._instance
-        if held is not None and time.monotonic() - held[1] <= self._max_age_s:
+        oldest = min(self._max_age_s, INSTANCE_AGE_S) if self._clustered else self._max_age_s
+        if held is not None and time.monotonic() - held[1] <= oldest:
             return held[0]
         return await self._joined("instance", self._load_instance)
 
@@ -147,13 +161,64 @@ class DecisionStore:
 
         With `peek` the answer is the one that a charge would get, and nothing is charged.
         """
-        if not counters and instance is None and record is None:
-            return Charged(True, (), self.now())
-        keys, args = self._written(
-            counters, instance, record, repeat_key, "peek" if peek else "charge"
-        )
         if repeat_key is None and not peek and (quota := self._standing(counters)) is not None:
             return Charged(False, (quota,), self.now())
+        if self._clustered:
+            return await self._charge_slots(counters, record, repeat_key, peek=peek)
+        if not counters and instance is None and record is None:
+            return Charged(True, (), self.now())
+        mode = "peek" if peek else "charge"
+        asked = await self._asked(
+            counters, instance, record, repeat_key if counters else None, mode
+        )
+        if isinstance(asked, Stale):
+            return asked
+        status, quotas, now = asked
+        return Charged(status != _STATUS_REFUSED, quotas, now)
+
+    async def _charge_slots(
+        self,
+        counters: tuple[Charge, ...],
+        record: TokenRecord | None,
+        repeat_key: bytes | None,
+        *,
+        peek: bool,
+    ) -> Charged | Stale:
+        """Charge a cluster: the user's slot first, with the proof, then the team's, the address's.
+
+        What comes later is not charged for a request that the user's own counters refuse.
+        """
+        slots: dict[str, list[Charge]] = {} if record is None else {f"u:{record.user}": []}
+        for counter in counters:
+            slots.setdefault(counter.tag, []).append(counter)
+        mode, repeated, now = "peek" if peek else "charge", False, self.now()
+        quotas: tuple[Quota, ...] = ()
+        repeat_key = repeat_key if counters else None
+        for i, there in enumerate(slots.values()):
+            first = i == 0
+            asked = await self._asked(
+                tuple(there), None, record if first else None, repeat_key if first else None, mode
+            )
+            if isinstance(asked, Stale):
+                return asked
+            status, more, now = asked
+            quotas += more
+            if status == _STATUS_REFUSED and not repeated:
+                return Charged(False, quotas, now)
+            if status == _STATUS_REPEATED:
+                mode, repeated = "peek", True
+        return Charged(True, quotas, now)
+
+    async def _asked(
+        self,
+        counters: tuple[Charge, ...],
+        instance: Instance | None,
+        record: TokenRecord | None,
+        repeat_key: bytes | None,
+        mode: str,
+    ) -> tuple[int, tuple[Quota, ...], UnixMs] | Stale:
+        """What one script call says of one request."""
+        keys, args = self._written(counters, instance, record, repeat_key, mode)
         now, (status, stale, *numbers) = await self._calls.charge(keys, args)
         self._clock_offset_ms = now - time.time() * 1000
         if status == _STATUS_STALE:
@@ -167,7 +232,7 @@ class DecisionStore:
             for counter, quota in zip(counters, quotas, strict=True):
                 if quota.remaining == 0:
                     self._refusals.note(self._keys.counter(counter), quota, now)
-        return Charged(status != _STATUS_REFUSED, quotas, now)
+        return status, quotas, now
 
     def _standing(self, counters: tuple[Charge, ...]) -> Quota | None:
         """A refusal of one of these counters that stands without asking Redis."""
@@ -200,8 +265,12 @@ class DecisionStore:
         if record is not None:
             keys.append(names.user_nonce(record.user))
             args.append(record.nonce)
-        if repeat_key is not None and counters:
-            keys.append(names.repeat(counters[0], repeat_key))
+        if counters:
+            home: Charge | None = counters[0]
+        else:
+            home = None if record is None else of_user(record.user, Limit(1))
+        if repeat_key is not None and home is not None:
+            keys.append(names.repeat(home, repeat_key))
             args.append(REPEAT_FREE_MS)
         else:
             args.append(0)
@@ -226,8 +295,9 @@ class DecisionStore:
                 self._records[record.token] = (record, float("-inf"))  # too old to be used
 
     async def _load_instance(self) -> Instance:
+        asked = time.monotonic()  # what is read is at least as new
         loaded = await self._trips.make("instance", self._loader.instance())
-        self._instance = (loaded, time.monotonic())
+        self._instance = (loaded, asked)
         return loaded
 
     async def _load_record(self, credential: Credential) -> TokenRecord | None:

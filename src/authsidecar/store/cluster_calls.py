@@ -1,0 +1,154 @@
+"""Script calls on Redis Cluster: all that wait go out at once, one call for each slot.
+
+A call's keys are in one slot, as the cluster demands. Each node has its own line of calls, so a
+node that is slow or gone holds up nobody whose keys are elsewhere.
+"""
+
+from typing import Any
+
+from redis import exceptions
+from redis.asyncio.cluster import ClusterNode
+
+from authsidecar.authorize import StoreError
+from authsidecar.store.calls import ChargeCalls, Result, Trip, Waiting, arguments, run
+from authsidecar.store.cluster import REDIRECTS, Cluster, answer, slot_of
+
+
+class ClusterCalls:
+    """Runs charge.lua for all who wait, wherever their slots are."""
+
+    def __init__(self, client: Cluster, trip: Trip) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            client: the cluster's client.
+            trip: bounds one trip and turns what goes wrong into a StoreError.
+        """
+        self._client = client
+        self._trip = trip
+        self._lines: dict[str, tuple[ClusterNode, _NodeCalls]] = {}
+
+    async def charge(self, keys: list[str], args: list[Any]) -> Result:
+        """One request's answer.
+
+        Only an answer that means that nothing ran is followed to another node.
+
+        Args:
+            keys: its KEYS, as charge.lua reads them, all in one slot.
+            args: its ARGV.
+
+        Raises:
+            StoreError: the cluster did not answer well in time.
+        """
+        slot = slot_of(keys[0])
+        try:
+            for _ in range(REDIRECTS):
+                line = self._line(await self._client.node(slot))
+                try:
+                    return await line.charge(keys, args)
+                except exceptions.MovedError as error:
+                    await self._trip("charge", self._client.moved(error))
+                except exceptions.AskError as error:
+                    asked = self._client.nodes_manager.get_node(error.host, error.port)
+                    if asked is None:
+                        break
+                    return await self._line(asked).asked(keys, args)
+        except StoreError:
+            self._client.look_again()
+            raise
+        except exceptions.RedisError:  # the cluster is down, or a slot is half way to another node
+            pass
+        self._client.look_again()
+        raise StoreError("connection", "charge: no node serves the slot")
+
+    async def close(self) -> None:
+        """End what waits and what is under way."""
+        for _, line in self._lines.values():
+            await line.close()
+        self._lines.clear()
+
+    def _line(self, node: ClusterNode) -> "_NodeCalls":
+        """The calls of a node; redis-py may have made it anew."""
+        held = self._lines.get(node.name)
+        if held is not None and held[0] is node:
+            return held[1]
+        line = _NodeCalls(_NodePool(node), self._trip)
+        self._lines[node.name] = (node, line)
+        return line
+
+
+class _NodeCalls(ChargeCalls):
+    """The calls of one node: a request's result may be the error that its slot gave."""
+
+    async def asked(self, keys: list[str], args: list[Any]) -> Result:
+        """One request's answer from the node that is taking over its slot."""
+        result: Result = await self._trip("charge", self._asked(keys, args))
+        return result
+
+    async def _asked(self, keys: list[str], args: list[Any]) -> Result:
+        call = (len(keys), *keys, "", *args)
+        connection = await self._pool.get_connection()
+        try:
+            await run(connection, "ASKING")
+            # The script's text: the node may not have it, and this happens once in a long while.
+            now, result = await run(connection, "EVAL", self._script, *call)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await self._pool.release(connection)
+        return now, result
+
+    async def _answers(self, connection: Any, batch: list[Waiting]) -> list[Result | Exception]:
+        slots: dict[int, list[Waiting]] = {}
+        for waiting in batch:
+            slots.setdefault(slot_of(waiting.keys[0]), []).append(waiting)
+        calls = {slot: arguments(group) for slot, group in slots.items()}
+        answers = await _sent(connection, {s: ("EVALSHA", self._sha, *c) for s, c in calls.items()})
+        lost = {
+            slot: ("EVAL", self._script, *calls[slot])
+            for slot, reply in answers.items()
+            if isinstance(reply, exceptions.NoScriptError)  # nothing ran
+        }
+        answers |= await _sent(connection, lost)
+        results: dict[int, Result | Exception] = {}
+        for slot, group in slots.items():
+            reply = answers[slot]
+            if isinstance(reply, Exception):
+                results |= {id(waiting): reply for waiting in group}
+            else:
+                now, *each = reply
+                results |= {id(w): (now, r) for w, r in zip(group, each, strict=True)}
+        return [results[id(waiting)] for waiting in batch]
+
+
+async def _sent(connection: Any, calls: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
+    """Each slot's answer to its call, or the error it is; all are sent before one is read."""
+    if calls:
+        packed = [part for call in calls.values() for part in connection.pack_command(*call)]
+        await connection.send_packed_command(packed)
+    return {slot: await answer(connection) for slot in calls}
+
+
+class _NodePool:
+    """A node's connections, as ChargeCalls asks a pool for them."""
+
+    def __init__(self, node: ClusterNode) -> None:
+        self._node = node
+        self.connection_kwargs = node.connection_kwargs
+
+    async def get_connection(self) -> Any:
+        connection: Any = self._node.acquire_connection()
+        try:
+            await self._node.disconnect_if_needed(connection)
+            await connection.connect()
+        except BaseException:
+            self._node.release(connection)
+            raise
+        return connection
+
+    async def release(self, connection: Any) -> None:
+        self._node.release(connection)
+
+    async def disconnect(self, *, inuse_connections: bool = True) -> None:  # noqa: ARG002
+        await self._node.disconnect_free_connections()

@@ -1,0 +1,208 @@
+"""Redis as it is run in earnest: clusters, sentinels and TLS, of real servers on loopback."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from authsidecar.store.cluster import slot_of
+from tests.support.redis import RedisProcess, free_port, start_redis
+
+NODE_TIMEOUT_MS = 1000
+"""After how long without an answer a cluster, or its sentinels, take a server for dead."""
+
+SLOTS = 16384
+PATIENCE_S = 30.0
+
+# Nobody waits for another replica, or for a link, longer than a test has time.
+REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
+
+
+def until(true: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
+    """Return once it is true."""
+    late = time.monotonic() + patience_s
+    while True:
+        with contextlib.suppress(redis.RedisError, OSError):
+            if true():
+                return
+        assert time.monotonic() < late, f"not in time: {what}"
+        time.sleep(0.02)
+
+
+def client(server: RedisProcess) -> redis.Redis:
+    """A plain client of one server, that answers in text."""
+    return redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=5)
+
+
+@dataclass(frozen=True)
+class RedisCluster:
+    """Primaries, and behind each one replica: `servers[i]`, `servers[i + primaries]`."""
+
+    servers: tuple[RedisProcess, ...]
+    primaries: int = 3
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"127.0.0.1:{server.port}" for server in self.servers[: self.primaries])
+        return f"redis+cluster://{hosts}"
+
+    def primary_of(self, key: str) -> int:
+        """Which of the first primaries has this key."""
+        return slot_of(key) * self.primaries // SLOTS
+
+    def replica_of(self, primary: int) -> RedisProcess:
+        return self.servers[primary + self.primaries]
+
+    def until_promoted(self, primary: int) -> None:
+        """Return once the replica of a dead primary has taken over."""
+        with client(self.replica_of(primary)) as replica:
+            until(lambda: replica.role()[0] == "master", "the replica is promoted")
+
+    def until_whole(self) -> None:
+        """Return once every node sees a whole cluster, and every replica is in step."""
+        alive = [server for server in self.servers if server.running]
+        for server in alive:
+            with client(server) as node:
+                until(lambda node=node: _whole(node), "the cluster is whole")
+                if node.role()[0] == "slave":
+                    until(lambda node=node: node.role()[3] == "connected", "a replica is in step")
+
+    def stop(self) -> None:
+        for server in self.servers:
+            server.stop()
+
+
+def _whole(node: redis.Redis) -> bool:
+    info = node.execute_command("CLUSTER INFO")
+    if not isinstance(info, dict):
+        info = dict(line.split(":", 1) for line in info.split())
+    return info["cluster_state"] == "ok" and int(info["cluster_slots_ok"]) == SLOTS
+
+
+@contextlib.contextmanager
+def cluster(
+    directory: Path, *, primaries: int = 3, replicas: bool = True
+) -> Iterator[RedisCluster]:
+    """A cluster of real servers.
+
+    Args:
+        directory: where they work.
+        primaries: how many share the slots.
+        replicas: whether each has one replica.
+    """
+    with contextlib.ExitStack() as stack:
+        servers, buses = [], []
+        for i in range(primaries * (2 if replicas else 1)):
+            buses.append(free_port())
+            server = start_redis(
+                directory / f"node{i}",
+                *("--cluster-enabled", "yes", "--cluster-port", str(buses[-1])),
+                *("--cluster-node-timeout", str(NODE_TIMEOUT_MS)),
+                # A replica whose link is quiet for longer than this would not stand for election.
+                *("--cluster-replica-validity-factor", "0"),
+                *REPLICATION,
+                port=0,
+            )
+            stack.callback(server.stop)
+            servers.append(server)
+        made = RedisCluster(tuple(servers), primaries)
+        ids = []
+        for i, server in enumerate(servers):
+            with client(server) as node:
+                if i < primaries:
+                    slots = (slot for slot in range(SLOTS) if slot * primaries // SLOTS == i)
+                    node.execute_command("CLUSTER ADDSLOTS", *slots)
+                node.execute_command("CLUSTER SET-CONFIG-EPOCH", i + 1)
+                node.execute_command("CLUSTER MEET", "127.0.0.1", servers[0].port, buses[0])
+                ids.append(node.execute_command("CLUSTER MYID"))
+        for i in range(primaries, len(servers)):
+            with client(servers[i]) as node:
+                until(
+                    lambda node=node, i=i: node.execute_command(
+                        "CLUSTER REPLICATE", ids[i - primaries]
+                    ),
+                    "a replica knows its primary",
+                )
+        made.until_whole()
+        yield made
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A primary, its replica, and the sentinels that watch them."""
+
+    servers: tuple[RedisProcess, RedisProcess]
+    sentinels: tuple[RedisProcess, ...]
+    name: str = "auth"
+
+    @property
+    def url(self) -> str:
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
+        return f"redis+sentinel://{hosts}/{self.name}"
+
+    def until_promoted(self, number: int) -> None:
+        """Return once this server is the primary, and a sentinel says so."""
+        with client(self.servers[number]) as server:
+            until(lambda: server.role()[0] == "master", "the replica is promoted")
+        for sentinel in self.sentinels:
+            if sentinel.running:
+                with client(sentinel) as node:
+                    until(
+                        lambda node=node: (
+                            node.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self.name)[1]
+                            in (str(self.servers[number].port), self.servers[number].port)
+                        ),
+                        "a sentinel knows the new primary",
+                    )
+
+
+@contextlib.contextmanager
+def sentinels(directory: Path, *options: str, number: int = 3) -> Iterator[Watched]:
+    """A primary with a replica, watched by sentinels: two of them are a quorum.
+
+    Args:
+        directory: where they work.
+        options: more of the two servers', "--requirepass" say.
+        number: of sentinels.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def start(name: str, *extra: str) -> RedisProcess:
+            server = start_redis(directory / name, *extra, port=0)
+            stack.callback(server.stop)
+            return server
+
+        first = start("first", *REPLICATION, *options)
+        replica = start("replica", *REPLICATION, "--replicaof", f"127.0.0.1 {first.port}", *options)
+        watchers = []
+        for i in range(number):
+            where = directory / f"sentinel{i}"
+            where.mkdir(parents=True)
+            file = where / "sentinel.conf"
+            file.write_text(
+                f"sentinel monitor auth 127.0.0.1 {first.port} 2\n"
+                f"sentinel down-after-milliseconds auth {NODE_TIMEOUT_MS}\n"
+                "sentinel failover-timeout auth 3000\n"
+            )
+            watchers.append(start(f"sentinel{i}", str(file), "--sentinel"))
+        made = Watched((first, replica), tuple(watchers))
+        with client(replica) as node:
+            until(lambda: node.role()[3] == "connected", "the replica is in step")
+        for watcher in watchers:
+            with client(watcher) as node:
+                until(lambda node=node: _settled(node, made.name, number), "the sentinels agree")
+        yield made
+
+
+def _settled(node: redis.Redis, name: str, number: int) -> bool:
+    seen = node.execute_command("SENTINEL MASTER", name)
+    if not isinstance(seen, dict):
+        seen = dict(zip(seen[::2], seen[1::2], strict=True))
+    return (
+        int(seen["num-other-sentinels"]) == number - 1
+        and int(seen["num-slaves"]) == 1
+        and seen["flags"] in ({"master"}, "master")
+    )
