@@ -74,6 +74,7 @@ class AuthzServer:
         witness: Witness | None = None,
         report_only: bool = False,
         uses: LastUses | None = None,
+        expiry_ms: int = 0,
     ) -> None:
         """Nothing is listened on yet.
 
@@ -87,6 +88,7 @@ class AuthzServer:
             switch: sets the API switch; may raise StoreError.
             report_only: everything is decided, logged and counted; what would have been refused
                 passes without identity, but for peers that are not trusted.
+            expiry_ms: how long before its expiry a token is said to expire, in milliseconds.
             uses: told of every request that a token authenticated.
             witness: asked of a request without a readable token: is it a doctor's probe?
         """
@@ -100,6 +102,7 @@ class AuthzServer:
         self._report_only = report_only
         self._witness = witness
         self._uses = uses
+        self._expiry_ms = expiry_ms
         self._peers: dict[str, bool] = {}
         self._decision_ids = DecisionIds(secrets.token_bytes(5))
         self.in_flight = 0
@@ -152,7 +155,8 @@ class AuthzServer:
             return await self._switched(access, outcome, decision_id)
         if self._report_only and proxy is not Proxy.DIRECT and isinstance(outcome.verdict, Deny):
             outcome = replace(outcome, verdict=Allow(None))
-        return write(render(outcome, access.client, decision_id))
+        expiry_ms = self._expiry_ms
+        return write(render(outcome, access.client, decision_id, expiry_ms=expiry_ms))
 
     async def _switched(self, access: AccessRequest, outcome: Outcome, decision_id: str) -> Reply:
         """Set the API switch as an admitted request asks, and answer as Coolify does."""

@@ -23,6 +23,7 @@ from authsidecar.coolify.source import SourceError
 from authsidecar.coolify.status import owner, shown, told
 from authsidecar.coolify.sync import following
 from authsidecar.doctor.witness import Witness
+from authsidecar.expiry.notice import HOUR_MS
 from authsidecar.expiry.rounds import NoDriverError, Options, warning
 from authsidecar.listeners import BACKLOG, Listeners
 from authsidecar.log import Bridge, Log
@@ -248,6 +249,7 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
             trusted_hops=Networks.of(settings.hop_networks),
             report_only=settings.enforcement == "report",
             uses=uses,
+            expiry_ms=settings.mail.expiry_header_hours * HOUR_MS,
             witness=Witness(client, keys, budget_ms=settings.redis.budget_ms, log=log),
             switch=partial(_switch, client, keys),
         )

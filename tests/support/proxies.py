@@ -60,7 +60,7 @@ class ScriptedAuthz:
 
     Attributes:
         status: what is decided from now on.
-        headers: what a denial carries besides its body.
+        headers: what the answer carries besides what is always there.
         silent: take the question and never answer.
         asked: all subrequests, oldest first.
     """
@@ -98,7 +98,7 @@ class ScriptedAuthz:
             await asyncio.Event().wait()
         common = {"Cache-Control": "no-store"}
         if self.status == 200:
-            return web.Response(headers=common | IDENTITY | COUNTED)
+            return web.Response(headers=common | IDENTITY | COUNTED | self.headers)
         common |= self.headers
         if request.path != "/authz/nginx":
             return web.Response(

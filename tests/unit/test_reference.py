@@ -151,6 +151,7 @@ def test_every_redis_key_is_documented_in_the_words_of_the_code():
     "name",
     [
         *headers.IDENTITY,
+        headers.TOKEN_EXPIRES,
         headers.FORWARDED_METHOD,
         headers.FORWARDED_URI,
         headers.FORWARDED_FOR,

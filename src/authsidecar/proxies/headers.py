@@ -23,6 +23,7 @@ TOKEN_ID: Final = "X-Auth-Token-Id"  # noqa: S105  # a name, no secret
 PERMISSIONS: Final = "X-Auth-Permissions"
 READ_SENSITIVE: Final = "X-Auth-Read-Sensitive"
 CLIENT_IP: Final = "X-Auth-Client-Ip"
+TOKEN_EXPIRES: Final = "X-Auth-Token-Expires"  # noqa: S105  # a name, no secret
 DECISION_ID: Final = "X-Auth-Decision-Id"
 
 IDENTITY: Final = (
@@ -35,7 +36,8 @@ IDENTITY: Final = (
     CLIENT_IP,
     DECISION_ID,
 )
-"""What the backend is told on every 200, each exactly once and never empty."""
+"""What the backend is told on every 200, each exactly once and never empty. TOKEN_EXPIRES comes
+with them where a token expires soon, and only there: proxies delete a client's own."""
 
 AUTHZ_STATUS: Final = "X-Authz-Status"
 AUTHZ_BODY: Final = "X-Authz-Body"

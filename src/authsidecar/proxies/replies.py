@@ -16,6 +16,7 @@ from authsidecar.model import METHODS, Address, Allow, Deny, Kind, Principal, Qu
 from authsidecar.policy import METHOD_NOT_ALLOWED
 from authsidecar.proxies import headers
 from authsidecar.routes import ROUTE_UNKNOWN
+from authsidecar.times import rfc3339
 
 REALM: Final = "coolify"
 DOCS: Final = "https://coolify.io/docs"
@@ -55,17 +56,20 @@ class Challenge:
         return "WWW-Authenticate", f'Bearer realm="{REALM}"{tail}'
 
 
-def render(outcome: Outcome, client: Address | None, decision_id: str) -> Reply:
+def render(
+    outcome: Outcome, client: Address | None, decision_id: str, *, expiry_ms: int = 0
+) -> Reply:
     """The native answer to a readable request.
 
     Args:
         outcome: what was decided.
         client: the address that was judged; None where it could not be read.
         decision_id: names this decision in the log, the answer and the backend's headers.
+        expiry_ms: how long before its expiry a token is said to expire, in milliseconds.
     """
     match outcome.verdict:
         case Allow() as allow:
-            identity = _identity(allow, client, decision_id)
+            identity = (*_identity(allow, client, decision_id), *_expiry(outcome, allow, expiry_ms))
             return Reply(200, (*identity, *_quota(outcome.quotas, outcome.now), NO_STORE))
         case Deny() as deny:
             reply = refuse(deny, decision_id)
@@ -110,6 +114,16 @@ def _identity(allow: Allow, client: Address | None, decision_id: str) -> Headers
         (headers.CLIENT_IP, NONE if client is None else str(client)),
         (headers.DECISION_ID, decision_id),
     )
+
+
+def _expiry(outcome: Outcome, allow: Allow, expiry_ms: int) -> Headers:
+    """When the token that the caller is known by expires, if that is soon."""
+    if not expiry_ms or allow.principal is None or outcome.record is None:
+        return ()
+    at = outcome.record.expires_at
+    if at is None or at - outcome.now > expiry_ms:
+        return ()
+    return ((headers.TOKEN_EXPIRES, rfc3339(at)),)
 
 
 @lru_cache(maxsize=4096)
