@@ -5,7 +5,7 @@ Pure but for the Store it is handed; everything that can be slow or broken is be
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from authsidecar.model import (
     AccessRequest,
@@ -48,8 +48,7 @@ class StoreError(Exception):
         self.kind = kind
 
 
-@dataclass(frozen=True, slots=True)
-class Charged:
+class Charged(NamedTuple):
     """What the store answered to a charge.
 
     Attributes:
@@ -126,8 +125,7 @@ class Rules:
     public_without_store: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """The answer to one request, and what is told of it.
 
     Attributes:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final, NewType, NoReturn
+from typing import Final, NamedTuple, NewType, NoReturn
 
 TokenId = NewType("TokenId", int)
 UserId = NewType("UserId", int)
@@ -112,8 +112,7 @@ class Credential:
     digest: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Principal:
+class Principal(NamedTuple):
     """Who is calling, as the backend is told.
 
     Attributes:
@@ -146,8 +145,7 @@ class Allow:
 Verdict = Allow | Deny
 
 
-@dataclass(frozen=True, slots=True)
-class AccessRequest:
+class AccessRequest(NamedTuple):
     """One client request as a proxy's subrequest describes it, canonical and parsed.
 
     Attributes:
@@ -213,8 +211,7 @@ class TokenRecord:
     nonce: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(NamedTuple):
     """One counter after a request: `retry_at` is the first instant that admits again.
 
     Attributes:

@@ -127,8 +127,7 @@ class Case(NamedTuple):
     record: TokenRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgement(NamedTuple):
     """A verdict before the rate limit, and the bucket that the request is charged to.
 
     Attributes:

@@ -10,7 +10,6 @@ import secrets
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import Final, cast
 
 from aiohttp import web
@@ -154,7 +153,7 @@ class AuthzServer:
         if proxy is Proxy.DIRECT and isinstance(outcome.verdict, Allow):
             return await self._switched(access, outcome, decision_id)
         if self._report_only and proxy is not Proxy.DIRECT and isinstance(outcome.verdict, Deny):
-            outcome = replace(outcome, verdict=Allow(None))
+            outcome = outcome._replace(verdict=Allow(None))
         expiry_ms = self._expiry_ms
         return write(render(outcome, access.client, decision_id, expiry_ms=expiry_ms))
 

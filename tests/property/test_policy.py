@@ -89,7 +89,7 @@ def denial(case: PolicyCase) -> str:
 
 
 def said(case: PolicyCase, credential: Credential | Deny) -> Judgement:
-    asked = replace(case.request, credential=credential)
+    asked = case.request._replace(credential=credential)
     return judge(case.policy, asked, case.route, case.instance, case.record, NOW)
 
 

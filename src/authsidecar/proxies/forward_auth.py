@@ -80,8 +80,7 @@ def read(
         client=client,
         credential=find(fields.authorization),
         preflight=method == "OPTIONS"
-        and fields.origin
-        and fields.preflight_method
+        and bool(fields.origin and fields.preflight_method)
         and not fields.authorization,
         request_id=None if proxy in _WITHOUT_REQUEST_ID else _request_id(fields.request_id),
     )

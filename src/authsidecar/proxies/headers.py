@@ -6,7 +6,7 @@ proxy sets for us, is refused (pitfalls 1 and 9).
 """
 
 from collections.abc import Iterable
-from enum import Enum, auto
+from enum import StrEnum
 from functools import lru_cache
 from typing import Final
 
@@ -49,19 +49,19 @@ _MEMOISED: Final = 64
 """Bytes of the longest name that is remembered, so that junk cannot fill the memory."""
 
 
-class Field(Enum):
-    """What a header name means here."""
+class Field(StrEnum):
+    """What a header name means here; the value is where `Fields` keeps what was sent."""
 
-    OTHER = auto()
-    AUTHORIZATION = auto()
-    METHOD = auto()
-    URI = auto()
-    FOR = auto()
-    ORIGIN = auto()
-    PREFLIGHT_METHOD = auto()
-    REQUEST_ID = auto()
-    OVERRIDE = auto()
-    RESERVED = auto()
+    OTHER = ""
+    AUTHORIZATION = "authorization"
+    METHOD = "method"
+    URI = "uri"
+    FOR = "forwarded_for"
+    REQUEST_ID = "request_id"
+    ORIGIN = "origin"
+    PREFLIGHT_METHOD = "preflight_method"
+    OVERRIDE = "override"
+    RESERVED = "reserved"
 
 
 _FIELDS: Final = {
@@ -79,48 +79,22 @@ _FIELDS: Final = {
 class Fields:
     """The headers of one subrequest that matter, as raw bytes, in the order they came."""
 
-    __slots__ = (
-        "authorization",
-        "forwarded_for",
-        "method",
-        "origin",
-        "override",
-        "preflight_method",
-        "request_id",
-        "reserved",
-        "uri",
-    )
+    __slots__ = tuple(field.value for field in Field if field is not Field.OTHER)
 
-    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:  # noqa: C901  # a flat match
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
         """One pass over all headers; nothing is decided here."""
         self.authorization: list[bytes] = []
         self.forwarded_for: list[bytes] = []
         self.method: list[bytes] = []
         self.uri: list[bytes] = []
         self.request_id: list[bytes] = []
-        self.origin = self.preflight_method = self.override = self.reserved = False
+        self.origin: list[bytes] = []
+        self.preflight_method: list[bytes] = []
+        self.override: list[bytes] = []
+        self.reserved: list[bytes] = []
         for name, value in raw:
-            match classify(name) if len(name) <= _MEMOISED else _classify(name):
-                case Field.OTHER:
-                    pass
-                case Field.AUTHORIZATION:
-                    self.authorization.append(value)
-                case Field.METHOD:
-                    self.method.append(value)
-                case Field.URI:
-                    self.uri.append(value)
-                case Field.FOR:
-                    self.forwarded_for.append(value)
-                case Field.REQUEST_ID:
-                    self.request_id.append(value)
-                case Field.ORIGIN:
-                    self.origin = True
-                case Field.PREFLIGHT_METHOD:
-                    self.preflight_method = True
-                case Field.OVERRIDE:
-                    self.override = True
-                case Field.RESERVED:
-                    self.reserved = True
+            if field := classify(name) if len(name) <= _MEMOISED else _classify(name):
+                getattr(self, field).append(value)
 
 
 def _classify(name: bytes) -> Field:

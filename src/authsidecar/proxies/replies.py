@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from authsidecar.authorize import Outcome
 from authsidecar.credentials import TOKEN_MISSING
@@ -35,8 +35,7 @@ ANY_ORIGIN: Final = ("Access-Control-Allow-Origin", "*")
 Headers = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """An answer in the native dialect: what the client of a refused request sees."""
 
     status: int

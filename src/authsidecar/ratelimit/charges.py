@@ -1,7 +1,7 @@
 """Which counters one request is charged to (docs/explanation/rate-limiting.md)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from authsidecar.addresses import address_bucket
 from authsidecar.model import Address, Limit, TeamId, TokenId, TokenRecord, UserId
@@ -10,8 +10,7 @@ PRINCIPAL_SCOPES = ("token", "user", "team", "address")
 """The counters of an authenticated request, narrowest first; only the configured ones count."""
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(NamedTuple):
     """One unit of one counter.
 
     Attributes:
