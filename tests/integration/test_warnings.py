@@ -20,6 +20,7 @@ from authsidecar.log import Log
 from authsidecar.model import TokenId, UnixMs
 from authsidecar.store.keys import Keys
 from authsidecar.telemetry import Telemetry
+from authsidecar.times import rfc3339
 from authsidecar.usage import LastUses
 from tests.support import seed
 from tests.support.cli import invoke, with_registry
@@ -427,6 +428,20 @@ def test_notify_without_a_place_to_send_to_says_what_is_missing(redis_url):
     assert "mail.webhook_url" in result.err
 
 
+def test_notify_says_why_it_leaves_synced_tokens_alone(redis_url):
+    """Else nothing at all would look like a defect."""
+
+    async def synced(registry):
+        await expiring(registry, 1)
+        await registry._client.hset(KEYS.sync_status, "owner", OWNER)
+
+    asyncio.run(with_registry(redis_url, synced))
+    with smtp_server() as mailbox:
+        result = invoke("notify", "--once", url=redis_url, **settings(mailbox))
+    assert (result.code, mailbox.mails) == (0, [])
+    assert "mail.synced_tokens" in result.err
+
+
 async def test_results_are_counted_under_their_names(redis_client):
     """The metric's label takes the three values that are documented."""
     registry = CollectorRegistry()
@@ -438,3 +453,32 @@ async def test_results_are_counted_under_their_names(redis_client):
         r: registry.get_sample_value("authsidecar_warnings_total", {"result": r}) for r in Result
     }
     assert values == {Result.REFUSED: 1, Result.FAILED: 1, Result.SENT: None}
+
+
+@pytest.mark.parametrize(("hours", "said"), [("24", True), ("1", False), ("0", False)])
+def test_answers_say_when_a_token_expires_soon(redis_url, tmp_path, hours, said):
+    """X-Auth-Token-Expires on the 200 of a token that expires within mail.expiry_header_hours."""
+
+    async def on(registry):
+        await registry.set_instance(api_enabled=True)
+        return await expiring(registry, 2)
+
+    (token,) = asyncio.run(with_registry(redis_url, on))
+    sidecar = start_sidecar(tmp_path, redis_url, MAIL__EXPIRY_HEADER_HOURS=hours)
+    answer = sidecar.ask("GET", "/api/v1/teams", authorization=seed.bearer(1))
+    assert answer.status == 200
+    expected = rfc3339(token.expires_at) if said else None
+    assert answer.header("X-Auth-Token-Expires") == expected
+    refused = sidecar.ask("POST", "/api/v1/projects", authorization=seed.bearer(1))
+    assert (refused.status, refused.header("X-Auth-Token-Expires")) == (403, None)
+    sidecar.stop()
+
+
+def test_several_workers_of_serve_send_one_mail_each(redis_url, tmp_path):
+    """Every worker looks; one sends."""
+    prepared(redis_url, *[1] * 10)
+    with smtp_server() as mailbox:
+        sidecar = start_sidecar(tmp_path, redis_url, "--workers", "2", **settings(mailbox))
+        until(lambda: len(mailbox.mails) >= 10, "the mails", patience_s=20)
+        assert sidecar.stop() == 0
+    assert len({mail["Message-ID"] for mail in mailbox.mails}) == len(mailbox.mails) == 10

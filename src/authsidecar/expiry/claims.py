@@ -45,7 +45,10 @@ class Claims:
         found: list[Due] = []
         for start in range(0, len(warnings), _PAGE):
             page = warnings[start : start + _PAGE]
-            values = await self._client.mget([self._key(one) for one in page])
+            async with self._client.pipeline(transaction=False) as pipe:
+                for one in page:  # no MGET: in a Cluster, they are in many slots
+                    pipe.get(self._key(one))
+                values = await pipe.execute()
             found += [one for one, value in zip(page, values, strict=True) if value is None]
         return found
 

@@ -1,0 +1,28 @@
+"""Last uses and warnings on a real Redis Cluster, whose keys are in many slots."""
+
+from authsidecar.model import TokenId, UnixMs
+from authsidecar.store.connect import Connection, connected
+from authsidecar.store.keys import Keys
+from authsidecar.usage import LastUses, last_use
+from tests.integration.test_warnings import Spy, expiring, rounds
+from tests.support import seed
+from tests.support.topologies import cluster
+
+
+async def test_uses_and_warnings_work_on_a_cluster(tmp_path):
+    """Each token's use is written, each warning goes out once, wherever its key is."""
+    numbers = [TokenId(n) for n in range(1, 31)]
+    with cluster(tmp_path) as servers:
+        async with connected(Connection(servers.url, data_dir=tmp_path)) as client:
+            await expiring(seed.registry(client), *[1] * len(numbers))
+            uses = LastUses(client, Keys())
+            for number in numbers:
+                uses.used(number, UnixMs(1000 + number), "192.0.2.1", "/api/v1/teams")
+            await uses.write()
+            found = await last_use(client, Keys(), numbers)
+            assert {token: use.at for token, use in found.items()} == {n: 1000 + n for n in numbers}
+            spy = Spy()
+            for _ in range(2):
+                await rounds(client, spy).once()
+            assert sorted(spy.warned()) == [(n, 24) for n in numbers]
+            assert {notice.use for notice in spy.notices} == set(found.values())
