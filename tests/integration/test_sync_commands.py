@@ -1,5 +1,6 @@
 """`authsidecar sync coolify` as an operator types it."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.coolify import Coolify, state
+from tests.support.coolify import Coolify, contents, state, sync_once
 
 
 @pytest.fixture
@@ -131,3 +132,45 @@ async def test_a_role_of_its_own_cannot_be_tricked_into_writing(coolify_db: Cool
     async with connected(coolify_db.dsn) as source:
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             await source._connection.execute("DELETE FROM users")
+
+
+CHANGES = [
+    ["user", "add", "Ann", "--email", "ann@example.test"],
+    ["user", "remove", "1"],
+    ["team", "add", "One"],
+    ["team", "remove", "1"],
+    ["member", "set", "--team", "1", "--user", "1", "--role", "owner"],
+    ["member", "remove", "--team", "1", "--user", "1"],
+    ["token", "revoke", "2"],
+    ["api", "enable"],
+    ["api", "disable"],
+    ["mcp", "enable"],
+    ["mcp", "disable", "--team", "1"],
+    ["allowlist", "set", "10.0.0.0/8"],
+]
+
+
+async def test_while_coolify_owns_the_state_commands_say_so(
+    coolify_db: Coolify, redis_client: Redis, redis_url: str
+) -> None:
+    """Each command that would fight the sync is refused and changes nothing; a release frees it."""
+    await sync_once(coolify_db.dsn, redis_client)
+    before = await contents(redis_client)
+    environ = {**os.environ, "AUTHSIDECAR_REDIS__URL": redis_url}
+
+    async def command(*arguments: str) -> tuple[int, str]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "authsidecar", *arguments),
+            env=environ,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, err = await process.communicate()
+        return process.returncode or 0, err.decode()
+
+    refused = await asyncio.gather(*(command(*words) for words in CHANGES))
+    assert [code for code, _ in refused] == [1] * len(CHANGES)
+    assert all("Coolify owns" in said for _, said in refused)
+    assert await contents(redis_client) == before
+    assert await command("sync", "coolify", "release") == (0, "")
+    assert await command("api", "disable") == (0, "")

@@ -283,7 +283,7 @@ def test_unknown_key_is_answered_with_the_nearest_name(write, text, line):
         ("redis:\n  password: !hunter2\n", ":2: has a YAML anchor, alias or tag"),
         (b"\xff\xfe\xfd", ": is not UTF-8 text (byte 0)"),
         (b"log: \x07", ": has a control character at position 5"),
-        ("[" * 5000, ": is nested too deeply"),
+        ("[" * 1000, ": is nested too deeply"),
     ],
 )
 def test_file_of_the_wrong_shape_is_one_clear_line(write, text, line):

@@ -9,7 +9,7 @@ import click
 from authsidecar.addresses import parse_address
 from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import ADDRESS, Group
-from authsidecar.cli.session import Session, done, on_registry
+from authsidecar.cli.session import Session, done, on_own_registry, on_registry
 from authsidecar.model import Address
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ async def show(session: Session) -> None:
 @click.argument("text")
 @click.option("--my-ip", type=ADDRESS, metavar="A", help="Your address: it must stay allowed.")
 @click.option("--force", is_flag=True, help="Save a list that locks you out.")
-@on_registry
+@on_own_registry
 async def set_(session: Session, text: str, my_ip: Address | None, force: bool) -> None:
     """Save the allowlist: addresses and networks, separated by commas; "" admits everyone.
 

@@ -3,7 +3,7 @@
 import click
 
 from authsidecar.cli.options import Group
-from authsidecar.cli.session import Session, on_registry
+from authsidecar.cli.session import Session, on_own_registry, on_registry
 
 
 @click.group(cls=Group)
@@ -12,7 +12,7 @@ def api() -> None:
 
 
 @api.command()
-@on_registry
+@on_own_registry
 async def enable(session: Session) -> None:
     """Switch the API on.
 
@@ -24,7 +24,7 @@ async def enable(session: Session) -> None:
 
 
 @api.command()
-@on_registry
+@on_own_registry
 async def disable(session: Session) -> None:
     """Switch the API off: every request that needs a token is refused, but for the switches.
 

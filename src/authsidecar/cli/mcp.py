@@ -3,7 +3,7 @@
 import click
 
 from authsidecar.cli.options import ID, Group
-from authsidecar.cli.session import Session, done, on_registry, present
+from authsidecar.cli.session import Session, done, on_own_registry, on_registry, present
 from authsidecar.model import TeamId
 
 _team = click.option("--team", type=ID, metavar="T", help="Only this team's switch.")
@@ -16,7 +16,7 @@ def mcp() -> None:
 
 @mcp.command()
 @_team
-@on_registry
+@on_own_registry
 async def enable(session: Session, team: int | None) -> None:
     """Switch MCP on. Both the instance's and the team's switch must be on.
 
@@ -30,7 +30,7 @@ async def enable(session: Session, team: int | None) -> None:
 
 @mcp.command()
 @_team
-@on_registry
+@on_own_registry
 async def disable(session: Session, team: int | None) -> None:
     """Switch MCP off.
 

@@ -4,7 +4,7 @@ import click
 
 from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import ID, Group, NamedType
-from authsidecar.cli.session import Session, on_registry, present
+from authsidecar.cli.session import Session, on_own_registry, on_registry, present
 from authsidecar.cli.users import counted
 from authsidecar.model import Role, TeamId, UserId
 
@@ -20,7 +20,7 @@ def member() -> None:
 @click.option("--team", type=ID, metavar="T", required=True, help="The team's id.")
 @click.option("--user", type=ID, metavar="U", required=True, help="The user's id.")
 @click.option("--role", type=ROLE, required=True, help="owner and admin may hold every permission.")
-@on_registry
+@on_own_registry
 async def set_(session: Session, team: int, user: int, role: Role) -> None:
     """Put a user into a team, or change its role there, from the very next request on.
 
@@ -49,7 +49,7 @@ async def set_(session: Session, team: int, user: int, role: Role) -> None:
 @member.command()
 @click.option("--team", type=ID, metavar="T", required=True, help="The team's id.")
 @click.option("--user", type=ID, metavar="U", required=True, help="The user's id.")
-@on_registry
+@on_own_registry
 async def remove(session: Session, team: int, user: int) -> None:
     """Take a user out of a team, with the tokens that it has there, at once.
 

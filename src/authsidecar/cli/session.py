@@ -91,6 +91,24 @@ def on_registry(command: Coroutine[P]) -> Callable[P, None]:
     return _callback(command, connect)
 
 
+def on_own_registry(command: Coroutine[P]) -> Callable[P, None]:
+    """The same for a command that changes what a sync would own: refused while there is one."""
+
+    @functools.wraps(command)
+    async def unless_synced(session: Session, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        from authsidecar.coolify.status import owner
+        from authsidecar.store.keys import Keys
+
+        if await owner(session.client, Keys(session.settings.redis.prefix)) is not None:
+            raise RefusedError(
+                "Coolify owns users, teams, tokens and settings here: change them in Coolify, "
+                "or take them back with `authsidecar sync coolify release`"
+            )
+        await command(session, *args, **kwargs)
+
+    return on_registry(unless_synced)
+
+
 def on_silent_registry(command: Coroutine[P]) -> Callable[P, None]:
     """Make a click callback of a coroutine that can tell itself if Redis does not answer."""
 

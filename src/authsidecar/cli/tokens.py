@@ -8,7 +8,14 @@ import click
 from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import ID, TOKEN_ID, Group, NamedType
 from authsidecar.cli.output import printable
-from authsidecar.cli.session import Session, done, interruptible, on_registry, present
+from authsidecar.cli.session import (
+    Session,
+    done,
+    interruptible,
+    on_own_registry,
+    on_registry,
+    present,
+)
 from authsidecar.model import Permission, TeamId, TokenId, UnixMs, UserId
 from authsidecar.times import for_people, rfc3339
 
@@ -44,7 +51,7 @@ def token() -> None:
     help=f"One of {', '.join(p for p in Permission if p != '*')}; several by repeating it.",
 )
 @click.option("--expires", type=EXPIRY, required=True, help="Days from now.")
-@on_registry
+@on_own_registry
 async def create(  # noqa: PLR0917  # click passes by name
     session: Session,
     user: int,
@@ -153,7 +160,7 @@ async def show(session: Session, number: int) -> None:
 
 @token.command()
 @click.argument("number", type=TOKEN_ID, metavar="ID")
-@on_registry
+@on_own_registry
 async def revoke(session: Session, number: int) -> None:
     """Delete a token; the very next request with it is refused.
 
@@ -169,7 +176,7 @@ async def revoke(session: Session, number: int) -> None:
 
 @token.command("import")
 @click.argument("file", type=click.File("rb"))
-@on_registry
+@on_own_registry
 async def import_(session: Session, file: BinaryIO) -> None:
     """Import tokens from JSON lines; - reads them from standard input.
 

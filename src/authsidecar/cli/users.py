@@ -7,7 +7,7 @@ import click
 from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import ID, Group
 from authsidecar.cli.output import printable
-from authsidecar.cli.session import Session, on_registry, present
+from authsidecar.cli.session import Session, on_own_registry, on_registry, present
 from authsidecar.model import UserId
 
 
@@ -20,7 +20,7 @@ def user() -> None:
 @click.argument("name")
 @click.option("--email", required=True, metavar="E", help="Where expiry warnings go.")
 @click.option("--id", "number", type=ID, metavar="N", help="Its id, if it must be a certain one.")
-@on_registry
+@on_own_registry
 async def add(session: Session, name: str, email: str, number: int | None) -> None:
     """Add a user.
 
@@ -56,7 +56,7 @@ async def list_(session: Session) -> None:
 
 @user.command()
 @click.argument("number", type=ID, metavar="ID")
-@on_registry
+@on_own_registry
 async def remove(session: Session, number: int) -> None:
     """Remove a user, its memberships and its tokens, at once.
 
