@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo serve lint format test test-unit test-slow bench soak docs lock clean
+.PHONY: help install demo serve lint format test test-unit test-slow bench bench-report soak docs lock clean
 
 help: ## Say what each task does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,8 +39,15 @@ test-unit: install ## The unit tests alone: under 10 seconds
 test-slow: install ## Failover, long fuzz, large data: under 30 minutes
 	$(BIN)/pytest -q -m slow --timeout 1500
 
-bench: install ## What one check costs, as ratios within one run
-	$(BIN)/python -m benchmarks.bench
+bench: install ## What one check costs, as ratios within one run (ARGS=--quick)
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+bench-report: install ## bench with growth, and the pages of docs that it fills: 15 minutes
+	$(BIN)/python -m benchmarks.bench --growth --json benchmarks/result.json
+	$(BIN)/python -m benchmarks.report benchmarks/result.json
+
+soak: install ## Ten minutes at half of capacity: is memory flat?
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 lock: install ## Pin what requirements/*.in ask for, with hashes
 	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url \

@@ -156,7 +156,7 @@ def _grow_routes(
 async def _owners(url: str) -> None:
     await _instance(url)
     async with Redis.from_url(url) as client:
-        await write_owners(registry(client))
+        await write_owners(client, Keys())
 
 
 async def _tokens(url: str, first: int, last: int) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 from redis.asyncio import Redis
 
 from authsidecar.model import Role, TeamId, UserId
+from authsidecar.store.bulk import Bulk, Fence
 from authsidecar.store.keys import Keys
-from authsidecar.store.registry import EXPIRED_KEPT_MS, Registry, Token
+from authsidecar.store.registry import EXPIRED_KEPT_MS, Member, Team, Token, User
 from tests.support.seed import secret_of, token
 
 USERS = 10_000
@@ -37,14 +38,16 @@ def one(number: int, users: int = USERS) -> Token:
     return token(number, user=user, team=team, expires_at=EXPIRES_AT)
 
 
-async def write_owners(state: Registry, users: int = USERS) -> None:
+async def write_owners(client: "Redis", keys: Keys, users: int = USERS) -> None:
     """The teams and the users, each a member of one team."""
-    for number in range(1, users + 1):
-        team = TeamId((number - 1) // PER_TEAM)
-        if (number - 1) % PER_TEAM == 0:
-            await state.add_team(f"team {team}", team)
-        await state.add_user(f"user {number}", f"user{number}@example.test", UserId(number))
-        await state.set_member(team, UserId(number), Role.MEMBER)
+    fence = Fence(f"{keys.prefix}benchmark:fence", b"1")
+    redis: Any = client
+    await redis.set(fence.key, fence.value)
+    bulk, numbers = Bulk(client, keys, fence), range(1, users + 1)
+    members = [Member(TeamId((n - 1) // PER_TEAM), UserId(n), Role.MEMBER) for n in numbers]
+    await bulk.put_teams([Team(t, f"team {t}", True) for t in sorted({m.team for m in members})])
+    await bulk.put_users([User(m.user, f"user {m.user}", "user@example.test") for m in members])
+    await bulk.put_members(members)
 
 
 async def write_tokens(

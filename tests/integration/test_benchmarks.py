@@ -1,0 +1,80 @@
+"""The benchmark's contestants do what the page says of them."""
+
+from redis.asyncio import Redis
+
+from authsidecar.store.keys import Keys
+from authsidecar.store.registry import Registry
+from benchmarks import requests
+from benchmarks.bench import accepting, aiohttp_server
+from benchmarks.load import drive, statuses
+from benchmarks.many_tokens import one, write_owners, write_tokens
+from tests.support.redis import free_port
+from tests.support.seed import bearer
+from tests.support.sidecar import get, start_sidecar
+
+USERS, TOKENS = 20, 50
+
+
+async def test_script_writes_tokens_as_the_registry_does(redis_client: Redis):
+    """Every key, value and expiry is the same, so a million of them weigh the same."""
+    registry, script = Keys("registry:"), Keys("script:")
+    numbers = range(1, TOKENS + 1)
+    for keys in (registry, script):
+        await write_owners(redis_client, keys, USERS)
+    await Registry(redis_client, registry).put_tokens([one(n, USERS) for n in numbers])
+    await write_tokens(redis_client, script, 1, TOKENS, USERS)
+    expected, found = [await _state(redis_client, keys) for keys in (registry, script)]
+    assert len(expected) > TOKENS
+    assert found == expected
+
+
+async def test_naive_version_answers_what_the_sidecar_answers(redis_url, tmp_path):
+    """It is compared with the sidecar for the same work: status and headers are the same."""
+    await requests.seed(redis_url)
+    sidecar = start_sidecar(tmp_path, redis_url)
+    fields = {
+        "Authorization": bearer(1),
+        "X-Forwarded-For": "192.0.2.7",
+        "X-Forwarded-Method": "GET",
+        "X-Forwarded-Uri": "/api/v1/servers",
+    }
+    port = free_port()
+    with aiohttp_server("naive", port, redis_url):
+        accepting(port)
+        answers = [get(p, "/authz/traefik", fields) for p in (sidecar.port, port)]
+    sidecar.stop()
+    expected, found = (
+        {name.lower() for name, _ in answer.headers} - {"content-type"} for answer in answers
+    )
+    assert [answer.status for answer in answers] == [200, 200]
+    assert found == expected
+
+
+def test_load_counts_refusals(redis_url):
+    """What is asked without a token the load generator reports as refused, one by one."""
+    port = free_port()
+    with aiohttp_server("empty", port, redis_url):
+        accepting(port)
+        good = requests.allowed()[0]
+        bad = good.replace(b"/authz/traefik", b"/authz/nothing")
+        assert statuses(port, [good, good, bad]) == {200: 2, 404: 1}
+        measured = drive(port, [good, bad], connections=2, seconds=1)
+    assert abs(measured.refused * 2 - measured.requests) <= 4
+
+
+async def _state(client: Redis, keys: Keys) -> dict[str, object]:
+    """All keys under a prefix but nonces, which are random, and last ids, by their names' rest."""
+    found: dict[str, object] = {}
+    for key in sorted([k async for k in client.scan_iter(f"{keys.prefix}*")]):
+        name = key.decode().removeprefix(keys.prefix)
+        if name.startswith(("nonce:", "last-id:", "benchmark:")):
+            continue
+        match await client.type(key):
+            case b"hash":
+                value: object = await client.hgetall(key)
+            case b"set":
+                value = await client.smembers(key)
+            case _:
+                value = await client.zrange(key, 0, -1, withscores=True)
+        found[name] = (value, await client.pexpiretime(key), await client.object("encoding", key))
+    return found

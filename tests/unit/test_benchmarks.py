@@ -1,0 +1,165 @@
+"""What benchmarks print and publish is what was measured and simulated."""
+
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from authsidecar.model import Limit, UnixMs
+from authsidecar.ratelimit import sliding_window
+from benchmarks import report, results
+from benchmarks.load import read_result
+from benchmarks.meter import Reading, Round, cost
+from benchmarks.nginx_lua import rendered
+from benchmarks.results import Growth, Run, Spread
+from benchmarks.simulate_failover import LIMIT, WINDOW_MS, Counter, Scenario, simulate, table
+from benchmarks.soak import deviation
+
+SCALING = Path(__file__).parents[2] / "docs/explanation/scaling.md"
+
+
+def rounds(*rates: float, p99_ms: float = 2.0, commands: float = 0.3) -> dict[int, list[Round]]:
+    one = Round(0.0, 1.0, p99_ms, 40.0, 10.0, commands, 0.03)
+    return {c: [replace(one, per_second=rate) for rate in rates] for c in (1, 32, 256)}
+
+
+RUN = Run(
+    machine={"processor": "2 cores, some model", "python": "3.11"},
+    method={"load": "wrk", "rounds": "3 of 2 s at 32 connections"},
+    rounds={
+        "empty": rounds(30_000, 10_000, 20_000, p99_ms=1.0),
+        "allow": rounds(18_000, 6_000, 12_000),
+        "flood": rounds(24_000, 8_000, 12_000, commands=0.02),
+        "naive": rounds(6_000, 1_500, 5_000),
+    },
+    skipped={"nginx-lua": "no nginx"},
+    growth=[Growth("tokens", {1_000_000: Spread(0.97, 0.9, 1.0)}, {1_000_000: 380.5})],
+    record_bytes=1_400.0,
+)
+
+
+def test_a_ratio_is_taken_within_a_round():
+    """A machine that was slow for one round, for both alike, does not move the ratio."""
+    assert RUN.ratio("allow") == Spread(0.6, 0.6, 0.6)
+    assert RUN.ratio("allow", to="naive") == Spread(3.0, 12 / 5, 4.0)
+
+
+def test_targets_say_what_is_met_and_what_is_not():
+    """Each of the issue's targets is judged by its own figure."""
+    met = {t.text: t.met for t in results.targets(RUN)}
+    assert met == {
+        "allow path / empty handler >= 0.55": True,
+        "allow path / naive version >= 3": True,
+        "over-limit flood / empty handler >= 0.7": True,
+        "over-limit flood, commands a request <= 0.01": False,
+        "p99, allow path / empty handler <= 2.5": True,
+        "throughput, 1,000,000 tokens / the fewest >= 0.95": True,
+        "bytes of Redis a token <= 500": True,
+    }
+
+
+def test_json_holds_the_whole_run():
+    """What is read back is what was written."""
+    assert results.from_json(results.to_json(RUN)) == RUN
+
+
+def test_the_table_names_who_was_skipped_and_why():
+    """A contestant that cannot run is not silently absent."""
+    text = results.table(RUN)
+    assert re.search(r"nginx with Lua.*skipped: no nginx", text)
+    assert re.search(r"allow path: every check.* 12,000 +0\.60 +0\.60-0\.60", text)
+    assert "NOT MET over-limit flood, commands a request <= 0.01: 0.02" in text
+
+
+def test_a_round_costs_what_the_counters_grew_by():
+    """CPU and commands are divided by the requests of that very round."""
+    measured = read_result("RESULT 2000 1000000 900 3000 0\nSTATUS 0\n")
+    before, after = Reading(1.0, 5.0, 100, 10), Reading(1.5, 5.02, 700, 50)
+    assert cost(measured, before, after) == Round(
+        2000.0, 0.9, 3.0, pytest.approx(250.0), pytest.approx(10.0), 0.3, 0.02
+    )
+
+
+def test_failed_connections_are_no_measurement():
+    """wrk goes on when connections fail; the run does not."""
+    with pytest.raises(RuntimeError, match="3 connections failed"):
+        read_result("RESULT 2000 1000000 900 3000 3\nSTATUS 0\n")
+
+
+def test_the_page_has_every_figure_and_its_plots_are_xml():
+    """The generated page shows the run's ratios, and browsers can draw its images."""
+    page = report.page(RUN)
+    assert "| allow path: every check, all headers | 12,000 | 0.60 | 0.60 - 0.60 |" in page
+    assert "1,000,000: 0.97 (0.90 - 1.00)" in page
+    assert "380 bytes at 1,000,000 tokens" in page
+    images = report.images(RUN)
+    assert set(images) == set(re.findall(r"\(img/(.*?)\)", page))
+    for image in images.values():
+        ET.fromstring(image)
+
+
+def test_capacity_is_reckoned_from_the_cost_of_a_check():
+    """40 us at 60 % use are 15,000 checks a second; a fleet is rounded up."""
+    text = report.capacity(RUN)
+    assert "25,000 checks a second for each sidecar core, 100,000 for one Redis" in text
+    assert "| 10,000 | 1 | 10% | 1 | 1 |" in text
+    assert "| 1,000,000 | - | too small | 67 | 17 |" in text
+
+
+def test_nginx_is_configured_for_this_run_alone():
+    """Every file and address of the contestant is the run's own."""
+    files = rendered(Path("/run/bench"), 4242, Path("/run/redis/s"))
+    conf, check = files["nginx.conf"], files["check.lua"]
+    assert "listen 127.0.0.1:4242" in conf
+    assert conf.count("{") == conf.count("}")
+    assert "content_by_lua_file /run/bench/check.lua" in conf
+    assert 'red:connect("unix:/run/redis/s")' in check
+    assert "{{" not in check
+
+
+def test_memory_is_flat_only_if_it_stays():
+    """Warming up and a moment's peak are no growth; a slow climb is."""
+    warming = [float(n) for n in range(60)]
+    assert deviation([*warming, *([100.0] * 25), 180.0, *([101.0] * 40)], 60) == 0.01
+    assert deviation([*warming, *(100 + n / 10 for n in range(100))], 60) > 0.05
+
+
+def test_simulated_counter_is_the_model():
+    """Also when the clock jumps backwards, the quick counter admits what the model admits."""
+    rng = random.Random(3)
+    limit = Limit(LIMIT, WINDOW_MS)
+    counter, state, now = Counter(), (), 0
+    for _ in range(3_000):
+        jump = rng.random() < 0.01
+        now += rng.randrange(-5_000, 5_000) if jump else rng.randrange(300)
+        (state,), admitted, (counted,) = sliding_window.charge((state,), (limit,), UnixMs(now))
+        assert counter.admit(now) == admitted
+        if not admitted:
+            assert counter.retry_at() == counted.reset_at
+
+
+def test_a_failover_admits_what_was_lost_and_no_more():
+    """A burst loses the lag's worth of admissions; simulate() raises if more come on top."""
+    found = simulate(Scenario(bursts=True, lag_ms=10), 20)
+    assert max(one.extra for one in found) == 10
+
+
+def test_without_lag_or_clock_difference_a_failover_changes_nothing():
+    """The simulation's excess comes from what it simulates."""
+    assert {(f.extra, f.bound) for f in simulate(Scenario(bursts=True), 10)} == {(0, 0)}
+
+
+def test_scaling_page_tells_what_the_simulation_finds():
+    """The tables of the page are those that a run prints today."""
+    text = SCALING.read_text()
+    assert report.filled(text, "failover", table()) == text
+    assert report.filled(text, "trips", report.trips()) == text
+
+
+def test_a_page_without_its_marks_is_not_overwritten():
+    """A block that was edited away is an error, not a silent loss."""
+    with pytest.raises(ValueError, match="no block capacity"):
+        report.filled("# Scaling\n", "capacity", "x")
