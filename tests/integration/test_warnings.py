@@ -27,7 +27,7 @@ from tests.support.cli import invoke, with_registry
 from tests.support.redis import free_port, guarded, start_redis
 from tests.support.sidecar import get, start_sidecar
 from tests.support.smtp import LOGIN, Mailbox, certificate, smtp_server
-from tests.support.waiting import until
+from tests.support.waiting import eventually, until
 
 KEYS = Keys()
 QUIET = Log(json_lines=True, stream=io.StringIO())
@@ -216,6 +216,21 @@ async def test_what_is_not_taken_keeps_nobody_else_waiting(redis_client):
     await redis_client.pexpire(key, 0)
     assert await rounds(redis_client, spy).once() == {Result.SENT: 1}
     assert sorted(spy.warned()) == [(1, 24), (2, 24)]
+
+
+async def test_a_defect_with_one_warning_does_not_end_the_others(redis_client):
+    """The rounds go on; only the odd one waits for its claim to run out."""
+    await expiring(seed.registry(redis_client), 1, 2)
+    spy = Spy(RuntimeError("odd"))
+    one = rounds(redis_client, spy)
+    task = asyncio.create_task(one.run())
+
+    async def went_on() -> bool:
+        return spy.warned() == [(2, 24)]
+
+    await eventually(went_on, "the other warning")
+    one.stopping.set()
+    await task
 
 
 async def test_a_mark_waits_for_redis(tmp_path):

@@ -147,6 +147,9 @@ class Rounds:
             except (exceptions.RedisError, OSError) as error:
                 self._log.event("warning", "warnings_wait", redis=type(error).__name__)
                 failed = True
+            except Exception as error:  # noqa: BLE001  # one odd token must not end all warnings
+                self._log.event("error", "defect", error=type(error).__name__)
+                failed = True
             pause = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)] if failed else EVERY_S
             failures = failures + 1 if failed else 0
             with contextlib.suppress(TimeoutError):
