@@ -1,7 +1,8 @@
 """Fixtures that every suite may ask for."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,6 +38,17 @@ async def redis_client(redis_url: str) -> AsyncIterator[Redis]:
     """A client of that empty Redis; its answers are bytes."""
     async with Redis.from_url(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def tell(capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Writes a line, a measurement say, that is seen although the test passes."""
+
+    def line(text: str) -> None:
+        with capsys.disabled():
+            sys.stdout.write(f"\n{text}\n")
+
+    return line
 
 
 @pytest.fixture(scope="session")

@@ -135,14 +135,11 @@ class ChargeCalls:
         connection = await self._connection()
         try:
             answers = await self._answers(connection, batch)
-        except exceptions.ReadOnlyError:
-            # It was the primary, and is none any more; so are the others that are open to it.
-            await connection.disconnect(nowait=True)
-            await self._release(connection)
-            await self._pool.disconnect(inuse_connections=False)
-            raise
-        except exceptions.ResponseError:
+        except exceptions.ResponseError as error:
             self._idle.append(connection)
+            if _demoted(error):  # the next attempt asks again who the primary is
+                await self._pool.disconnect(inuse_connections=False)
+                await connection.disconnect(nowait=True)
             raise
         except BaseException:
             # An answer may still come: it must never be read as the next call's.
@@ -174,13 +171,19 @@ class ChargeCalls:
             connection.socket_timeout = None
             return connection
         connection = self._idle.pop()
-        if await connection.can_read():  # Redis closed it, and sending will open it again
+        # Redis closed it, or is not the one to ask any more: sending will open it again.
+        if connection.should_reconnect() or await connection.can_read():
             await connection.disconnect(nowait=True)
         return connection
 
     async def _release(self, connection: Any) -> None:
         connection.socket_timeout = self._pool.connection_kwargs.get("socket_timeout")
         await self._pool.release(connection)
+
+
+def _demoted(error: exceptions.ResponseError) -> bool:
+    """Whether a server says that it is no primary, or one that its replicas have left."""
+    return isinstance(error, exceptions.ReadOnlyError) or str(error).startswith("NOREPLICAS")
 
 
 async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:

@@ -1,5 +1,7 @@
 """From the setting `redis` to a client: one place that knows how Redis is reached."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 
 from authsidecar.store.cluster import Cluster
 from authsidecar.store.embedded import embedded
@@ -21,6 +24,9 @@ EMBEDDED: Final = "embedded"
 
 SENTINEL_PORT: Final = 26379
 REDIS_PORT: Final = 6379
+
+FOLLOW_S: Final = 0.25
+"""The time between two questions to a sentinel who the primary is, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,9 @@ async def connected(how: Connection) -> AsyncIterator["Redis"]:
                 service, sentinels, db=db, max_connections=how.max_connections, **_options(how)
             )
             client = _packing(pool)
+            following = asyncio.create_task(pool.follow())
+            stack.push_async_callback(asyncio.wait, [following])
+            stack.callback(following.cancel)
         else:
             client = _alone(how, how.url)
         if not isinstance(client, Cluster):
@@ -170,6 +179,22 @@ class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
             **options,
         )
 
+    async def get_master_address(self) -> Any:
+        """Where the primary is; connections to another are not used any more."""
+        before = self.master_address
+        address = await super().get_master_address()  # type: ignore[no-untyped-call]
+        if before not in {None, address}:
+            await self.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]
+        return address
+
+    async def follow(self) -> None:
+        """Leave a primary that was replaced although it still answers."""
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            with contextlib.suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(1):
+                    await self.get_master_address()
+
 
 def _sentinels(how: Connection) -> tuple[Sentinel, str, int]:
     """The sentinels, the name of the service that they watch, and its database."""
@@ -185,12 +210,21 @@ def _packed(connection: type[Any]) -> type[Any]:
     """The same kind of connection, writing commands with hiredis instead of in Python.
 
     redis-py does so itself for its synchronous connections; a call of 64 shared charges has
-    hundreds of arguments.
+    hundreds of arguments. And one that is closed, or that Redis has closed meanwhile, is opened as
+    a new one is: redis-py's cluster client would not notice, and behind sentinels it would go
+    back to where the primary was.
     """
 
     class Packed(connection):  # type: ignore[misc]  # a class that is only known at run time
         def pack_command(self, *args: Any) -> list[bytes]:
             name, *rest = args
             return [pack_command((*str(name).split(), *rest))]
+
+        async def send_packed_command(self, *args: Any, **options: Any) -> None:
+            if self._reader is not None and self._reader.at_eof():
+                await self.disconnect(nowait=True)
+            if not self.is_connected:
+                await self.connect()
+            await super().send_packed_command(*args, **options)
 
     return Packed

@@ -1,0 +1,71 @@
+"""Load on several processes while a primary dies: what may be refused, and what never passes."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from authsidecar.authorize import Rules
+from tests.support.decisions import Sidecar
+
+
+@dataclass(eq=False)
+class Load:
+    """Requests without a pause, on all of some processes.
+
+    Attributes:
+        sides: the processes.
+        rules: what they decide by.
+        forbidden: tokens that must not pass from now on.
+        wrong: every answer that was not one of those that may happen.
+        asked_forbidden: how many requests of forbidden tokens were answered.
+        killed_at: when the primary died, on the monotonic clock.
+    """
+
+    sides: Sequence[Sidecar]
+    rules: Rules
+    forbidden: list[int] = field(default_factory=list)
+    wrong: list[tuple[int, str]] = field(default_factory=list)
+    asked_forbidden: int = 0
+    killed_at: float = 0.0
+
+    @asynccontextmanager
+    async def running(self, tokens: Sequence[int], *, expected: str) -> AsyncIterator[None]:
+        """Ask for `tokens` all the time, and for what is forbidden."""
+        tasks = [
+            asyncio.create_task(self._asking(side, tokens, expected))
+            for side in self.sides
+            for _ in range(4)
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            assert {type(end) for end in ends} == {asyncio.CancelledError}, ends
+
+    async def until_good(self, token: int, *, after: float) -> float:
+        """How long after `after` every process had answered well again, in seconds."""
+        for side in self.sides:
+            async with asyncio.timeout(30):
+                while await side.ask(token, rules=self.rules) != "allow":  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        return time.monotonic() - after
+
+    async def _asking(self, side: Sidecar, tokens: Sequence[int], expected: str) -> None:
+        turn = 0
+        while True:
+            turn += 1
+            for token in tokens:
+                answer = await side.ask(token, rules=self.rules)
+                if answer not in {expected, "store_unavailable"}:
+                    self.wrong.append((token, answer))
+            if self.forbidden:
+                token = self.forbidden[turn % len(self.forbidden)]
+                answer = await side.ask(token, rules=self.rules)
+                self.asked_forbidden += 1
+                if answer == "allow":
+                    self.wrong.append((token, answer))
+            await asyncio.sleep(0.002)
