@@ -1,0 +1,81 @@
+"""Refusals that stand without asking Redis, with the time as an argument."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from authsidecar.model import Limit, Quota, UnixMs
+from authsidecar.store.refusals import FLOOD, RECHECK_MS, Refusals
+
+FAR = 1_000_000
+
+
+def full(reset_at: int = FAR) -> Quota:
+    return Quota("user", Limit(200), 0, UnixMs(reset_at))
+
+
+def flooded(quota: Quota, at: int = 0, key: str = "k") -> Refusals:
+    """Redis has refused a key often enough, just now."""
+    refusals = Refusals()
+    for _ in range(FLOOD):
+        refusals.note(key, quota, UnixMs(at))
+    return refusals
+
+
+def test_who_is_refused_now_and_then_is_always_asked_about() -> None:
+    """So a raised limit or a reset is noticed at once by whoever does not flood."""
+    refusals = Refusals()
+    for turn in range(10):
+        at = UnixMs(turn * RECHECK_MS)
+        for _ in range(FLOOD - 1):
+            refusals.note("k", full(), at)
+            assert refusals.standing("k", at) is None
+
+
+def test_a_flood_is_refused_for_a_quarter_of_a_second_and_then_asked_about() -> None:
+    """To the millisecond, and with what Redis said."""
+    quota = full()
+    refusals = flooded(quota, at=1000)
+    assert refusals.standing("k", UnixMs(1000)) is quota
+    assert refusals.standing("k", UnixMs(1000 + RECHECK_MS - 1)) is quota
+    assert refusals.standing("k", UnixMs(1000 + RECHECK_MS)) is None
+    assert refusals.standing("k", UnixMs(1000 + RECHECK_MS - 1)) is None, "it was forgotten"
+
+
+def test_a_refusal_never_stands_at_the_instant_that_its_window_opens() -> None:
+    """Retry-After is exact in a flood, too."""
+    refusals = flooded(full(reset_at=1010), at=1000)
+    assert refusals.standing("k", UnixMs(1009)) is not None
+    assert refusals.standing("k", UnixMs(1010)) is None
+
+
+def test_a_refusal_of_one_key_says_nothing_of_another() -> None:
+    """One flood hurts nobody else."""
+    assert flooded(full()).standing("other", UnixMs(0)) is None
+
+
+def test_a_clock_that_goes_back_ends_it() -> None:
+    """A time before the refusal is none that it was made for."""
+    assert flooded(full(), at=1000).standing("k", UnixMs(999)) is None
+
+
+def test_only_so_many_keys_are_remembered() -> None:
+    """The one that was unseen for longest is forgotten: it is asked about."""
+    refusals = Refusals(keys=2)
+    for key in ("a", "b", "a", "c"):
+        for _ in range(FLOOD):
+            refusals.note(key, full(), UnixMs(0))
+    assert [refusals.standing(key, UnixMs(0)) is None for key in "abc"] == [False, True, False]
+
+
+@given(st.lists(st.integers(0, 400), max_size=60), st.integers(1, 2000))
+def test_nothing_stands_longer_than_promised(gaps: list[int], reset_at: int) -> None:
+    """Whatever the times: never RECHECK_MS after Redis was asked first, nor when it opens."""
+    refusals, now, asked = Refusals(), 0, list[int]()
+    for gap in gaps:
+        now += gap
+        if refusals.standing("k", UnixMs(now)) is None:
+            asked.append(now)
+            refusals.note("k", full(reset_at), UnixMs(now))
+        else:
+            assert now < reset_at
+            assert any(now - then < RECHECK_MS for then in asked[-FLOOD:])

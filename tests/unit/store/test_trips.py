@@ -1,0 +1,110 @@
+"""One trip: its budget, and what may be said of its failure."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from redis import exceptions
+
+from authsidecar.authorize import StoreError
+from authsidecar.store.breaker import FAILURES
+from authsidecar.store.trips import Trips
+
+SECRET = "67|planted"  # what must not show
+
+
+async def failing(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (TimeoutError(SECRET), "timeout"),
+        (exceptions.TimeoutError(SECRET), "timeout"),
+        (exceptions.ReadOnlyError(SECRET), "readonly"),
+        (exceptions.BusyLoadingError(SECRET), "loading"),
+        (exceptions.ConnectionError(SECRET), "connection"),
+        (exceptions.MaxConnectionsError(SECRET), "connection"),
+        (OSError(SECRET), "connection"),
+        (exceptions.ResponseError(SECRET), "other"),
+        (exceptions.ClusterDownError(SECRET), "other"),
+    ],
+)
+async def test_a_failure_is_told_by_a_closed_kind_and_nothing_else(
+    error: Exception, kind: str
+) -> None:
+    """What Redis or redis-py said may hold a key or an argument: it goes no further."""
+    seen: list[tuple[str, str | None]] = []
+    trips = Trips(1.0, lambda operation, _, told: seen.append((operation, told)))
+    with pytest.raises(StoreError) as raised:
+        await trips.make("charge", failing(error))
+    assert (raised.value.kind, seen) == (kind, [("charge", kind)])
+    assert SECRET not in str(raised.value)
+
+
+async def test_a_trip_ends_with_its_budget() -> None:
+    """A command that never ends is cancelled, and told as a timeout."""
+    ended = asyncio.Event()
+
+    async def hang() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    with pytest.raises(StoreError) as raised:
+        await Trips(0.01, lambda *_: None).make("token", hang())
+    assert raised.value.kind == "timeout"
+    assert ended.is_set()
+
+
+async def test_a_good_answer_is_given_back_and_told() -> None:
+    """Observed with its time and no error."""
+    seen: list[tuple[str, bool, str | None]] = []
+    trips = Trips(1.0, lambda name, took, kind: seen.append((name, 0 <= took < 1, kind)))
+
+    async def answer() -> int:
+        return 5
+
+    assert await trips.make("ping", answer()) == 5
+    assert seen == [("ping", True, None)]
+
+
+async def test_an_open_circuit_starts_nothing_and_is_not_observed() -> None:
+    """After five failures in a row a trip fails at once; its command never runs."""
+    seen: list[str | None] = []
+    trips = Trips(1.0, lambda *told: seen.append(told[2]))
+    started = []
+
+    def command() -> Coroutine[Any, Any, None]:
+        async def run() -> None:
+            started.append(1)
+            raise OSError
+
+        return run()
+
+    kinds = []
+    for _ in range(FAILURES + 3):
+        with pytest.raises(StoreError) as raised:
+            await trips.make("charge", command())
+        kinds.append(raised.value.kind)
+    assert kinds == [*["connection"] * FAILURES, *["open"] * 3]
+    assert len(started) == FAILURES == len(seen)
+
+
+async def test_a_cancelled_caller_is_no_failure_of_redis() -> None:
+    """Clients that leave do not open the circuit."""
+    trips = Trips(5.0, lambda *_: None)
+    for _ in range(FAILURES + 1):
+        task = asyncio.ensure_future(trips.make("charge", asyncio.Event().wait()))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def answer() -> int:
+        return 1
+
+    assert await trips.make("charge", answer()) == 1
