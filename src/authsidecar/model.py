@@ -23,6 +23,8 @@ Address = IPv4Address | IPv6Address
 class Permission(StrEnum):
     """The seven permissions that a token can hold (api-authorization: Permissions)."""
 
+    __hash__ = str.__hash__  # Enum's own is written in Python
+
     READ = "read"
     READ_SENSITIVE = "read:sensitive"
     WRITE = "write"
@@ -35,6 +37,8 @@ class Permission(StrEnum):
 class Role(StrEnum):
     """A user's role in a team; any other text of Coolify's is a member."""
 
+    __hash__ = str.__hash__  # Enum's own is written in Python
+
     OWNER = "owner"
     ADMIN = "admin"
     MEMBER = "member"
@@ -42,6 +46,8 @@ class Role(StrEnum):
 
 class Proxy(StrEnum):
     """Who asks: the proxies that the sidecar has an endpoint for, and `direct`."""
+
+    __hash__ = str.__hash__  # Enum's own is written in Python
 
     TRAEFIK = "traefik"
     NGINX = "nginx"
@@ -54,6 +60,8 @@ class Proxy(StrEnum):
 
 class Kind(StrEnum):
     """What sort of refusal it is; closed, so that shells can match on all of it."""
+
+    __hash__ = str.__hash__  # Enum's own is written in Python
 
     MALFORMED = "malformed"
     NOT_FOUND = "not_found"
@@ -172,8 +180,7 @@ class AccessRequest(NamedTuple):
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
+class Limit(NamedTuple):
     """At most `requests` in any `window_ms` milliseconds; both above 0."""
 
     requests: int

@@ -73,6 +73,8 @@ INCLUDED_BY: Final = {
 }
 """Which permissions satisfy a required one: itself, root, and read:sensitive for read."""
 
+_NOWHERE: Final = frozenset({Guard.CLOSED, Guard.ABSENT})
+
 SWITCH_ACTIONS: Final = {
     "/api/v1/enable": "enable the API",
     "/api/v1/disable": "disable the API",
@@ -151,7 +153,7 @@ def find_route(policy: Policy, request: AccessRequest) -> Route | Judgement:
     route = policy.routes.find(request.method, path)
     if route is None and outside and policy.pass_outside:
         return Judgement(Allow(None), None)
-    if route is None or route.guard in {Guard.CLOSED, Guard.ABSENT}:
+    if route is None or route.guard in _NOWHERE:
         detail = f"no route for {request.method} at this path"
         return Judgement(Deny(ROUTE_UNKNOWN, detail), "unknown")
     if route.guard is Guard.WRONG_METHOD:
@@ -219,13 +221,11 @@ def check_team_member(case: Case) -> Deny | None:
 
 def check_team_role(case: Case) -> Deny | None:
     """Row 5: a token with more than `read` needs an admin or owner, on every route."""
-    elevated = case.record.permissions & ELEVATED
-    if elevated and case.record.role not in PRIVILEGED:
-        return Deny(
-            TEAM_ROLE_REQUIRED,
-            f"the token holds {' '.join(sorted(elevated))}, its user's role is {case.record.role}",
-        )
-    return None
+    record = case.record
+    if record.role in PRIVILEGED or ELEVATED.isdisjoint(record.permissions):
+        return None
+    elevated = " ".join(sorted(record.permissions & ELEVATED))
+    return Deny(TEAM_ROLE_REQUIRED, f"the token holds {elevated}, its user's role is {record.role}")
 
 
 def check_api_enabled(case: Case) -> Deny | None:
@@ -253,7 +253,7 @@ def check_team_mcp(case: Case) -> Deny | None:
 def check_permission(case: Case) -> Deny | None:
     """Row 8: the token holds the permission that the route needs."""
     needed, held = case.route.permission, case.record.permissions
-    if needed is None or held & INCLUDED_BY[needed]:
+    if needed is None or not INCLUDED_BY[needed].isdisjoint(held):
         return None
     reason = Reason(
         PERMISSION_MISSING.code,
@@ -305,6 +305,6 @@ def _admit(record: TokenRecord) -> Allow:
     assert record.role is not None  # noqa: S101
     return Allow(
         Principal(record.user, record.team, record.role, record.token, record.permissions),
-        read_sensitive=bool(record.permissions & INCLUDED_BY[Permission.READ_SENSITIVE])
-        and record.role in PRIVILEGED,
+        read_sensitive=record.role in PRIVILEGED
+        and not INCLUDED_BY[Permission.READ_SENSITIVE].isdisjoint(record.permissions),
     )

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from authsidecar.authorize import Outcome
 from authsidecar.credentials import TOKEN_MISSING
-from authsidecar.model import METHODS, Address, Allow, Deny, Kind, Principal, Quota, UnixMs
+from authsidecar.model import METHODS, Address, Allow, Deny, Kind, Limit, Principal, Quota, UnixMs
 from authsidecar.policy import METHOD_NOT_ALLOWED
 from authsidecar.proxies import headers
 from authsidecar.routes import ROUTE_UNKNOWN
@@ -146,24 +146,20 @@ def tightest(quotas: Sequence[Quota]) -> Quota:
 def _quota(quotas: Sequence[Quota], now: UnixMs) -> Headers:
     if not quotas:
         return ()
-    least = tightest(quotas)
+    least = tightest(quotas) if len(quotas) > 1 else quotas[0]
+    policies = [_policy(q.scope, q.limit) for q in quotas]
+    states = [f'"{q.scope}";r={q.remaining};t={_seconds(q.reset_at - now)}' for q in quotas]
     return (
         ("X-RateLimit-Limit", str(least.limit.requests)),
         ("X-RateLimit-Remaining", str(least.remaining)),
-        (
-            "RateLimit-Policy",
-            ", ".join(
-                f'"{q.scope}";q={q.limit.requests};w={-(-q.limit.window_ms // 1000)}'
-                for q in quotas
-            ),
-        ),
-        (
-            "RateLimit",
-            ", ".join(
-                f'"{q.scope}";r={q.remaining};t={_seconds(q.reset_at - now)}' for q in quotas
-            ),
-        ),
+        ("RateLimit-Policy", ", ".join(policies)),
+        ("RateLimit", ", ".join(states)),
     )
+
+
+@lru_cache(maxsize=1024)
+def _policy(scope: str, limit: Limit) -> str:
+    return f'"{scope}";q={limit.requests};w={-(-limit.window_ms // 1000)}'
 
 
 def _retry(quotas: Sequence[Quota], now: UnixMs) -> Headers:

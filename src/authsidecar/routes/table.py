@@ -18,6 +18,8 @@ that begins with it, in any case, has a route."""
 class Guard(StrEnum):
     """Which checks stand before a route; closed, so that the policy can match on all of it."""
 
+    __hash__ = str.__hash__  # Enum's own is written in Python
+
     ORDINARY = "ordinary"
     """Token, rate limit, team, role, API switch, allowlist, permission."""
     SWITCH = "switch"
