@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 from redis.asyncio import Redis
 
+from authsidecar.routes.loading import released
 from authsidecar.store.keys import Keys
 from benchmarks.load import drive, statuses
 from benchmarks.many_tokens import write_owners, write_tokens
@@ -31,8 +32,8 @@ CACHED = 50_000
 
 ENTRIES = (10, 100, 1_000, 10_000)
 ROUTES = (300, 1_000, 3_000)
-COOLIFY_ROUTES = {"4.0": 147}
-"""Rows of the smallest table, in front of which the operator's rows stand."""
+SMALLEST = "4.0"
+"""The release line with the fewest rows, in front of which the operator's rows stand."""
 
 SEED = 5
 
@@ -57,7 +58,12 @@ def grow(
 
         def sidecar(url: str, **settings: str) -> SidecarProcess:
             process = start_sidecar(
-                directory, url, LIMITS__USER="100000", LOG__DECISIONS="none", **settings
+                directory,
+                url,
+                LIMITS__USER="100000",
+                LOG__DECISIONS="none",
+                COOLIFY__ROUTES=SMALLEST,
+                **settings,
             )
             stack.callback(process.stop)
             return process
@@ -144,10 +150,10 @@ def _grow_routes(
     for size in ROUTES:
         file = directory / f"routes-{size}"
         rows = (
-            f"GET /api/v1/extra{n}/{{uuid}} read\n" for n in range(size - COOLIFY_ROUTES["4.0"])
+            f"GET /api/v1/extra{n}/{{uuid}} read\n" for n in range(size - len(released(SMALLEST)))
         )
         file.write_text("".join(rows))
-        grown = sidecar(redis.url, COOLIFY__ROUTES="4.0", COOLIFY__EXTRA_ROUTES=str(file))
+        grown = sidecar(redis.url, COOLIFY__EXTRA_ROUTES=str(file))
         found[size] = ratio(grown)
         grown.stop()
     return found

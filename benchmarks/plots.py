@@ -56,7 +56,7 @@ def lines(title: str, series: Mapping[str, Points], x_name: str, y_name: str) ->
         x_name: what x is.
         y_name: what y is.
     """
-    left, top, right, bottom = 60, 40, WIDTH - 260, 330
+    left, top, right, bottom = 60, 40, WIDTH - 290, 330
     xs = sorted({x for points in series.values() for x, _ in points})
     ys = [y for points in series.values() for _, y in points]
     ticks = _decades(min(ys), max(ys))

@@ -1,12 +1,13 @@
 """The benchmark's contestants do what the page says of them."""
 
+import pytest
 from redis.asyncio import Redis
 
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import Registry
 from benchmarks import requests
 from benchmarks.bench import accepting, aiohttp_server
-from benchmarks.load import drive, statuses
+from benchmarks.load import drive, generator, statuses
 from benchmarks.many_tokens import one, write_owners, write_tokens
 from tests.support.redis import free_port
 from tests.support.seed import bearer
@@ -50,8 +51,12 @@ async def test_naive_version_answers_what_the_sidecar_answers(redis_url, tmp_pat
     assert found == expected
 
 
-def test_load_counts_refusals(redis_url):
-    """What is asked without a token the load generator reports as refused, one by one."""
+@pytest.mark.parametrize("tool", ["wrk", "benchmarks/load.py"])
+def test_load_counts_refusals(redis_url, monkeypatch, tool):
+    """Whichever generator is used, it reports each answer of 400 and above."""
+    if tool == "wrk" and generator() != "wrk":
+        pytest.skip("wrk is not installed")
+    monkeypatch.setattr("benchmarks.load.generator", lambda: tool)
     port = free_port()
     with aiohttp_server("empty", port, redis_url):
         accepting(port)
@@ -59,6 +64,7 @@ def test_load_counts_refusals(redis_url):
         bad = good.replace(b"/authz/traefik", b"/authz/nothing")
         assert statuses(port, [good, good, bad]) == {200: 2, 404: 1}
         measured = drive(port, [good, bad], connections=2, seconds=1)
+    assert measured.requests > 100
     assert abs(measured.refused * 2 - measured.requests) <= 4
 
 

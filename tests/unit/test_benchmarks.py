@@ -94,7 +94,7 @@ def test_the_page_has_every_figure_and_its_plots_are_xml():
     page = report.page(RUN)
     assert "| allow path: every check, all headers | 12,000 | 0.60 | 0.60 - 0.60 |" in page
     assert "1,000,000: 0.97 (0.90 - 1.00)" in page
-    assert "380 bytes at 1,000,000 tokens" in page
+    assert "380 bytes at 1,000,000 tokens." in page
     images = report.images(RUN)
     assert set(images) == set(re.findall(r"\(img/(.*?)\)", page))
     for image in images.values():
