@@ -1,8 +1,10 @@
 """Redis as it is run in earnest: clusters, sentinels and TLS, of real servers on loopback."""
 
 import contextlib
+import ssl
+import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import redis
 
 from authsidecar.store.cluster import slot_of
 from tests.support.redis import RedisProcess, free_port, start_redis
+from tests.support.relay import relay
 
 NODE_TIMEOUT_MS = 1000
 """After how long without an answer a cluster, or its sentinels, take a server for dead."""
@@ -206,3 +209,72 @@ def _settled(node: redis.Redis, name: str, number: int) -> bool:
         and int(seen["num-slaves"]) == 1
         and seen["flags"] in ({"master"}, "master")
     )
+
+
+# TLS
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """PEM files: an authority, a server on 127.0.0.1 and a client, both of that authority."""
+
+    directory: Path
+
+    def __getitem__(self, name: str) -> str:
+        return str(self.directory / name)
+
+
+def certificates(directory: Path) -> Certificates:
+    """Made by openssl for one test."""
+    directory.mkdir(parents=True, exist_ok=True)
+
+    def openssl(*words: str) -> None:
+        subprocess.run(("openssl", *words), cwd=directory, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    strict = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
+    files = ("-keyout", "ca.key", "-out", "ca.pem")
+    openssl("req", "-x509", *key, *files, "-subj", "/CN=test authority", "-days", "2", *strict)
+    for name in ("server", "client"):
+        (directory / f"{name}.ext").write_text(
+            "subjectAltName=IP:127.0.0.1\nauthorityKeyIdentifier=keyid\nbasicConstraints=CA:FALSE\n"
+        )
+        openssl(
+            "req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
+        )
+        openssl(
+            *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key"),
+            *("-CAcreateserial", "-out", f"{name}.pem", "-days", "2", "-extfile", f"{name}.ext"),
+        )
+    return Certificates(directory)
+
+
+@contextlib.asynccontextmanager
+async def tls(directory: Path, made: Certificates, *, ask: bool = False) -> AsyncIterator[int]:
+    """A Redis that speaks TLS on a port of 127.0.0.1: by itself if it was built so.
+
+    Many builds are not (the one in our wheel is not). Then TLS ends before it, as in a stunnel.
+
+    Args:
+        directory: where it works.
+        made: its certificates.
+        ask: whether a client must show a certificate.
+    """
+    port = free_port()
+    files = (
+        *("--tls-cert-file", made["server.pem"], "--tls-key-file", made["server.key"]),
+        *("--tls-ca-cert-file", made["ca.pem"], "--tls-auth-clients", "yes" if ask else "no"),
+    )
+    try:
+        server = start_redis(directory / "tls", "--tls-port", str(port), *files)
+    except RuntimeError:
+        server = start_redis(directory / "plain")
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=made["ca.pem"])
+        context.load_cert_chain(made["server.pem"], made["server.key"])
+        context.verify_mode = ssl.CERT_REQUIRED if ask else ssl.CERT_NONE
+        async with relay(str(server.socket), port=port, context=context):
+            yield port
+    else:
+        yield port
+    finally:
+        server.stop()

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -65,7 +65,8 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
     async def initialize(self, *_: Any, **__: Any) -> Self:
         """See the whole cluster, the first time; later, look again without waiting for it."""
         if not self._seen:
-            await super().initialize()
+            with _said():
+                await super().initialize()
             self._seen = True
         elif self._initialize:
             self._initialize = False
@@ -80,7 +81,7 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
             self._look = asyncio.get_running_loop().create_task(self._looking())
 
     async def _looking(self) -> None:
-        with contextlib.suppress(exceptions.RedisError, OSError, TimeoutError):
+        with contextlib.suppress(exceptions.RedisError, OSError, TimeoutError), _said():
             async with asyncio.timeout(REFRESH_S):
                 await self.nodes_manager.initialize()
 
@@ -88,18 +89,17 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
         """The node that serves a slot, as far as is known.
 
         Raises:
-            SlotNotCoveredError: none is known.
+            ConnectionError: none is known.
         """
         if self._initialize:
             await self.initialize()
-        return self.nodes_manager.get_node_from_slot(slot)
+        with _said():
+            return self.nodes_manager.get_node_from_slot(slot)
 
     async def moved(self, error: exceptions.MovedError) -> None:
         """Follow a MOVED: nothing was done by the command that got it."""
-        try:
+        with contextlib.suppress(KeyError):  # nobody had the slot
             await self.nodes_manager.move_slot(error)
-        except KeyError:
-            await self.nodes_manager.initialize()
         self.look_again()  # where one slot moved, others did
 
     async def aclose(self) -> None:
@@ -135,7 +135,8 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
 
     async def _watched(self, command: Awaitable[Any]) -> Any:
         try:
-            return await command
+            with _said():
+                return await command
         except exceptions.ResponseError as error:
             if isinstance(error, exceptions.ClusterDownError | exceptions.AskError):
                 self.look_again()
@@ -161,6 +162,15 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
         if isinstance(found, Exception):
             raise found
         return int(found)
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[None]:
+    """Say what is wrong with the cluster as a RedisError, which redis-py does not do."""
+    try:
+        yield
+    except exceptions.RedisClusterException as error:
+        raise exceptions.ConnectionError(str(error)) from None
 
 
 async def configurations(client: Any, pattern: str) -> list[dict[Any, Any]]:
