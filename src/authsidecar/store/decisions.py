@@ -232,10 +232,15 @@ class DecisionStore:
             for counter, quota in zip(counters, quotas, strict=True):
                 if quota.remaining == 0:
                     self._refusals.note(self._keys.counter(counter), quota, now)
+        elif self._refusals:
+            for counter in counters:
+                self._refusals.clear(self._keys.counter(counter))
         return status, quotas, now
 
     def _standing(self, counters: tuple[Charge, ...]) -> Quota | None:
         """A refusal of one of these counters that stands without asking Redis."""
+        if not self._refusals:
+            return None
         now = self.now()
         for counter in counters:
             if (quota := self._refusals.standing(self._keys.counter(counter), now)) is not None:

@@ -33,22 +33,41 @@ class Refusals:
         self._keys = keys
         self._seen: OrderedDict[str, tuple[int, UnixMs, Quota]] = OrderedDict()
 
+    def __len__(self) -> int:
+        """How many counters are remembered."""
+        return len(self._seen)
+
     def note(self, key: str, quota: Quota, now: UnixMs) -> None:
         """Redis has refused this counter just now."""
         held = self._seen.get(key)
-        times, since = (held[0], held[1]) if held and now - held[1] < RECHECK_MS else (0, now)
-        self._seen[key] = (times + 1, since, quota)
+        if held is None or (held[0] < FLOOD and not 0 <= now - held[1] < RECHECK_MS):
+            times, since = 1, now
+        elif held[0] < FLOOD:
+            times, since = held[0] + 1, held[1]
+        else:
+            times, since = FLOOD, now  # it was asked about, and still refuses
+        self._seen[key] = (times, since, quota)
         self._seen.move_to_end(key)
         if len(self._seen) > self._keys:
             self._seen.popitem(last=False)
 
+    def clear(self, key: str) -> None:
+        """Redis has admitted this counter just now."""
+        self._seen.pop(key, None)
+
     def standing(self, key: str, now: UnixMs) -> Quota | None:
-        """The refusal that stands without asking, or None: ask."""
+        """The refusal that stands without asking, or None: ask.
+
+        When its time is over, one caller asks for all: it stands for the others meanwhile.
+        """
         held = self._seen.get(key)
         if held is None or held[0] < FLOOD:
             return None
         _, since, quota = held
-        if not since <= now < min(since + RECHECK_MS, quota.reset_at):
+        if not since <= now < quota.reset_at:
             del self._seen[key]
+            return None
+        if now >= since + RECHECK_MS:
+            self._seen[key] = (FLOOD, now, quota)
             return None
         return quota

@@ -38,7 +38,18 @@ def test_a_flood_is_refused_for_a_quarter_of_a_second_and_then_asked_about() -> 
     assert refusals.standing("k", UnixMs(1000)) is quota
     assert refusals.standing("k", UnixMs(1000 + RECHECK_MS - 1)) is quota
     assert refusals.standing("k", UnixMs(1000 + RECHECK_MS)) is None
-    assert refusals.standing("k", UnixMs(1000 + RECHECK_MS - 1)) is None, "it was forgotten"
+    assert refusals.standing("k", UnixMs(1000 + RECHECK_MS)) is quota, "one asks for all"
+    refusals.note("k", quota, UnixMs(1000 + RECHECK_MS))
+    assert refusals.standing("k", UnixMs(1000 + 2 * RECHECK_MS - 1)) is quota, "still a flood"
+
+
+def test_an_admission_ends_it() -> None:
+    """A raised limit: the one that asked was admitted, so nobody is refused without asking."""
+    refusals = flooded(full())
+    assert refusals.standing("k", UnixMs(RECHECK_MS)) is None
+    refusals.clear("k")
+    assert refusals.standing("k", UnixMs(RECHECK_MS)) is None
+    assert len(refusals) == 0
 
 
 def test_a_refusal_never_stands_at_the_instant_that_its_window_opens() -> None:
