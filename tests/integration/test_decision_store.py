@@ -755,3 +755,16 @@ async def test_a_stale_answer_forgets_only_what_failed(here: Sidecar, registry: 
     assert here.store.known(credential(67)) is None
     assert here.store._instance is not None
     assert here.store._instance[0] is instance
+
+
+async def test_a_defect_below_the_call_leaves_nobody_waiting(here: Sidecar) -> None:
+    """An error that nobody foresaw is a refusal, at once, for all who share the call."""
+
+    async def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    assert await here.ask(67) == "allow"
+    here.store._calls._evaluate = broken  # type: ignore[method-assign]
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*(here.ask(67) for _ in range(20)))
+    assert set(answers) == {"store_unavailable"}

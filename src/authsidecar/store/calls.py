@@ -109,12 +109,13 @@ class ChargeCalls:
     async def _call(self, batch: list[Waiting]) -> None:
         try:
             results = await self._trip("charge", self._evaluate(batch))
-        except StoreError as error:
+        except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+            kind = error.kind if isinstance(error, StoreError) else "other"
             # Who came after the call began has waited for it: Redis would only be asked again.
             batch, self._waiting = batch + self._waiting, []
             for waiting in batch:
                 if not waiting.future.done():
-                    waiting.future.set_exception(StoreError(error.kind, str(error)))
+                    waiting.future.set_exception(StoreError(kind, f"charge: {kind}"))
                     waiting.future.exception()  # its request may be gone; that is no leak
         except asyncio.CancelledError:
             for waiting in batch:
