@@ -104,7 +104,6 @@ class AuthzServer:
         self._expiry_ms = expiry_ms
         self._peers: dict[str, bool] = {}
         self._decision_ids = DecisionIds(secrets.token_bytes(5))
-        self.in_flight = 0
         self.draining = False
 
     def protocols(self) -> "_Server":
@@ -113,13 +112,8 @@ class AuthzServer:
 
     async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one subrequest."""
-        self.in_flight += 1
-        try:
-            return cast(
-                web.StreamResponse, Written(await self._reply(request), request, last=self.draining)
-            )
-        finally:
-            self.in_flight -= 1
+        written = Written(await self._reply(request), request, last=self.draining)
+        return cast(web.StreamResponse, written)
 
     async def _reply(self, request: web.BaseRequest) -> Reply:
         raw_path = request.raw_path
