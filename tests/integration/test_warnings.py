@@ -23,6 +23,7 @@ from authsidecar.telemetry import Telemetry
 from authsidecar.times import rfc3339
 from authsidecar.usage import LastUses
 from tests.support import seed
+from tests.support.cli import Result as Ran
 from tests.support.cli import invoke, with_registry
 from tests.support.redis import free_port, guarded, start_redis
 from tests.support.sidecar import get, start_sidecar
@@ -262,6 +263,35 @@ async def test_a_mark_waits_for_redis(tmp_path):
 # --------------------------------------------------------------------------- mails, by processes
 
 
+def environment(redis_url: str, **more: str) -> dict[str, str]:
+    """Of a process with these settings."""
+    own = {f"AUTHSIDECAR_{name}": value for name, value in more.items()}
+    return {**os.environ, **own, "AUTHSIDECAR_REDIS__URL": redis_url}
+
+
+def notified(redis_url: str, *words: str, **more: str) -> Ran:
+    """`authsidecar notify --once` in a process of its own, whose sockets end with it."""
+    done = subprocess.run(
+        guarded(sys.executable, "-m", "authsidecar", "notify", "--once", *words),
+        env=environment(redis_url, **more),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
+def notifying(redis_url: str, mailbox: Mailbox, *words: str, **more: str) -> subprocess.Popen:
+    """`authsidecar notify` in a process of its own."""
+    return subprocess.Popen(
+        guarded(sys.executable, "-m", "authsidecar", "notify", *words),
+        env=environment(redis_url, **settings(mailbox, **more)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
 @pytest.mark.filterwarnings("ignore:Requiring AUTH")  # aiosmtpd does not see that all is TLS
 @pytest.mark.parametrize("tls", ["starttls", "tls"])
 @pytest.mark.parametrize("login", [False, True])
@@ -273,10 +303,10 @@ def test_mail_goes_out_encrypted_and_with_a_login(redis_url, tmp_path, monkeypat
         how = settings(mailbox, MAIL__TLS=tls)
         if login:
             how |= {"MAIL__USERNAME": LOGIN[0].decode(), "MAIL__PASSWORD": LOGIN[1].decode()}
-        untrusted = invoke("notify", "--once", "--json", url=redis_url, **how)
+        untrusted = notified(redis_url, "--json", **how)
         assert (untrusted.code, untrusted.json) == (1, {"sent": 0, "failed": 1, "refused": 0})
         monkeypatch.setenv("SSL_CERT_FILE", str(pem))
-        result = invoke("notify", "--once", "--json", url=redis_url, **how)
+        result = notified(redis_url, "--json", **how)
         assert (result.code, result.json) == (0, {"sent": 1, "failed": 0, "refused": 0})
     assert mailbox.recipients == ["user7@example.test"]
     (mail,) = mailbox.mails
@@ -293,7 +323,7 @@ def test_a_wrong_password_is_a_failure_that_shows_no_password(redis_url, tmp_pat
     with smtp_server(tls="starttls", certificate=pem, login=True) as mailbox:
         how = settings(mailbox, MAIL__TLS="starttls")
         how |= {"MAIL__USERNAME": "mailer", "MAIL__PASSWORD": "not the password"}
-        result = invoke("notify", "--once", url=redis_url, **how)
+        result = notified(redis_url, **how)
     assert (result.code, mailbox.mails) == (1, [])
     assert "SMTPAuthenticationError 535" in result.err
     assert "not the password" not in result.err + result.out
@@ -314,18 +344,6 @@ def test_the_mail_says_what_the_token_was_used_for(redis_url):
     for part in mailbox.mails[0].iter_parts():
         text = " ".join(part.get_content().split())
         assert "last used 2026-09-21 14:13 UTC from 192.0.2.9 for /api/v1/deploy" in text
-
-
-def notifying(redis_url: str, mailbox: Mailbox, *words: str, **more: str) -> subprocess.Popen:
-    """`authsidecar notify` in a process of its own."""
-    environ = {f"AUTHSIDECAR_{k}": v for k, v in settings(mailbox, **more).items()}
-    return subprocess.Popen(
-        guarded(sys.executable, "-m", "authsidecar", "notify", *words),
-        env={**os.environ, **environ, "AUTHSIDECAR_REDIS__URL": redis_url},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
 
 
 def ended(process: subprocess.Popen) -> int:
