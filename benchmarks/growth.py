@@ -6,6 +6,7 @@ are those of the same number of active tokens in both.
 
 import asyncio
 import random
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,12 @@ SMALLEST = "4.0"
 """The release line with the fewest rows, in front of which the operator's rows stand."""
 
 SEED = 5
+
+Starts = Callable[..., SidecarProcess]
+"""Starts a sidecar on the Redis of a URL, with further settings."""
+
+Compares = Callable[..., Spread]
+"""The throughput of a grown sidecar by that of the small one."""
 
 
 def grow(
@@ -102,11 +109,13 @@ def _ratio(small: int, grown: int, known: int, rounds: int, seconds: float) -> S
     return Spread.of(found[1:])  # the first warms up
 
 
-def _requests(numbers: Any) -> list[bytes]:
+def _requests(numbers: Iterable[int]) -> list[bytes]:
     return [subrequest(bearer(number)) for number in numbers]
 
 
-def _grow_tokens(redis: RedisProcess, sidecar: Any, ratio: Any, most: int) -> tuple[Growth, float]:
+def _grow_tokens(
+    redis: RedisProcess, sidecar: Starts, ratio: Compares, most: int
+) -> tuple[Growth, float]:
     ratios: dict[int, Spread] = {}
     sizes: dict[int, float] = {}
     asyncio.run(_instance(redis.url))
@@ -129,10 +138,10 @@ def _record_bytes(fresh: SidecarProcess, known: int) -> float:
     before = process.memory_info().rss
     asked = min(CACHED, known - ACTIVE)
     statuses(fresh.port, _requests(range(ACTIVE + 1, ACTIVE + asked + 1)), connections=MAIN)
-    return (process.memory_info().rss - before) / asked
+    return float(process.memory_info().rss - before) / asked
 
 
-def _grow_allowlist(redis: RedisProcess, sidecar: Any, ratio: Any) -> dict[int, Spread]:
+def _grow_allowlist(redis: RedisProcess, sidecar: Starts, ratio: Compares) -> dict[int, Spread]:
     found = {}
     grown = sidecar(redis.url)
     for size in ENTRIES:
@@ -144,7 +153,7 @@ def _grow_allowlist(redis: RedisProcess, sidecar: Any, ratio: Any) -> dict[int, 
 
 
 def _grow_routes(
-    redis: RedisProcess, directory: Path, sidecar: Any, ratio: Any
+    redis: RedisProcess, directory: Path, sidecar: Starts, ratio: Compares
 ) -> dict[int, Spread]:
     found = {}
     for size in ROUTES:

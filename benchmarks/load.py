@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, cycle
 from pathlib import Path
+from typing import cast
 
 import uvloop
 
@@ -168,7 +169,7 @@ class _Client(asyncio.Protocol):
         self.sent = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
         self.asking.add(self)
         self.go_on()
 

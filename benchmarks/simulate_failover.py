@@ -9,8 +9,9 @@ promised, in every run.
 import random
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 LIMIT = 200
 WINDOW_MS = 60_000
@@ -92,7 +93,7 @@ class Found:
 
 def run(scenario: Scenario, rng: random.Random) -> Found:
     """One history; times are real milliseconds, a server's own clock may differ."""
-    gap = (lambda: BURST_GAP_MS) if scenario.bursts else (lambda: _steady(rng))
+    gap: Callable[[], int] = partial(_gap, scenario.bursts, rng)
     counter, offset, answered = Counter(), 0, list[int]()
     at, bound, late, left = 0, 0, 0, scenario.failovers
     served_from, waited = 0, False
@@ -121,8 +122,9 @@ def run(scenario: Scenario, rng: random.Random) -> Found:
     return Found(max(0, _most_within(answered, WINDOW_MS) - LIMIT), bound, late)
 
 
-def _steady(rng: random.Random) -> int:
-    return max(1, round(rng.expovariate(1 / STEADY_GAP_MS)))
+def _gap(bursts: bool, rng: random.Random) -> int:
+    """Until the next request."""
+    return BURST_GAP_MS if bursts else max(1, round(rng.expovariate(1 / STEADY_GAP_MS)))
 
 
 def _moment(scenario: Scenario, rng: random.Random) -> int:
