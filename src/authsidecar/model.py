@@ -71,8 +71,7 @@ class Kind(StrEnum):
     UNAVAILABLE = "unavailable"
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(NamedTuple):
     """Why a request is refused: a stable code, declared beside the check that uses it.
 
     Attributes:

@@ -13,7 +13,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from authsidecar import __version__
 from authsidecar.authorize import Outcome
 from authsidecar.log import Log
-from authsidecar.model import AccessRequest, Allow, Deny, Proxy, Verdict
+from authsidecar.model import AccessRequest, Allow, Deny, Kind, Proxy, Verdict
 
 NEAR_LIMIT = 10
 """A counter is near its limit when less than one in NEAR_LIMIT of it is left."""
@@ -130,10 +130,11 @@ class Telemetry:
             request: what was asked.
             seconds: how long it took.
         """
-        for quota in outcome.quotas:
-            if quota.remaining * NEAR_LIMIT < quota.limit.requests:
-                self._near.labels(quota.scope).inc()
         verdict = outcome.verdict
+        if isinstance(verdict, Allow) or verdict.reason.kind is not Kind.RATE_LIMITED:
+            for quota in outcome.quotas:
+                if quota.remaining * NEAR_LIMIT < quota.limit.requests:
+                    self._near.labels(quota.scope).inc()
         self._count_one(proxy, verdict, seconds)
         if not self._tells(verdict):
             return

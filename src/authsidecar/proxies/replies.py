@@ -12,7 +12,19 @@ from typing import Final, NamedTuple
 
 from authsidecar.authorize import Outcome
 from authsidecar.credentials import TOKEN_MISSING
-from authsidecar.model import METHODS, Address, Allow, Deny, Kind, Limit, Principal, Quota, UnixMs
+from authsidecar.model import (
+    METHODS,
+    Address,
+    Allow,
+    Deny,
+    Kind,
+    Limit,
+    Permission,
+    Principal,
+    Quota,
+    Reason,
+    UnixMs,
+)
 from authsidecar.policy import METHOD_NOT_ALLOWED
 from authsidecar.proxies import headers
 from authsidecar.routes import ROUTE_UNKNOWN
@@ -87,24 +99,32 @@ def served(outcome: Outcome, message: str) -> Reply:
 def refuse(deny: Deny, decision_id: str) -> Reply:
     """The native answer to a refusal, before any counter is told of."""
     reason = deny.reason
-    body: dict[str, object] = {"message": reason.message}
-    if reason is ROUTE_UNKNOWN:
-        body["docs"] = DOCS
-    body["code"] = reason.code
-    if deny.missing:
-        body["missing_permissions"] = list(deny.missing)
-    body["decision_id"] = decision_id
-    extra: Headers = ()
-    if reason.status == 401:
-        extra = (Challenge(sent=reason is not TOKEN_MISSING).header(),)
-    elif reason is METHOD_NOT_ALLOWED:
+    extra = _extra(reason)
+    if reason is METHOD_NOT_ALLOWED:
         allowed = "POST" if deny.detail.endswith("takes POST") else ", ".join(sorted(METHODS))
         extra = (("Allow", allowed),)
-    elif reason.kind is Kind.UNAVAILABLE:
-        extra = (("Retry-After", str(UNAVAILABLE_RETRY_S)),)
-    return Reply(
-        reason.status, (JSON, *extra, ANY_ORIGIN, NO_STORE), json.dumps(body).encode("ascii")
-    )
+    body = f'{_body(reason, deny.missing)}, "decision_id": "{decision_id}"}}'
+    return Reply(reason.status, (JSON, *extra, ANY_ORIGIN, NO_STORE), body.encode("ascii"))
+
+
+@lru_cache(maxsize=256)
+def _body(reason: Reason, missing: tuple[Permission, ...]) -> str:
+    """A refusal's JSON, up to what is different each time."""
+    body: dict[str, object] = {"message": reason.message}
+    if reason == ROUTE_UNKNOWN:
+        body["docs"] = DOCS
+    body["code"] = reason.code
+    if missing:
+        body["missing_permissions"] = list(missing)
+    return json.dumps(body)[:-1]
+
+
+def _extra(reason: Reason) -> Headers:
+    if reason.status == 401:
+        return (Challenge(sent=reason is not TOKEN_MISSING).header(),)
+    if reason.kind is Kind.UNAVAILABLE:
+        return (("Retry-After", str(UNAVAILABLE_RETRY_S)),)
+    return ()
 
 
 def _identity(allow: Allow, client: Address | None, decision_id: str) -> Headers:
