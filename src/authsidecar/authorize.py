@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
+from authsidecar.isolation import Resource, named
 from authsidecar.model import (
     AccessRequest,
     Allow,
@@ -14,6 +15,7 @@ from authsidecar.model import (
     Deny,
     Limit,
     Quota,
+    TeamId,
     TokenRecord,
     UnixMs,
     Verdict,
@@ -101,6 +103,9 @@ class Store(Protocol):
             repeat_key: identifies a client request that the proxy may ask about again.
         """
 
+    async def owner(self, uuid: str) -> TeamId | None:
+        """The team of a resource, as of a few seconds ago; None if it is not known."""
+
     def may_look_up(self, address: str, credential: Credential) -> bool:
         """Whether this token from this address may cost a look-up now."""
 
@@ -186,7 +191,8 @@ async def _with_token(route: Route, request: AccessRequest, rules: Rules, store:
         record, paced = await _record(request, rules, store, fresh=last)
         if paced:
             return _paced(store.now(), route)
-        judgement = judge(rules.policy, request, route, instance, record, store.now())
+        now = store.now()
+        judgement = judge(rules.policy, request, route, instance, record, now)
         principal = record if judgement.bucket == "principal" else None
         if principal is not None:
             counters = charges.of_principal(
@@ -205,8 +211,22 @@ async def _with_token(route: Route, request: AccessRequest, rules: Rules, store:
         if isinstance(charged, Charged):
             if judgement.bucket == "failed" and not charged.admitted:
                 store.refused_address(counters[0].tag, charged.quotas[0].reset_at)
+            if rules.policy.team_isolation and _admitted(judgement, charged):
+                # Last of all, so that nobody who is refused anyway costs a trip for it.
+                resource = await _named(route, request, store)
+                judgement = judge(rules.policy, request, route, instance, record, now, resource)
             return _outcome(judgement, charged, route, principal)
     raise StoreError("stale", "the state kept changing")  # unreachable: the last proves nothing
+
+
+def _admitted(judgement: Judgement, charged: Charged) -> bool:
+    return charged.admitted and isinstance(judgement.verdict, Allow)
+
+
+async def _named(route: Route, request: AccessRequest, store: Store) -> Resource | None:
+    """What the path names, with its team as far as that is known."""
+    found = named(route, request.path)
+    return None if found is None else found._replace(team=await store.owner(found.uuid))
 
 
 async def _record(

@@ -11,6 +11,7 @@ from typing import Final
 
 from authsidecar.addresses import Networks
 from authsidecar.authorize import Charged, Outcome, Rules, Stale, StoreError, authorize
+from authsidecar.isolation import NOUNS, named
 from authsidecar.model import (
     AccessRequest,
     Address,
@@ -19,6 +20,7 @@ from authsidecar.model import (
     Deny,
     Proxy,
     Quota,
+    TeamId,
     TokenRecord,
     UnixMs,
     Verdict,
@@ -100,6 +102,7 @@ class _Peeking:
     store: DecisionStore
     instance_seen: Instance | None = None
     record_seen: TokenRecord | None = None
+    owner_seen: TeamId | None = None
     charged: Charged | None = None
     error: StoreError | None = None
     asked: bool = field(default=False)
@@ -127,6 +130,14 @@ class _Peeking:
             self.error = error
             raise
         return self.record_seen
+
+    async def owner(self, uuid: str) -> TeamId | None:
+        try:
+            self.owner_seen = await self.store.owner(uuid)
+        except StoreError as error:
+            self.error = error
+            raise
+        return self.owner_seen
 
     async def charge(
         self,
@@ -241,7 +252,10 @@ def _with_token(
     found["token"] = (Result.PASS, _token(proven))
     if peeking.charged is None or not peeking.charged.admitted:
         return found
-    case = Case(rules.policy, access, route, instance, proven)
+    resource = named(route, access.path) if rules.policy.team_isolation else None
+    if resource is not None:
+        resource = resource._replace(team=peeking.owner_seen)
+    case = Case(rules.policy, access, route, instance, proven, resource)
     for name, check in zip(_CHECK_NAMES, CHECKS, strict=True):
         denial = check(case)
         if denial is not None:
@@ -345,6 +359,17 @@ def _instance_team(case: Case) -> Finding:
     return Result.PASS, f"team {case.record.team} is the instance team"
 
 
+def _team_isolation(case: Case) -> Finding:
+    if not case.policy.team_isolation:
+        return Result.SKIPPED, "sync.team_isolation is off"
+    if case.resource is None:
+        return Result.SKIPPED, f"the path names none of {', '.join(NOUNS)}"
+    noun, uuid, team = case.resource
+    if team is None:
+        return Result.PASS, f"{noun} {uuid} is not known to be any team's"
+    return Result.PASS, f"{noun} {uuid} belongs to team {team}"
+
+
 _PASSED: Final[Mapping[str, Callable[[Case], Finding]]] = {
     "team_member": _team_member,
     "team_role": _team_role,
@@ -353,6 +378,7 @@ _PASSED: Final[Mapping[str, Callable[[Case], Finding]]] = {
     "team_mcp": _team_mcp,
     "permission": _permission,
     "instance_team": _instance_team,
+    "team_isolation": _team_isolation,
 }
 """What a passed check says it needed and found."""
 
@@ -375,6 +401,7 @@ HINTS: Final = {
     "address_not_allowed": "`authsidecar allowlist show` shows who may call",
     "permission_missing": "use a token that holds it; `authsidecar token create` makes one",
     "instance_team_required": "use a token of the instance team (coolify.instance_team)",
+    "resource_not_found": "use a token of the team that owns it",
     "mcp_disabled": "`authsidecar mcp enable` switches it on",
     "team_mcp_disabled": "`authsidecar mcp enable --team ID` switches it on",
     STORE_UNAVAILABLE.code: "is Redis running, and redis.url right?",

@@ -1,7 +1,7 @@
 """What is decided, and in which order: Coolify's order, Coolify's words.
 
 Everything that can refuse a readable request is here: `find_route` (row 1 of the table in
-docs/reference/reason-codes.md), `authenticate` (row 2) and CHECKS (rows 4 to 9). The rate limit
+docs/reference/reason-codes.md), `authenticate` (row 2) and CHECKS (rows 4 to 10). The rate limit
 (row 3) stands between them; `judge` says which bucket a request is charged to, whatever the
 verdict, and authorize.py charges it. Pure: time and state are arguments.
 """
@@ -12,6 +12,7 @@ from hmac import compare_digest
 from typing import Final, NamedTuple
 
 from authsidecar.allowlist import Allowlist
+from authsidecar.isolation import Resource
 from authsidecar.model import (
     METHODS,
     AccessRequest,
@@ -50,6 +51,7 @@ PERMISSION_MISSING: Final = Reason(
 INSTANCE_TEAM_REQUIRED: Final = Reason(
     "instance_team_required", Kind.FORBIDDEN, 403, "You are not allowed to"
 )
+RESOURCE_NOT_FOUND: Final = Reason("resource_not_found", Kind.NOT_FOUND, 404, "not found.")
 MCP_DISABLED: Final = Reason("mcp_disabled", Kind.NOT_FOUND, 404, "Not found.")
 TEAM_MCP_DISABLED: Final = Reason(
     "team_mcp_disabled", Kind.FORBIDDEN, 403, "MCP server is disabled for this team."
@@ -95,11 +97,13 @@ class Policy:
         routes: the table that decides what a route needs.
         pass_outside: whether paths outside /api and /mcp pass without identity.
         instance_team: the team whose root tokens may use the switches.
+        team_isolation: whether resources that are known to be another team's are refused.
     """
 
     routes: RouteTable
     pass_outside: bool = False
     instance_team: TeamId = INSTANCE_TEAM
+    team_isolation: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,7 @@ class Case(NamedTuple):
     route: Route
     instance: Instance
     record: TokenRecord
+    resource: Resource | None = None
 
 
 class Judgement(NamedTuple):
@@ -189,8 +194,9 @@ def judge(  # noqa: PLR0917  # one value for each thing that is judged by
     instance: Instance,
     record: TokenRecord | None,
     now: UnixMs,
+    resource: Resource | None = None,
 ) -> Judgement:
-    """The verdict on a request that needs a token, by rows 1 (MCP), 2 and 4 to 9.
+    """The verdict on a request that needs a token, by rows 1 (MCP), 2 and 4 to 10.
 
     Args:
         policy: what the operator configured.
@@ -199,6 +205,7 @@ def judge(  # noqa: PLR0917  # one value for each thing that is judged by
         instance: the instance-wide state.
         record: what Redis holds under the credential's id, or None.
         now: the time by Redis's clock.
+        resource: what the path names, if its team is to be judged too.
     """
     if route.guard is Guard.MCP and not instance.mcp_enabled:
         return Judgement(Deny(MCP_DISABLED, "the instance's MCP switch is off"), "unknown")
@@ -207,7 +214,7 @@ def judge(  # noqa: PLR0917  # one value for each thing that is judged by
     proven = authenticate(request.credential, record, now)
     if isinstance(proven, Deny):
         return Judgement(proven, "failed")
-    case = Case(policy, request, route, instance, proven)
+    case = Case(policy, request, route, instance, proven, resource)
     denial = first_denial(case)
     return Judgement(_admit(proven) if denial is None else denial, "principal")
 
@@ -279,6 +286,21 @@ def check_instance_team(case: Case) -> Deny | None:
     return Deny(reason, f"needs team {wanted}, the token's team is {case.record.team}")
 
 
+def check_team_isolation(case: Case) -> Deny | None:
+    """Row 10: what the path names is not known to be another team's; unknown, Coolify decides."""
+    resource = case.resource
+    if resource is None or resource.team is None or resource.team == case.record.team:
+        return None
+    reason = Reason(
+        RESOURCE_NOT_FOUND.code,
+        RESOURCE_NOT_FOUND.kind,
+        RESOURCE_NOT_FOUND.status,
+        f"{resource.noun} {RESOURCE_NOT_FOUND.message}",
+    )
+    mine = f"the token's team is {case.record.team}"
+    return Deny(reason, f"{resource.uuid} belongs to team {resource.team}, {mine}")
+
+
 CHECKS: Final[tuple[Callable[[Case], Deny | None], ...]] = (
     check_team_member,
     check_team_role,
@@ -287,8 +309,9 @@ CHECKS: Final[tuple[Callable[[Case], Deny | None], ...]] = (
     check_team_mcp,
     check_permission,
     check_instance_team,
+    check_team_isolation,
 )
-"""Rows 4 to 9, in order: everything that can refuse an authenticated request."""
+"""Rows 4 to 10, in order: everything that can refuse an authenticated request."""
 
 
 def first_denial(case: Case) -> Deny | None:

@@ -92,6 +92,7 @@ def rules(settings: Settings) -> Rules:
             routes=routes(settings),
             pass_outside=settings.coolify.outside == "pass",
             instance_team=TeamId(settings.coolify.instance_team),
+            team_isolation=settings.sync.team_isolation,
         ),
         limits=settings.limits.as_limits(),
         ipv6_prefix=settings.limits.ipv6_prefix,

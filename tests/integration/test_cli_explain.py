@@ -21,7 +21,7 @@ from authsidecar.proxies.forward_auth import read
 from authsidecar.proxies.headers import Fields
 from authsidecar.routes import coolify
 from authsidecar.store.decisions import DecisionStore
-from authsidecar.store.keys import Keys
+from authsidecar.store.keys import Keys, owner_bucket
 from authsidecar.store.registry import Registry
 from tests.support import seed
 from tests.support.cli import Result, invoke, with_registry
@@ -69,6 +69,20 @@ async def team_mcp_off(registry: Registry) -> None:
     await registry.set_team_mcp(TeamId(3), False)
 
 
+async def theirs(registry: Registry) -> None:
+    """Server `theirs` is another team's."""
+    await own(registry, "theirs", 9)
+
+
+async def ours(registry: Registry) -> None:
+    """Server `ours` is team 3's."""
+    await own(registry, "ours", 3)
+
+
+async def own(registry: Registry, uuid: str, team: int) -> None:
+    await registry._client.hset(Keys().owners(owner_bucket(uuid)), uuid, team)
+
+
 async def exhausted(registry: Registry) -> None:
     """User 1 has used up what it has."""
     await registry.set_limit("user", 1, Limit(1, 3_600_000))
@@ -99,6 +113,7 @@ class Case:
     token: str | int | None = 11
     prepare: Callable[[Registry], Awaitable[None]] | None = None
     url: str | None = None
+    isolated: bool = False
 
 
 CASES = (
@@ -127,6 +142,10 @@ CASES = (
     Case("permission_missing", "POST", "/api/v1/projects"),
     Case("instance_team_required", "POST", "/api/v1/enable", 13),
     Case("mcp_disabled", "POST", "/mcp", prepare=mcp_off),
+    Case("allowed_ours", target="/api/v1/servers/ours", prepare=ours, isolated=True),
+    Case("allowed_unknown", target="/api/v1/servers/new", prepare=theirs, isolated=True),
+    Case("allowed_isolated", isolated=True),
+    Case("resource_not_found", target="/api/v1/servers/theirs", prepare=theirs, isolated=True),
     Case("team_mcp_disabled", "POST", "/mcp", prepare=team_mcp_off),
     Case("store_unavailable", url="redis://127.0.0.1:1"),
 )
@@ -144,7 +163,13 @@ def run(case: Case, redis_url: str, *more: str) -> Result:
     token = f"{case.token}|{seed.secret_of(case.token)}" if case.token in range(99) else case.token
     words = ["explain", case.method, case.target, "--client-ip", "192.0.2.1", *more]
     words += ["--token-file", "-"] if token is not None else []
-    return invoke(*words, url=case.url or redis_url, stdin=f"{token}\n".encode())
+    isolated = str(case.isolated).lower()
+    return invoke(
+        *words,
+        url=case.url or redis_url,
+        stdin=f"{token}\n".encode(),
+        SYNC__TEAM_ISOLATION=isolated,
+    )
 
 
 def golden(case: Case, result: Result) -> str:
@@ -189,7 +214,7 @@ def test_every_row_has_its_check():
     names = tuple(check.__name__.removeprefix("check_") for check in CHECKS)
     assert names == ROWS[4:-1] == (
         *("team_member", "team_role", "api_enabled", "address"),
-        *("team_mcp", "permission", "instance_team"),
+        *("team_mcp", "permission", "instance_team", "team_isolation"),
     )  # fmt: skip
 
 
@@ -245,7 +270,8 @@ def test_nothing_is_consumed(redis_url, token):
 
 
 PATHS = (TEAMS, "/api/v1/projects", "/api/v1/enable", "/api/v1/deploy", "/mcp", "/api/health",
-         "/api/v1/none", "/other", "/index.php/x", "/api/v1/teams?_method=PUT")  # fmt: skip
+         "/api/v1/none", "/api/v1/servers/ours", "/api/v1/servers/theirs", "/other",
+         "/index.php/x", "/api/v1/teams?_method=PUT")  # fmt: skip
 TOKENS = (None, "10", "11", "12", "13", "20", "40", "11|wrong", "999|x", "nothing")
 
 
@@ -276,6 +302,7 @@ def states(draw):
         "team_mcp": draw(st.booleans()),
         "user_limit": draw(st.sampled_from([1, 2, 200])),
         "failed_limit": draw(st.sampled_from([1, 2])),
+        "isolated": draw(st.booleans()),
     }
 
 
@@ -291,6 +318,8 @@ def test_explain_and_the_server_agree(redis_url, state, asked):
             await client.flushall()
             registry = seed.registry(client)
             await world(registry)
+            await ours(registry)
+            await theirs(registry)
             await registry.set_instance(
                 **{k: state[k] for k in ("api_enabled", "mcp_enabled", "allowlist")}
             )
@@ -301,7 +330,7 @@ def test_explain_and_the_server_agree(redis_url, state, asked):
             else:
                 await registry.set_member(TeamId(3), UserId(1), state["role"])
             rules = Rules(
-                Policy(coolify("4.3")),
+                Policy(coolify("4.3"), team_isolation=state["isolated"]),
                 {
                     "user": Limit(state["user_limit"]),
                     "failed": Limit(state["failed_limit"]),
@@ -311,14 +340,14 @@ def test_explain_and_the_server_agree(redis_url, state, asked):
             )
             server = DecisionStore(client, Keys(), budget_ms=5000)
             for request in asked:
-                ours = DecisionStore(client, Keys(), budget_ms=5000)
+                asked_by = DecisionStore(client, Keys(), budget_ms=5000)
                 explained = await explain(
                     request["line"],
                     request["authorization"],
                     request["client"],
                     hops=Networks(),
                     rules=rules,
-                    store=ours,
+                    store=asked_by,
                     registry=registry,
                 )
                 headers = [(b"Authorization", value) for value in request["authorization"]]
@@ -331,7 +360,7 @@ def test_explain_and_the_server_agree(redis_url, state, asked):
                     assert _summary(explained.verdict) == _summary(outcome.verdict)
                 fails = [row for row in explained.rows if row.result == "fail"]
                 assert (not fails) is isinstance(explained.verdict, Allow)
-                await ours.close()
+                await asked_by.close()
             await server.close()
 
     asyncio.run(scenario())

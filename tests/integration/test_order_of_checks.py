@@ -12,6 +12,7 @@ import pytest
 
 import authsidecar
 from authsidecar.model import Limit, Reason, TeamId
+from authsidecar.store.keys import Keys, owner_bucket
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.seed import bearer
 from tests.support.sidecar import Answer, SidecarProcess, start_sidecar
@@ -58,6 +59,7 @@ def sidecar(server: RedisProcess, tmp_path_factory: pytest.TempPathFactory):
         LIMITS__UNKNOWN="3",
         LIMITS__HEALTH="4",
         LIMITS__FEEDBACK="2",
+        SYNC__TEAM_ISOLATION="true",
     )
     yield sidecar
     assert sidecar.stop() == 0
@@ -170,6 +172,12 @@ async def team_mcp_disabled(world: World) -> Answer:
     return await world.ask("POST", "/mcp", token=READ)
 
 
+async def resource_not_found(world: World) -> Answer:
+    key = Keys().owners(owner_bucket("theirs"))
+    await world.client.hset(key, "theirs", 5)
+    return await world.ask(uri="/api/v1/servers/theirs", token=READ)
+
+
 async def long_header(world: World) -> Answer:
     return await world.ask(headers=[("X-Long", "x" * 40_000)])
 
@@ -238,6 +246,7 @@ REFUSALS: dict[str, tuple[int, str | None, Refusal]] = {
         "You are not allowed to enable the API.",
         lambda w: w.ask("POST", ENABLE, token=ROOT_OF_OTHER_TEAM),
     ),
+    "resource_not_found": (404, "Server not found.", resource_not_found),
     "mcp_disabled": (404, "Not found.", mcp_disabled),
     "team_mcp_disabled": (403, "MCP server is disabled for this team.", team_mcp_disabled),
 }

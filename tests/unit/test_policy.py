@@ -309,7 +309,9 @@ def test_the_first_check_that_refuses_has_the_word() -> None:
 def test_the_permission_is_said_before_the_instance_team() -> None:
     """Row 8 before row 9."""
     assert code(judged(ENABLE, record("write"))) == "permission_missing"
-    assert [check.__name__ for check in CHECKS][-2:] == ["check_permission", "check_instance_team"]
+    assert [check.__name__ for check in CHECKS][-3:] == [
+        *("check_permission", "check_instance_team", "check_team_isolation"),
+    ]
 
 
 @pytest.mark.parametrize(

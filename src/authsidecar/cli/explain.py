@@ -117,7 +117,7 @@ def trace(found: "Explanation") -> str:
     for row in found.rows:
         mark, colour = MARKS[row.result]
         shown = styled(mark.ljust(4), terminal, fg=colour)
-        lines.append(f"  {shown}  {row.name:13}  {printable(row.detail)}")
+        lines.append(f"  {shown}  {row.name:14}  {printable(row.detail)}")
     if isinstance(found.verdict, Deny):
         answer = styled(f"{found.status} {found.code}", terminal, fg="red", bold=True)
         lines.append(f"{answer}: {found.verdict.reason.message}")

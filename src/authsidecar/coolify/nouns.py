@@ -1,4 +1,4 @@
-"""The four kinds of facts that are followed: how each is read, compared, narrowed and written.
+"""The five kinds of facts that are followed: how each is read, compared, narrowed and written.
 
 `narrowed` is what makes an interrupted application safe: the fact that may stand between the old
 and the new one, allowing nothing that both of them do not allow.
@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Final, Generic, TypeVar
 from authsidecar.coolify import rows, source
 from authsidecar.coolify.rows import Read, Row
 from authsidecar.model import Role, TeamId, TokenId, UserId
-from authsidecar.store.bulk import Bulk
+from authsidecar.store.bulk import Bulk, Owner
+from authsidecar.store.keys import owner_bucket
 from authsidecar.store.registry import Member, Team, Token, User
 
 K = TypeVar("K")
@@ -217,6 +218,45 @@ class _Users(Noun[UserId, User]):
         await bulk.drop_users(facts)
 
 
+class _Owners(Noun[str, Owner]):
+    name = "owner"
+    table = source.OWNERS
+
+    def read(self, row: Row) -> Read[Owner]:
+        return rows.owner(row)
+
+    def place(self, row: Row) -> int:
+        return self.bucketed(row["uuid"])
+
+    def label(self, row: Row) -> str:
+        return f"{row['uuid']!a}"
+
+    def key(self, fact: Owner) -> str:
+        return fact.uuid
+
+    def bucketed(self, key: str) -> int:
+        return owner_bucket(key) * source.BUCKET
+
+    def narrowed(self, old: Owner, new: Owner) -> Owner | None:  # noqa: ARG002
+        """The new one: an owner only takes away, and what it refuses Coolify refuses too."""
+        return new
+
+    def shown(self, fact: Owner) -> str:
+        return f"of {fact.uuid!a}: team {fact.team}"
+
+    async def held(self, bulk: Bulk) -> Sequence[str]:
+        return await bulk.owned()
+
+    async def facts(self, bulk: Bulk, keys: Iterable[str]) -> Sequence[Owner]:
+        return await bulk.owners_of(keys)
+
+    async def put(self, bulk: Bulk, facts: Sequence[Owner]) -> None:
+        await bulk.put_owners(facts)
+
+    async def drop(self, bulk: Bulk, facts: Sequence[Owner]) -> None:
+        await bulk.drop_owners(facts)
+
+
 def _within(one: Token, other: Token) -> bool:
     """Whether one token allows nothing that the other does not."""
     ends = other.expires_at is None or (
@@ -229,9 +269,11 @@ MEMBERS: Final = _Members()
 TOKENS: Final = _Tokens()
 TEAMS: Final = _Teams()
 USERS: Final = _Users()
+OWNERS: Final = _Owners()
+"""Of resources: none where `sync.team_isolation` is off, so that switching it off removes them."""
 
-NARROWING: Final[tuple[Noun[Any, Any], ...]] = (MEMBERS, TOKENS, TEAMS, USERS)
+NARROWING: Final[tuple[Noun[Any, Any], ...]] = (MEMBERS, TOKENS, TEAMS, USERS, OWNERS)
 """The order of removals: roles first, and a user only once nothing names it any more."""
 
-WIDENING: Final[tuple[Noun[Any, Any], ...]] = (TEAMS, USERS, MEMBERS, TOKENS)
+WIDENING: Final[tuple[Noun[Any, Any], ...]] = (OWNERS, TEAMS, USERS, MEMBERS, TOKENS)
 """The order of additions: a token last, when all that it is judged by is there."""

@@ -13,6 +13,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from authsidecar.allowlist import parse_lenient
 from authsidecar.model import Permission, Role, TeamId, TokenId, UnixMs, UserId
+from authsidecar.store.bulk import Owner
 from authsidecar.store.registry import Member, Team, Token, User
 
 USER_MODEL: Final = "App\\Models\\User"
@@ -133,6 +134,13 @@ def member(row: Row) -> Read[Member]:
     roles = {"owner": Role.OWNER, "admin": Role.ADMIN}
     role = roles.get(row["role"], Role.MEMBER)
     return Read(Member(TeamId(row["team_id"]), UserId(row["user_id"]), role))
+
+
+def owner(row: Row) -> Read[Owner]:
+    """Whose a resource is; the id of a team that no token can name is nobody's."""
+    if row["team_id"] < 0:
+        return Read(None)
+    return Read(Owner(row["uuid"], TeamId(row["team_id"])))
 
 
 def settings(row: Row | None) -> Settings:

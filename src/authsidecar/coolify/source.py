@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from authsidecar.coolify import owners
+
 if TYPE_CHECKING:
     import asyncpg
 
@@ -43,7 +45,7 @@ class Table:
     Attributes:
         name: its name in PostgreSQL.
         columns: our name and the SQL expression of each value.
-        source: what stands after FROM.
+        source: what stands after FROM, or OWNED for what the view makes of it.
         id: the expression whose buckets have a digest.
         order: the order within a bucket; total, so that equal rows give equal digests.
         needs: the columns without which nothing can be decided.
@@ -62,14 +64,14 @@ class Table:
         return (
             f"SELECT {self.id} / {BUCKET} AS bucket, "  # noqa: S608  # nothing of it is input
             f"md5(string_agg(ROW({values})::text, '' ORDER BY {self.order})) AS digest "
-            f"FROM {self.source} GROUP BY 1"
+            f"FROM {absent.get(self.source, self.source)} GROUP BY 1"
         )
 
     def rows(self, absent: Mapping[str, str]) -> str:
         """The query for the rows of some buckets: $1 their numbers, $2 and $3 the ids' bounds."""
         values = ", ".join(f"{sql} AS {name}" for name, sql in self._expressions(absent).items())
         return (
-            f"SELECT {values} FROM {self.source} "  # noqa: S608  # nothing of it is input
+            f"SELECT {values} FROM {absent.get(self.source, self.source)} "  # noqa: S608  # the same
             f"WHERE {self.id} / {BUCKET} = ANY($1::bigint[]) AND {self.id} BETWEEN $2 AND $3"
         )
 
@@ -154,6 +156,18 @@ _SETTINGS: Final = Table(
     order="s.id",
     needs=("id", "is_api_enabled", "allowed_ips"),
 )
+OWNED: Final = "owners o"
+"""Stands for whatever tables name the owner of a resource; see owners.py."""
+
+OWNERS: Final = Table(
+    name="owners",
+    columns={"uuid": "o.uuid", "team_id": "o.team_id"},
+    source=OWNED,
+    # As store.keys.owner_bucket: a uuid has no number, and Redis spreads them in the same way.
+    id=f"(get_byte(sha256(convert_to(o.uuid, 'UTF8')), 0) * {BUCKET})::bigint",
+    order="o.uuid",
+    needs=(),
+)
 TABLES: Final = (TOKENS, USERS, TEAMS, MEMBERS, _SETTINGS)
 
 LATER: Final = {
@@ -192,12 +206,15 @@ class View:
         snapshot: names what is visible; None where that cannot be known.
         tokens_file: names the table of tokens and the file that holds its rows: deleting rows
             keeps it, emptying, dropping or restoring the table does not.
+        absent: what stands for expressions that are not in this database.
+        unowned: the tables and columns without which some owners are not known.
     """
 
     connection: Any = field(repr=False)
     snapshot: str | None
     tokens_file: str
     absent: Mapping[str, str]
+    unowned: tuple[str, ...] = ()
 
     async def digests(self, table: Table) -> Mapping[int, str]:
         """The digest of every bucket that has rows."""
@@ -238,15 +255,19 @@ class Source:
         return tuple(table.name for table in TABLES if table.name not in there)
 
     @asynccontextmanager
-    async def view(self) -> AsyncIterator[View]:
+    async def view(self, *, owned: bool = False) -> AsyncIterator[View]:
         """The database at one instant.
+
+        Args:
+            owned: whether the owners of resources are read, or there are none.
 
         Raises:
             SchemaError: a table or column that decisions need is missing or not granted.
         """
         async with self._connection.transaction(isolation="repeatable_read", readonly=True):
             snapshot = await self.snapshot()
-            rows = await self._connection.fetch(_COLUMNS, [table.name for table in TABLES])
+            names = [*(table.name for table in TABLES), *(owners.NEEDS if owned else ())]
+            rows = await self._connection.fetch(_COLUMNS, names)
             there = {(row["table"], row["column"]) for row in rows}
             for table in TABLES:
                 for column in table.needs:
@@ -254,7 +275,9 @@ class Source:
                         raise SchemaError(f"{table.name}.{column} is missing, or not granted")
             absent = {sql: value for column, (sql, value) in LATER.items() if column not in there}
             tokens_file = next(row["file"] for row in rows if row["table"] == TOKENS.name)
-            yield View(self._connection, snapshot, tokens_file, absent)
+            whose = owners.reading(there) if owned else owners.NOTHING
+            absent[OWNED] = whose.source
+            yield View(self._connection, snapshot, tokens_file, absent, whose.missing)
 
 
 @asynccontextmanager

@@ -44,12 +44,14 @@ class Options:
         interval_s: the pause between two rounds, in seconds.
         instant: whether to listen to the triggers as well.
         allow_empty: whether an emptied database is believed.
+        owned: whether the owners of resources are followed too.
     """
 
     dsn: str = field(repr=False)
     interval_s: float = 1.0
     instant: bool = False
     allow_empty: bool = False
+    owned: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> "Options | None":
@@ -62,6 +64,7 @@ class Options:
             interval_s=section.interval_seconds,
             instant=section.instant,
             allow_empty=section.allow_empty,
+            owned=section.team_isolation,
         )
 
 
@@ -103,6 +106,7 @@ class Follower:
         self._wake = asyncio.Event()
         self._told = ""
         self._logged: set[tuple[Odd, str]] = set()
+        self._unowned: tuple[str, ...] = ()
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -202,7 +206,8 @@ class Follower:
             if image.snapshot == await source.snapshot():
                 await self._board.followed(image.odd(), image.tokens_file)
                 return Applied()
-        async with source.view() as view:
+        async with source.view(owned=self._options.owned) as view:
+            self._say_unowned(view.unowned)
             look = await Look.at(view)
             self._image = None  # until it is known to be right again
             if image is None:
@@ -244,6 +249,12 @@ class Follower:
                 "warning", "sync_odd_rows", reason=reason, rows=len(found), some=found[:LOGGED_ROWS]
             )
 
+    def _say_unowned(self, missing: tuple[str, ...]) -> None:
+        """Log what the owners of some resources are not known for, once for the same."""
+        if missing != self._unowned:
+            self._unowned = missing
+            self._log.event("warning", "sync_owners_incomplete", missing=missing)
+
     def _tell(self, level: Level, event: str, **fields: object) -> None:
         """Log how it goes, once for as long as it goes like that."""
         if self._told != event:
@@ -283,7 +294,7 @@ async def planned(options: Options, client: "Redis", keys: Keys) -> AsyncIterato
         SourceError: it cannot be read.
     """
     bulk = Bulk(client, keys, Lease(client, keys).fence)
-    async with connected(options.dsn) as source, source.view() as view:
+    async with connected(options.dsn) as source, source.view(owned=options.owned) as view:
         look = await Look.at(view)
         image = await Image.load(bulk, await Board(client, keys).tokens_file())
         if not options.allow_empty and (why := doubt(look, image)) is not None:

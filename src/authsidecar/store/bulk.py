@@ -13,7 +13,8 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from authsidecar.model import TeamId, TokenId, UserId
-from authsidecar.store.keys import Keys
+from authsidecar.store import records
+from authsidecar.store.keys import OWNER_BUCKETS, Keys, owner_bucket
 from authsidecar.store.registry import Member, Registry, Team, Token, User
 
 BATCH: Final = 500
@@ -28,6 +29,14 @@ class Fence:
 
     key: str
     value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose one of Coolify's resources is."""
+
+    uuid: str
+    team: TeamId
 
 
 class FenceBroken(Exception):  # noqa: N818  # it is no failure: another one writes
@@ -60,6 +69,25 @@ class Bulk(Registry):
         users = await self.user_ids()
         teams = await self._smembers([self._keys.user_teams(user) for user in users])
         return [(TeamId(i), u) for u, ids in zip(users, teams, strict=True) for i in ids]
+
+    async def owned(self) -> list[str]:
+        """The uuid of every resource whose owner is there."""
+        async with self._client.pipeline(transaction=False) as pipe:
+            for bucket in range(OWNER_BUCKETS):
+                pipe.hkeys(self._keys.owners(bucket))
+            return [_text(uuid) for uuids in await pipe.execute() for uuid in uuids]
+
+    async def owners_of(self, uuids: Iterable[str]) -> list[Owner]:
+        """Those of these resources' owners that are there; a trip for 500."""
+        found: list[Owner] = []
+        for batch in _batches(list(uuids)):
+            async with self._client.pipeline(transaction=False) as pipe:
+                for uuid in batch:
+                    pipe.hget(self._keys.owners(owner_bucket(uuid)), uuid)
+                teams = map(records.number, await pipe.execute())
+            pairs = zip(batch, teams, strict=True)
+            found += [Owner(uuid, TeamId(team)) for uuid, team in pairs if team is not None]
+        return found
 
     async def users_of(self, ids: Iterable[UserId]) -> list[User]:
         """Those of these users that are there; a trip for 500."""
@@ -117,6 +145,23 @@ class Bulk(Registry):
         """Write tokens whole, new or again; they stay until they are dropped."""
         for batch in _batches(list(tokens)):
             await super().put_tokens(batch)
+
+    async def put_owners(self, owners: Sequence[Owner]) -> None:
+        """Write owners of resources, new or again; no record depends on them."""
+        for batch in _batches(owners):
+            async with self._change() as pipe:
+                for owner in batch:
+                    key = self._keys.owners(owner_bucket(owner.uuid))
+                    pipe.hset(key, owner.uuid, owner.team)
+                await pipe.execute()
+
+    async def drop_owners(self, owners: Sequence[Owner]) -> None:
+        """Forget whose these resources are."""
+        for batch in _batches(owners):
+            async with self._change() as pipe:
+                for owner in batch:
+                    pipe.hdel(self._keys.owners(owner_bucket(owner.uuid)), owner.uuid)
+                await pipe.execute()
 
     async def drop_users(self, users: Sequence[User]) -> None:
         """Remove users whose memberships and tokens were dropped before."""

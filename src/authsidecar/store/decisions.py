@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from redis.asyncio import Redis
 
 from authsidecar.authorize import STALE, Charged, Stale
-from authsidecar.model import Credential, Limit, Quota, TokenId, TokenRecord, UnixMs
+from authsidecar.model import Credential, Limit, Quota, TeamId, TokenId, TokenRecord, UnixMs
 from authsidecar.policy import Instance
 from authsidecar.ratelimit.charges import Charge, of_user
 from authsidecar.ratelimit.pace import AddressPace
@@ -63,8 +63,9 @@ class DecisionStore:
             client: redis-py's asyncio client, decode_responses off, no retries of its own.
             keys: the key names.
             budget_ms: how long one trip may take, in milliseconds.
-            cache_records: how many records are kept at the most; 0 keeps none.
-            cache_max_age_s: after how many seconds a record is read again in any case.
+            cache_records: how many records, and how many owners of resources, are kept at the
+                most; 0 keeps none.
+            cache_max_age_s: after how many seconds they are read again in any case.
             pace: bounds the look-ups of addresses that send bad tokens.
             observe: told of every trip: operation, seconds, kind of error or None.
             looked_up: told of every use of the cache: "hit", "miss" or "stale".
@@ -85,6 +86,7 @@ class DecisionStore:
         )
         self._refusals = Refusals()
         self._records: OrderedDict[TokenId, tuple[TokenRecord, float]] = OrderedDict()
+        self._owners: OrderedDict[str, tuple[TeamId | None, float]] = OrderedDict()
         self._instance: tuple[Instance, float] | None = None
         self._loads: dict[object, asyncio.Task[Any]] = {}
         self._clock_offset_ms = 0.0
@@ -133,6 +135,14 @@ class DecisionStore:
         if fresh:
             return await self._load_record(credential)
         return await self._joined(credential, lambda: self._load_record(credential))
+
+    async def owner(self, uuid: str) -> TeamId | None:
+        """The team of a resource, or None; kept unproven, since resources do not change teams."""
+        held = self._owners.get(uuid)
+        if held is not None and time.monotonic() - held[1] <= self._max_age_s:
+            self._owners.move_to_end(uuid)
+            return held[0]
+        return await self._joined(("owner", uuid), lambda: self._load_owner(uuid))
 
     def may_look_up(self, address: str, credential: Credential) -> bool:
         """Whether this token from this address may cost a look-up now.
@@ -318,6 +328,16 @@ class DecisionStore:
             if len(self._records) > self._cache_records:
                 self._records.popitem(last=False)
         return record
+
+    async def _load_owner(self, uuid: str) -> TeamId | None:
+        asked = time.monotonic()
+        team = await self._trips.make("owner", self._loader.owner(uuid))
+        if self._cache_records:
+            self._owners[uuid] = (team, asked)
+            self._owners.move_to_end(uuid)
+            if len(self._owners) > self._cache_records:
+                self._owners.popitem(last=False)
+        return team
 
     async def _joined(self, key: object, load: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """One load for all who ask at the same time; a caller that leaves does not end it."""

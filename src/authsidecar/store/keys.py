@@ -7,9 +7,19 @@ user's nonce and counters under `{u:ID}`, a team's counters under `{t:ID}`, an a
 
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Final
 
 from authsidecar.model import TeamId, TokenId, UserId
 from authsidecar.ratelimit.charges import Charge
+
+OWNER_BUCKETS: Final = 256
+"""Into how many hashes the owners of resources are spread: a hash of up to 128 short fields is one
+compact block in Redis (hash-max-listpack-entries)."""
+
+
+def owner_bucket(uuid: str) -> int:
+    """Which of these hashes a uuid is in: the first byte of its SHA-256, so all fill alike."""
+    return sha256(uuid.encode()).digest()[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +106,10 @@ class Keys:
     def team_members(self, team: TeamId) -> str:
         """HASH: user id to role."""
         return f"{self.prefix}team:{team}:members"
+
+    def owners(self, bucket: int) -> str:
+        """HASH: the uuids of some of Coolify's resources to the ids of their teams."""
+        return f"{self.prefix}owners:{bucket}"
 
     def warning(self, warning: str) -> str:
         """STRING: who is about to send this warning, or `sent`; outlives the token by two days."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from authsidecar.model import Credential, TeamId, TokenRecord, UserId
 from authsidecar.policy import Instance
 from authsidecar.store import records
-from authsidecar.store.keys import Keys
+from authsidecar.store.keys import Keys, owner_bucket
 
 NONCE_BYTES: Final = 12
 
@@ -73,6 +73,12 @@ class Loader:
         if record is None or not compare_digest(record.digest, credential.digest):
             return None, digest
         return record, digest
+
+    async def owner(self, uuid: str) -> TeamId | None:
+        """The team of a resource, or None if it is not known."""
+        found = await self._client.hget(self._keys.owners(owner_bucket(uuid)), uuid)
+        team = records.number(found)
+        return None if team is None else TeamId(team)
 
     async def _proven(self, key: str, read: Any) -> tuple[bytes, list[Any]]:
         """A nonce and what it proves, read after it; a missing nonce is made first."""

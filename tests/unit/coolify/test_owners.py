@@ -1,0 +1,86 @@
+"""Which of Coolify's tables name an owner, and what is said of those that are not there."""
+
+import pytest
+
+from authsidecar.coolify import nouns
+from authsidecar.coolify.owners import DELETED, NEEDS, NOTHING, PLACED, reading
+from authsidecar.coolify.rows import owner
+from authsidecar.coolify.source import BUCKET
+from authsidecar.model import TeamId
+from authsidecar.store.bulk import Owner
+from authsidecar.store.keys import OWNER_BUCKETS
+
+ALL = {(table, column) for table, columns in NEEDS.items() for column in columns}
+
+
+def without(table: str, *columns: str) -> set[tuple[str, str]]:
+    """All columns but these of one table; without any, but the whole table."""
+    return {(t, c) for t, c in ALL if t != table or (columns and c not in columns)}
+
+
+def test_all_tables_are_read_where_all_are_there() -> None:
+    """Each once, and nothing is missing."""
+    found = reading(ALL)
+
+    assert found.missing == ()
+    for table in NEEDS.keys() - {"environments"}:
+        assert found.source.count(f"FROM {table} r") == 1
+
+
+def test_without_any_table_nothing_is_read() -> None:
+    """A database that names no owner is no failure: every table is said to be missing."""
+    found = reading(set())
+
+    assert found.source == NOTHING.source
+    assert set(found.missing) == set(NEEDS)
+
+
+@pytest.mark.parametrize("table", PLACED)
+def test_a_table_that_is_missing_is_left_out_and_named(table: str) -> None:
+    """An older Coolify has fewer kinds of databases; the others are read."""
+    found = reading(without(table))
+
+    assert found.missing == (table,)
+    assert f"FROM {table} r" not in found.source
+    assert found.source.count(" UNION ALL ") == len(PLACED)
+
+
+@pytest.mark.parametrize(
+    ("table", "column"), [("environments", "project_id"), ("projects", "team_id")]
+)
+def test_without_the_way_to_a_team_only_servers_and_projects_are_read(
+    table: str, column: str
+) -> None:
+    """A column that is not granted is named, and what needs it is not guessed."""
+    found = reading(without(table, column))
+
+    assert found.missing == (f"{table}.{column}",)
+    assert "environments" not in found.source
+    assert "FROM servers r" in found.source
+
+
+def test_a_column_that_is_not_granted_is_named_with_its_table() -> None:
+    """So that the operator can grant it."""
+    assert reading(without("applications", "environment_id")).missing == (
+        "applications.environment_id",
+    )
+
+
+def test_deleted_rows_are_left_out_where_the_column_is_there() -> None:
+    """Servers and whatever is deployed are deleted softly; projects are not."""
+    found = reading(ALL | {("servers", DELETED), ("applications", DELETED)})
+
+    assert found.source.count("r.deleted_at IS NULL") == 2
+
+
+def test_a_resource_of_an_impossible_team_is_nobodys() -> None:
+    """A negative id is no team's."""
+    assert owner({"uuid": "x", "team_id": -1}).fact is None
+    assert owner({"uuid": "x", "team_id": 0}).fact == Owner("x", TeamId(0))
+
+
+def test_every_uuid_has_its_bucket() -> None:
+    """The buckets of the sync are the hashes in Redis, whatever the uuid is made of."""
+    for uuid in ("", "a", "bo8s4k4g0kw4kgsg8wk8wcow", "0b7c1f4e-1d1e-4a4b-9b0a-0f2f5d6f7a8b", "ü"):
+        assert nouns.OWNERS.place({"uuid": uuid}) // BUCKET in range(OWNER_BUCKETS)
+        assert nouns.OWNERS.place({"uuid": uuid}) == nouns.OWNERS.bucketed(uuid)
