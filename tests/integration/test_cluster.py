@@ -290,6 +290,21 @@ def test_a_change_renews_the_nonces_last_and_forgets_in_the_index_after_the_reco
     ]
 
 
+async def test_a_token_that_is_written_again_stays_in_its_indexes(
+    servers: RedisCluster, registry: Registry
+) -> None:
+    """It leaves them and comes back in one change, in this order on any Redis."""
+    assert servers is not None
+    await registry.put_tokens([seed.token(67, user=7, team=3)])
+    assert [token.id async for token in registry.tokens(user=USER)] == [67, 68]
+    await seed.user(registry, 8, t4="member")
+    await registry.put_tokens([seed.token(67, user=8, team=4)])
+    assert [token.id async for token in registry.tokens(user=USER)] == [68]
+    assert [token.id async for token in registry.tokens(team=TeamId(4))] == [67]
+    assert await registry.remove_member(TEAM, USER) == 1
+    assert await registry.remove_team(TeamId(4)) == 1
+
+
 async def test_writers_that_read_first_go_one_after_the_other(
     servers: RedisCluster, registry: Registry
 ) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -34,8 +34,8 @@ _LOCK_PAUSE_S: Final = 0.02
 
 _UNLOCK: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
 
-_FIRST: Final = frozenset({"SADD", "ZADD"})
-_LAST: Final = frozenset({"SREM", "ZREM"})
+_GROW: Final = frozenset({"SADD", "ZADD"})
+_SHRINK: Final = frozenset({"SREM", "ZREM"})
 
 
 def slot_of(key: str | bytes) -> int:
@@ -249,15 +249,15 @@ class Steps(AsyncCoreCommands):
         """
         commands = [one for command in self._commands for one in _single(command)]
         self._commands = []
-        order = sorted(range(len(commands)), key=lambda i: _phase(commands[i]))
         answers: list[Any] = [None] * len(commands)
-        before = [i for i in order if _phase(commands[i]) < _NONCES]
+        *before, nonces = _ordered(commands)
         try:
-            for group in _by_slot(commands, before):
-                await self._change([commands[i] for i in group], group, answers)
+            for groups in before:
+                for group in groups:
+                    await self._change([commands[i] for i in group], group, answers)
         finally:
-            for i in order[len(before) :]:
-                await self._change([commands[i]], [i], answers)
+            for group in nonces:
+                await self._change([commands[i] for i in group], group, answers)
             await self._unlock()
         return answers
 
@@ -294,22 +294,22 @@ class Steps(AsyncCoreCommands):
             await self._client.eval(_UNLOCK, 1, self._locks.pop(), self._owner)
 
 
-_NONCES: Final = 3
+def _ordered(commands: Sequence[tuple[Any, ...]]) -> list[list[list[int]]]:
+    """The places of commands: four phases, each of groups with one slot, by first appearance.
 
-
-def _phase(command: tuple[Any, ...]) -> int:
-    name, key = command[:2]
-    if ":nonce:" in f":{key}":
-        return _NONCES
-    return 0 if name in _FIRST else 2 if name in _LAST else 1
-
-
-def _by_slot(commands: Sequence[tuple[Any, ...]], order: Iterable[int]) -> list[list[int]]:
-    """The commands' places in groups of one phase and one slot, by first appearance."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for i in order:
-        groups.setdefault((_phase(commands[i]), slot_of(commands[i][1])), []).append(i)
-    return list(groups.values())
+    What one key is given and loses stays together, in the order of the commands.
+    """
+    grown = {key for name, key, *_ in commands if name in _GROW}
+    phases: list[dict[int, list[int]]] = [{}, {}, {}, {}]
+    for place, (name, key, *_) in enumerate(commands):
+        if ":nonce:" in f":{key}":
+            phase = 3
+        elif key in grown:
+            phase = 0
+        else:
+            phase = 2 if name in _SHRINK else 1
+        phases[phase].setdefault(slot_of(key), []).append(place)
+    return [list(phase.values()) for phase in phases]
 
 
 def _single(command: tuple[Any, ...]) -> list[tuple[Any, ...]]:
