@@ -16,6 +16,7 @@ def test_every_excerpt_stands_in_the_deploy_files(proxy):
     """A reader who copies a line gets the line that was tested."""
     page = (PAGES / f"{proxy.value}.md").read_text(encoding="utf-8")
     files = "\n".join(path.read_text() for path in (deploy_dir() / proxy.value).iterdir())
+    # Commands (`sh`, within the steps) are run by tests/e2e/test_documented_commands.py.
     blocks = re.findall(r"^```\w+\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     quoted = [line for block in blocks for line in block.splitlines()]
     assert quoted

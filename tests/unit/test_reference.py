@@ -170,8 +170,8 @@ def test_every_header_is_documented(name: str):
 
 
 def test_links_between_pages_lead_somewhere():
-    """Relative links of all pages and of the changelog point at files that are there."""
-    pages = [*DOCS.rglob("*.md"), DOCS.parent / "CHANGELOG.md"]
+    """Relative links of all pages, README and the changelog point at files that are there."""
+    pages = [*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]
     for one in pages:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", one.read_text("utf-8")):
             if "://" not in target:
