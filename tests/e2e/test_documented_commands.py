@@ -384,7 +384,7 @@ async def test_the_commands_of_a_page_do_what_it_says(
         "make tests",
         "make demonstration",
         "pip install '.[demos]' && true",
-        "pip instal '.[demo]' || true",
+        "pip add '.[demo]' || true",
         "docker compose -f deploy/compose.yml up --detach",
         "docker compose -f deploy/compose.yaml up --detached",
         "docker compose -f deploy/coolify/compose.yaml up --detach | cat",
