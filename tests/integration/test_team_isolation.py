@@ -14,11 +14,13 @@ from authsidecar.coolify.sync import planned
 from authsidecar.model import Limit
 from authsidecar.policy import Policy
 from authsidecar.routes import coolify
+from authsidecar.store.connect import Connection, connected
 from authsidecar.store.keys import OWNER_BUCKETS, Keys, owner_bucket
 from tests.integration.test_sync_live import sidecar as followed
 from tests.support import seed
 from tests.support.coolify import Coolify, Lines, bearer, contents, follower, state, sync_once
 from tests.support.decisions import sidecar, world
+from tests.support.topologies import cluster
 from tests.support.waiting import until
 
 # What matters here of Coolify's own tables: not all columns, and no foreign keys.
@@ -401,3 +403,20 @@ async def test_letter_case_tells_uuids_apart(redis_world: Redis, redis_url: str)
     """As Coolify's columns do."""
     async with sidecar(redis_url) as one:
         assert await one.ask(67, "GET", "/api/v1/servers/THEIRS", rules=ON) == "allow"
+
+
+async def test_a_cluster_follows_and_decides_alike(owned: Coolify, tmp_path: Path) -> None:
+    """The hashes lie in slots of every node."""
+    with cluster(tmp_path) as servers:
+        async with connected(Connection(servers.url, data_dir=tmp_path)) as client:
+            one = follower(owned.dsn, client, owned=True)
+            await one.once()
+            assert await owners(client) == OWNERS
+            await owned.run("DELETE FROM services WHERE uuid = 'services-3'")
+            await one.once()
+            assert "services-3" not in await owners(client)
+            await world(client)
+            await own(client, ours=3, theirs=9)
+        async with sidecar(servers.url) as asked:
+            assert await asked.ask(67, *THEIRS, rules=ON) == "resource_not_found"
+            assert await asked.ask(67, *OURS, rules=ON) == "allow"
