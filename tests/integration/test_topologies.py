@@ -225,3 +225,18 @@ async def test_every_url_that_the_configuration_accepts_makes_a_client(url: str)
     if url != "embedded":  # which would start a server: test_embedded.py
         async with connected(connection(settings.redis.url)) as made:
             assert hasattr(made, "execute_command")
+
+
+async def test_a_user_with_the_documented_rights_is_enough_for_a_cluster(tmp_path: Path) -> None:
+    """It also asks who serves which slots, and what the commands are."""
+    with cluster(tmp_path / "cluster", replicas=False) as servers:
+        rights = (*RIGHTS, "+cluster|slots", "+command", "+asking")
+        for server in servers.servers:
+            with client(server) as node:
+                node.execute_command("ACL", "SETUSER", "sidecar", "on", ">p@ss:/word", *rights)
+        login = {"REDIS__USERNAME": "sidecar", "REDIS__PASSWORD": "p@ss:/word"}
+        how = connection(servers.url, username="sidecar", password="p@ss:/word")
+        await passes(how, tmp_path, **login)
+        async with connected(how) as made:
+            await world(made)
+            assert await made.wait(0, 1000) == 0
