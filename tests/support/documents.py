@@ -1,7 +1,10 @@
 """Documents as scripts: the shell blocks of a page, run as a reader would type them."""
 
 import asyncio
+import contextlib
+import os
 import re
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -105,9 +108,9 @@ async def type_in(script: str, directory: Path, environ: Mapping[str, str]) -> s
         async with asyncio.timeout(PATIENCE_S):
             out, _ = await process.communicate()
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.communicate()
     said = out.decode()
     assert not refused.exists(), refused.read_text() + said
     assert process.returncode == 0, said
