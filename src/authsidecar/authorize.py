@@ -5,6 +5,7 @@ Pure but for the Store it is handed; everything that can be slow or broken is be
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
 from authsidecar.isolation import Resource, named
@@ -257,13 +258,15 @@ def _outcome(
     template = route.template if route else None
     if charged.admitted:
         return Outcome(judgement.verdict, charged.now, charged.quotas, template, record)
-    full = ", ".join(
-        f"{q.scope} ({q.limit.requests} in {q.limit.window_ms} ms)"
-        for q in charged.quotas
-        if q.remaining == 0
-    )
-    denial = Deny(RATE_LIMITED, f"no room in {full}")
+    full = tuple([(q.scope, q.limit) for q in charged.quotas if q.remaining == 0])
+    denial = Deny(RATE_LIMITED, _no_room(full))
     return Outcome(denial, charged.now, charged.quotas, template, record)
+
+
+@lru_cache(maxsize=1024)
+def _no_room(full: tuple[tuple[str, Limit], ...]) -> str:
+    counters = ", ".join(f"{scope} ({li.requests} in {li.window_ms} ms)" for scope, li in full)
+    return f"no room in {counters}"
 
 
 def _repeat_key(request: AccessRequest) -> bytes | None:
