@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -288,3 +289,14 @@ def test_a_server_on_path_goes_before_the_wheel(
     for name in ("valkey-server", "redis-server"):
         (tmp_path / name).touch(mode=0o755)
         assert find_server() == str(tmp_path / name)
+
+
+async def test_a_long_temporary_directory_beside_a_long_path_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where TMPDIR is too long for a socket as well, the link is made in a shorter place."""
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    async with embedded(deep / "data") as url, Redis.from_url(url) as client:
+        assert await client.ping()

@@ -132,10 +132,20 @@ def _short(data_dir: Path) -> Iterator[str]:
     if len(os.fsencode(path)) <= SOCKET_PATH_BYTES:
         yield str(path)
         return
-    with tempfile.TemporaryDirectory(prefix="authsidecar-") as private:
+    with tempfile.TemporaryDirectory(prefix="authsidecar-", dir=_base(path.name)) as private:
         link = Path(private, "data")
         link.symlink_to(data_dir)
         yield str(link / path.name)
+
+
+def _base(name: str) -> str:
+    """Choose a directory short enough for the link; TMPDIR itself may be as long as the path."""
+    longest = SOCKET_PATH_BYTES - len(f"/authsidecar-12345678/data/{name}")
+    wanted = tempfile.gettempdir()
+    for base in (wanted, "/tmp", "/var/tmp"):  # noqa: S108  # a private directory is made in it
+        if len(os.fsencode(base)) <= longest and os.access(base, os.W_OK):
+            return base
+    return wanted
 
 
 async def _join(users: int, data_dir: Path) -> None:
