@@ -39,7 +39,7 @@ def page(run: Run) -> str:
         _throughput(run),
         "\n| target | found | |\n|---|---|---|\n",
         *(
-            f"| {t.text} | {t.found:.3g} | {'met' if t.met else 'not met'} |\n"
+            f"| {t.text} | {t.found:.3g} | { {True: 'met', False: 'not met', None: ''}[t.met] } |\n"
             for t in targets(run)
         ),
         "\n## Latency\n\n![p99 over connections](img/latency.svg)\n\n",
