@@ -19,6 +19,7 @@ from authsidecar.ratelimit.charges import Charge
 from authsidecar.store.calls import BATCH
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
+from authsidecar.store.refusals import RECHECK_MS
 from authsidecar.store.registry import Registry
 from tests.support import seed
 from tests.support.decisions import Sidecar, code, commands, credential, rules, sidecar, world
@@ -768,3 +769,14 @@ async def test_a_defect_below_the_call_leaves_nobody_waiting(here: Sidecar) -> N
     async with asyncio.timeout(5):
         answers = await asyncio.gather(*(here.ask(67) for _ in range(20)))
     assert set(answers) == {"store_unavailable"}
+
+
+async def test_a_limit_raised_in_a_flood_admits_the_first_request_that_asks_again(
+    registry: Registry, here: Sidecar
+) -> None:
+    """The request that asks for all finds its record stale, is judged again, and is admitted."""
+    await registry.set_limit("user", USER, Limit(1))
+    assert [await here.ask(67) for _ in range(6)] == ["allow", *["rate_limited"] * 5]
+    await registry.set_limit("user", USER, Limit(100))
+    await asyncio.sleep(RECHECK_MS / 1000)  # the refusals' own time
+    assert await here.ask(67) == "allow"

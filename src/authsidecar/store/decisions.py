@@ -233,6 +233,7 @@ class DecisionStore:
         self._clock_offset_ms = now - time.time() * 1000
         if status == _STATUS_STALE:
             self._forget(instance, record, stale)
+            self._forget_refusals(counters)  # it is judged again, and must ask again
             return STALE
         quotas = tuple(
             Quota(counter.scope, counter.limit, numbers[2 * i], UnixMs(numbers[2 * i + 1]))
@@ -242,10 +243,14 @@ class DecisionStore:
             for counter, quota in zip(counters, quotas, strict=True):
                 if quota.remaining == 0:
                     self._refusals.note(self._keys.counter(counter), quota, now)
-        elif self._refusals:
+        else:
+            self._forget_refusals(counters)
+        return status, quotas, now
+
+    def _forget_refusals(self, counters: tuple[Charge, ...]) -> None:
+        if self._refusals:
             for counter in counters:
                 self._refusals.clear(self._keys.counter(counter))
-        return status, quotas, now
 
     def _standing(self, counters: tuple[Charge, ...]) -> Quota | None:
         """A refusal of one of these counters that stands without asking Redis."""
