@@ -37,7 +37,7 @@ from authsidecar.policy import (
     authenticate,
     find_route,
 )
-from authsidecar.proxies.forward_auth import read
+from authsidecar.proxies.forward_auth import UNTRUSTED_PEER, read
 from authsidecar.proxies.headers import FORWARDED_FOR, Fields
 from authsidecar.ratelimit.charges import Charge
 from authsidecar.refusal import Refusal
@@ -175,6 +175,7 @@ async def explain(
     rules: Rules,
     store: DecisionStore,
     registry: Registry,
+    others: Sequence[tuple[bytes, bytes]] = (),
 ) -> Explanation:
     """Tell what a client's request would be answered now.
 
@@ -186,8 +187,9 @@ async def explain(
         rules: what decisions depend on.
         store: the hot path's store.
         registry: asked for what only an operator may know.
+        others: more headers of the client's, as name and value.
     """
-    headers = [(b"Authorization", value) for value in authorization]
+    headers = [*others, *((b"Authorization", value) for value in authorization)]
     headers.append((FORWARDED_FOR.encode(), str(client).encode()))
     access = read(Fields(headers), Proxy.TRAEFIK, hops, line)
     if isinstance(access, Deny):
@@ -213,6 +215,12 @@ async def explain(
     if isinstance(outcome.verdict, Deny) and outcome.verdict.reason is NOT_TEAM_MEMBER:
         found["team_member"] = await _membership(peeking.record_seen, registry)
     return _explanation(outcome.verdict, found)
+
+
+def untrusted_peer(peer: Address) -> Explanation:
+    """Tell what a caller is answered that is not one of trusted_peers, whatever it asks."""
+    detail = f"{peer} asks, which is not one of trusted_peers"
+    return _explanation(Deny(UNTRUSTED_PEER, detail), {"target": (Result.FAIL, detail)})
 
 
 def _explanation(verdict: Verdict, found: Mapping[str, Finding]) -> Explanation:

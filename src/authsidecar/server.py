@@ -23,7 +23,7 @@ from authsidecar.log import Log
 from authsidecar.model import AccessRequest, Allow, Deny, Kind, Proxy, Reason
 from authsidecar.policy import METHOD_NOT_ALLOWED, STORE_UNAVAILABLE
 from authsidecar.proxies import auth_request
-from authsidecar.proxies.forward_auth import RequestLine, read
+from authsidecar.proxies.forward_auth import UNTRUSTED_PEER, RequestLine, read
 from authsidecar.proxies.headers import Fields
 from authsidecar.proxies.replies import Reply, refuse, render, served
 from authsidecar.routes import ROUTE_UNKNOWN
@@ -31,9 +31,6 @@ from authsidecar.telemetry import Telemetry
 from authsidecar.usage import LastUses
 from authsidecar.wire import SERVER, DecisionIds, Written
 
-UNTRUSTED_PEER: Final = Reason(
-    "untrusted_peer", Kind.FORBIDDEN, 403, "This address may not ask for authorization."
-)
 HEADERS_TOO_LARGE: Final = Reason(
     "headers_too_large", Kind.MALFORMED, 431, "The request's headers are too large."
 )

@@ -114,6 +114,7 @@ class Case:
     prepare: Callable[[Registry], Awaitable[None]] | None = None
     url: str | None = None
     isolated: bool = False
+    more: tuple[str, ...] = ()
 
 
 CASES = (
@@ -121,6 +122,8 @@ CASES = (
     Case("allowed_public", target="/api/health", token=None),
     Case("allowed_switch", "POST", "/api/v1/enable", 10, api_off),
     Case("allowed_mcp", "POST", "/mcp"),
+    Case("untrusted_peer", more=("--peer", "198.51.100.7")),
+    Case("reserved_header", more=("--header", "X_Auth_User_Id: 0")),
     Case("ambiguous_target", target="/api//v1/teams"),
     Case("method_override", target=f"{TEAMS}?_method=DELETE"),
     Case("target_too_long", target="/api/v1/" + "x" * 16_384),
@@ -161,7 +164,7 @@ def run(case: Case, redis_url: str, *more: str) -> Result:
 
     asyncio.run(with_registry(redis_url, build))
     token = f"{case.token}|{seed.secret_of(case.token)}" if case.token in range(99) else case.token
-    words = ["explain", case.method, case.target, "--client-ip", "192.0.2.1", *more]
+    words = ["explain", case.method, case.target, "--client-ip", "192.0.2.1", *case.more, *more]
     words += ["--token-file", "-"] if token is not None else []
     isolated = str(case.isolated).lower()
     return invoke(
@@ -370,3 +373,11 @@ def _summary(verdict):
     if isinstance(verdict, Allow):
         return verdict
     return verdict.reason, verdict.missing
+
+
+def test_a_token_is_not_taken_as_a_header(redis_url):
+    """It would show in the process list; the refusal does not repeat it."""
+    result = invoke("explain", "GET", TEAMS, "--header", "Authorization: Bearer 1|x", url=redis_url)
+    assert result.code == 2
+    assert "--token-file" in result.err
+    assert "1|x" not in result.err

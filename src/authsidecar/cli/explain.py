@@ -40,13 +40,26 @@ MARKS: Final = {"pass": ("ok", "green"), "fail": ("FAIL", "red"), "skipped": ("-
     show_default=True,
     help="The client's address.",
 )
+@click.option(
+    "--header",
+    "others",
+    metavar="NAME:VALUE",
+    multiple=True,
+    callback=lambda _context, _option, given: tuple(map(_header, given)),
+    help="Another header of the client's; may be given again. Never the token.",
+)
+@click.option(
+    "--peer", type=ADDRESS, metavar="A", help="Who asks the sidecar; else a trusted peer."
+)
 @on_silent_registry
-async def explain(
+async def explain(  # noqa: PLR0917  # click passes by name
     session: Session,
     method: str,
     target: str,
     token_file: BinaryIO | None,
     client_ip: Address,
+    others: tuple[tuple[bytes, bytes], ...],
+    peer: Address | None,
 ) -> None:
     """Say what a request would be answered now, and why. Nothing is counted.
 
@@ -57,7 +70,7 @@ async def explain(
       authsidecar explain GET /api/v1/teams --token-file token.txt
       authsidecar explain POST "/api/v1/deploy?uuid=x" --token-file - --client-ip 192.0.2.7
     """
-    from authsidecar.explaining import HINTS, Result
+    from authsidecar.explaining import HINTS, Result, untrusted_peer
     from authsidecar.explaining import explain as ask
     from authsidecar.sidecar import StartError, rules
     from authsidecar.store.decisions import DecisionStore
@@ -68,23 +81,37 @@ async def explain(
         decided_by = rules(settings)
     except StartError as error:
         raise MisconfiguredError(str(error)) from None
-    store = DecisionStore(session.client, Keys(settings.redis.prefix), budget_ms=BUDGET_MS)
-    found = await ask(
-        (method.encode("utf-8", "surrogateescape"), target.encode("utf-8", "surrogateescape")),
-        _authorization(token_file),
-        client_ip,
-        hops=Networks.of(settings.hop_networks),
-        rules=decided_by,
-        store=store,
-        registry=session.registry,
-    )
-    await store.close()
+    if peer is not None and peer not in Networks.of(settings.peer_networks):
+        found = untrusted_peer(peer)
+    else:
+        store = DecisionStore(session.client, Keys(settings.redis.prefix), budget_ms=BUDGET_MS)
+        found = await ask(
+            (method.encode("utf-8", "surrogateescape"), target.encode("utf-8", "surrogateescape")),
+            _authorization(token_file),
+            client_ip,
+            hops=Networks.of(settings.hop_networks),
+            rules=decided_by,
+            store=store,
+            registry=session.registry,
+            others=others,
+        )
+        await store.close()
     session.out.result(as_data(found), f"{method} {printable(target)}\n{trace(found)}")
     if isinstance(found.verdict, Deny):
         # A full counter can stand behind another failure, and decides then.
         why = [row.detail for row in found.rows if row.result is Result.FAIL][-1]
         hint = HINTS.get(found.verdict.reason.code)
         raise RefusedError(f"{found.status} {found.code}: {why}" + (f"; {hint}" if hint else ""))
+
+
+def _header(text: str) -> tuple[bytes, bytes]:
+    """A header of the command line as name and value; a token has no place there."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise click.BadParameter(f"{printable(text)!r} is not NAME:VALUE")
+    if name.strip().lower() == "authorization":
+        raise click.BadParameter("a token is never an argument: use --token-file")
+    return name.strip().encode(), value.strip().encode("utf-8", "surrogateescape")
 
 
 def _authorization(file: BinaryIO | None) -> list[bytes]:

@@ -15,6 +15,9 @@ from authsidecar.proxies.headers import Fields
 from authsidecar.proxies.target import METHOD_OVERRIDE, canonicalise
 from authsidecar.routes import FRONT_CONTROLLER, ROUTE_UNKNOWN
 
+UNTRUSTED_PEER: Final = Reason(
+    "untrusted_peer", Kind.FORBIDDEN, 403, "This address may not ask for authorization."
+)
 FORWARDED_INVALID: Final = Reason(
     "forwarded_header_invalid",
     Kind.MALFORMED,
