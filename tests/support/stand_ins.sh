@@ -15,7 +15,14 @@ until_told() {
     kill -0 "$process" || refuse "$* ends at once, and says nothing"
     sleep 0.05
   done
-  kill -INT "$process"
+  # A shell starts what runs behind it with Ctrl-C ignored, and the first word can come before the
+  # program listens for it: ask again.
+  while kill -INT "$process" 2>/dev/null; do
+    for _ in {1..60}; do
+      kill -0 "$process" 2>/dev/null || break 2
+      sleep 0.05
+    done
+  done
   wait "$process" || refuse "$* fails: $(cat told)"
   cat told
 }
