@@ -241,9 +241,11 @@ def render(text: str, literals: Mapping[str, str]) -> str:
     """
     text = _TLS_BLOCK.sub("", text)
     for literal, value in literals.items():
-        if literal not in text:
+        # `:80` is no part of `:8041`, which an earlier literal may have become.
+        whole = re.escape(literal) + (r"(?!\d)" if literal[-1:].isdigit() else "")
+        text, found = re.subn(whole, lambda _, value=value: value, text)  # type: ignore[misc]
+        if not found:
             raise LookupError(f"the deploy file does not contain {literal!r}")
-        text = text.replace(literal, value)
     return text
 
 
