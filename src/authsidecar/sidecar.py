@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -19,6 +18,7 @@ from authsidecar import __version__
 from authsidecar.addresses import Networks
 from authsidecar.authorize import Rules, StoreError
 from authsidecar.config import Settings
+from authsidecar.connection import Connections
 from authsidecar.coolify.source import SourceError
 from authsidecar.coolify.status import owner, shown, told
 from authsidecar.coolify.sync import following
@@ -54,9 +54,6 @@ START_BUDGET_MS: Final = 2000
 
 SKEW_WARNING_MS: Final = 1000
 """From this difference on, the clocks of Redis and this machine are worth a warning."""
-
-
-Runner = web.AppRunner | web.ServerRunner
 
 
 class StartError(Exception):
@@ -349,25 +346,28 @@ async def _serve_on(
     stack: AsyncExitStack, listeners: Listeners, authz: AuthzServer, app: web.Application
 ) -> None:
     """Answer on the open sockets; when the stack closes, the authz listener ends first."""
-    runners: tuple[tuple[Runner, tuple[socket.socket, ...]], ...] = (
-        (web.AppRunner(app, access_log=None, shutdown_timeout=GRACE_S), listeners.management),
-        (web.ServerRunner(authz.protocols(), shutdown_timeout=GRACE_S), listeners.authz),
-    )
-    for runner, sockets in runners:
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        for one in sockets:
-            # A copy: the runner closes what it is given, and workers share the original.
-            await web.SockSite(runner, one.dup(), backlog=BACKLOG).start()
-    stack.push_async_callback(_drain, runners[-1][0], authz)
+    # Copies: what is served is closed at the end, and workers share the originals.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE_S)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    for one in listeners.management:
+        await web.SockSite(runner, one.dup(), backlog=BACKLOG).start()
+    connections = authz.connections()
+    loop = asyncio.get_running_loop()
+    servers = [
+        await loop.create_server(connections, sock=one.dup(), backlog=BACKLOG)
+        for one in listeners.authz
+    ]
+    stack.push_async_callback(_drain, servers, connections)
 
 
-async def _drain(runner: Runner, authz: AuthzServer) -> None:
-    """Accept nobody any more, and let the requests that just came in be answered."""
-    for site in tuple(runner.sites):
-        await site.stop()
-    authz.draining = True
+async def _drain(servers: list[asyncio.Server], connections: Connections) -> None:
+    """Accept nobody any more, answer the requests that just came in, finish what is in flight."""
+    for server in servers:
+        server.close()
+    connections.draining = True
     await asyncio.sleep(DRAIN_S)
+    await connections.end(GRACE_S)
 
 
 def _quiet_libraries(log: Log) -> None:

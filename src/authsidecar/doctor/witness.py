@@ -9,10 +9,10 @@ import asyncio
 import time
 from typing import Any, Final
 
-from aiohttp import web
 from redis.exceptions import RedisError
 
 from authsidecar.authorize import Outcome
+from authsidecar.connection import Asked
 from authsidecar.doctor.evidence import (
     ALLOW,
     CODE,
@@ -28,7 +28,7 @@ from authsidecar.log import Log
 from authsidecar.model import AccessRequest, Allow, Deny, Kind, Limit, Proxy, Quota, Reason, UnixMs
 from authsidecar.proxies.forward_auth import RequestLine
 from authsidecar.proxies.headers import IDENTITY, Fields
-from authsidecar.proxies.replies import Reply, render
+from authsidecar.proxies.replies import Reply, lines, render
 from authsidecar.ratelimit.pace import AddressPace
 from authsidecar.store.keys import Keys
 
@@ -74,7 +74,7 @@ class Witness:
 
     async def reply(
         self,
-        request: web.BaseRequest,
+        asked: Asked,
         access: AccessRequest | Deny,
         proxy: Proxy,
         line: RequestLine | None,
@@ -83,18 +83,18 @@ class Witness:
         """Take down a probe of an armed doctor; the answer it asks for, or None: decide as usual.
 
         Args:
-            request: the subrequest.
+            asked: the subrequest.
             access: what was read of it; it, or its credential, is refused.
             proxy: the endpoint that was asked.
             line: the client's own request line, where the proxy passes it on.
             decision_id: names the decision.
         """
-        fields = Fields(request.raw_headers)
+        fields = Fields(asked.headers)
         offer = offered(fields.authorization)
         if offer is None:
             return None
         line = line or (b", ".join(fields.method), b", ".join(fields.uri))
-        seen = _seen(offer, request, access, proxy, line)
+        seen = _seen(offer, asked, access, proxy, line)
         if not await self._taken_down(offer, seen):
             return None
         if isinstance(access, Deny) or not offer.alone or access.path != PATH:
@@ -132,13 +132,13 @@ class Witness:
 
 def _seen(
     offer: Offer,
-    request: web.BaseRequest,
+    asked: Asked,
     access: AccessRequest | Deny,
     proxy: Proxy,
     line: RequestLine,
 ) -> Sighting:
     method, target = line
-    names, shown = headers_seen(request.raw_headers)
+    names, shown = headers_seen(asked.headers)
     refused = None
     if isinstance(access, Deny):
         refused = access.reason.code
@@ -153,7 +153,7 @@ def _seen(
         refused=refused,
         names=names,
         shown=shown,
-        body=request.body_exists,
+        body=asked.body,
     )
 
 
@@ -162,10 +162,10 @@ def _asked_for(offer: Offer, access: AccessRequest, decision_id: str) -> Reply:
     now = UnixMs(int(time.time() * 1000))
     if offer.answer == ALLOW:
         reply = render(Outcome(Allow(None), now), access.client, decision_id)
-        headers = tuple(
+        fields = [
             (name, identity(name) if name in IDENTITY else value) for name, value in reply.headers
-        )
-        return Reply(reply.status, headers, reply.body)
+        ]
+        return Reply(reply.status, lines(*fields), reply.body)
     kind = _KINDS[offer.answer]
     reason = Reason(CODE, kind, int(offer.answer), "The doctor asked for this refusal.")
     full = Quota("user", Limit(200), 0, UnixMs(now + RETRY_AFTER_S * 1000))

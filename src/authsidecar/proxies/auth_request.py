@@ -7,7 +7,7 @@ configuration (deploy/nginx) turns them back into the answer that the client sho
 from typing import Final
 
 from authsidecar.proxies.headers import AUTHZ_BODY, AUTHZ_STATUS
-from authsidecar.proxies.replies import Reply
+from authsidecar.proxies.replies import Reply, lines
 
 _UNDERSTOOD: Final = frozenset({200, 401, 403})
 
@@ -17,5 +17,5 @@ def write(reply: Reply) -> Reply:
     if reply.status == 200:
         return reply
     status = reply.status if reply.status in _UNDERSTOOD else 403
-    extra = ((AUTHZ_STATUS, str(reply.status)), (AUTHZ_BODY, reply.body.decode("ascii")))
-    return Reply(status, (*reply.headers, *extra), reply.body)
+    extra = lines((AUTHZ_STATUS, str(reply.status)), (AUTHZ_BODY, reply.body.decode("ascii")))
+    return Reply(status, reply.fields + extra, reply.body)

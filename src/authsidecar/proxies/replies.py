@@ -38,21 +38,39 @@ NONE: Final = "none"
 UNAVAILABLE_RETRY_S: Final = 1
 """Retry-After of a 503, in seconds: Redis is asked again at once when it is back."""
 
-NO_STORE: Final = ("Cache-Control", "no-store")
-JSON: Final = ("Content-Type", "application/json")
-
-ANY_ORIGIN: Final = ("Access-Control-Allow-Origin", "*")
-"""Coolify puts it on every answer; without it a browser's script cannot read why it was refused."""
-
 Headers = tuple[tuple[str, str], ...]
 
 
+def lines(*fields: tuple[str, str]) -> str:
+    """Header fields as they are sent: a line each, its end included."""
+    return "".join([f"{name}: {value}\r\n" for name, value in fields])
+
+
+NO_STORE: Final = lines(("Cache-Control", "no-store"))
+JSON: Final = lines(("Content-Type", "application/json"))
+
+ANY_ORIGIN: Final = lines(("Access-Control-Allow-Origin", "*"))
+"""Coolify puts it on every answer; without it a browser's script cannot read why it was refused."""
+
+
 class Reply(NamedTuple):
-    """An answer in the native dialect: what the client of a refused request sees."""
+    """An answer in the native dialect: what the client of a refused request sees.
+
+    Attributes:
+        status: the HTTP status.
+        fields: the header fields as `lines` writes them.
+        body: JSON, or empty.
+    """
 
     status: int
-    headers: Headers
+    fields: str
     body: bytes = b""
+
+    @property
+    def headers(self) -> Headers:
+        """The header fields as names and values, in order."""
+        pairs = [line.partition(": ") for line in self.fields.split("\r\n")[:-1]]
+        return tuple((name, value) for name, _, value in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,33 +96,35 @@ def render(
         decision_id: names this decision in the log, the answer and the backend's headers.
         expiry_ms: how long before its expiry a token is said to expire, in milliseconds.
     """
+    quota = _quota(outcome.quotas, outcome.now)
     match outcome.verdict:
         case Allow() as allow:
-            identity = (*_identity(allow, client, decision_id), *_expiry(outcome, allow, expiry_ms))
-            return Reply(200, (*identity, *_quota(outcome.quotas, outcome.now), NO_STORE))
+            identity = _identity(allow, client, decision_id)
+            expiry = _expiry(outcome, allow, expiry_ms) if expiry_ms else ""
+            return Reply(200, f"{identity}{expiry}{quota}{NO_STORE}")
         case Deny() as deny:
             reply = refuse(deny, decision_id)
-            extra = _quota(outcome.quotas, outcome.now)
             if deny.reason.kind is Kind.RATE_LIMITED:
-                extra = (*extra, *_retry(outcome.quotas, outcome.now))
-            return Reply(reply.status, (*reply.headers, *extra), reply.body)
+                quota += _retry(outcome.quotas, outcome.now)
+            return Reply(reply.status, reply.fields + quota, reply.body)
 
 
 def served(outcome: Outcome, message: str) -> Reply:
     """The answer to a request that the sidecar served itself: to the client, so no identity."""
     body = json.dumps({"message": message}).encode("ascii")
-    return Reply(200, (JSON, *_quota(outcome.quotas, outcome.now), ANY_ORIGIN, NO_STORE), body)
+    quota = _quota(outcome.quotas, outcome.now)
+    return Reply(200, f"{JSON}{quota}{ANY_ORIGIN}{NO_STORE}", body)
 
 
 def refuse(deny: Deny, decision_id: str) -> Reply:
     """The native answer to a refusal, before any counter is told of."""
     reason = deny.reason
-    extra = _extra(reason)
+    fields = _refusal(reason)
     if reason is METHOD_NOT_ALLOWED:
         allowed = "POST" if deny.detail.endswith("takes POST") else ", ".join(sorted(METHODS))
-        extra = (("Allow", allowed),)
+        fields = lines(("Allow", allowed)) + fields
     body = f'{_body(reason, deny.missing)}, "decision_id": "{decision_id}"}}'
-    return Reply(reason.status, (JSON, *extra, ANY_ORIGIN, NO_STORE), body.encode("ascii"))
+    return Reply(reason.status, fields, body.encode("ascii"))
 
 
 @lru_cache(maxsize=256)
@@ -119,36 +139,43 @@ def _body(reason: Reason, missing: tuple[Permission, ...]) -> str:
     return json.dumps(body)[:-1]
 
 
-def _extra(reason: Reason) -> Headers:
+@lru_cache(maxsize=256)
+def _refusal(reason: Reason) -> str:
+    """The header fields of every refusal for the same reason."""
+    extra = ""
     if reason.status == 401:
-        return (Challenge(sent=reason is not TOKEN_MISSING).header(),)
-    if reason.kind is Kind.UNAVAILABLE:
-        return (("Retry-After", str(UNAVAILABLE_RETRY_S)),)
-    return ()
+        extra = lines(Challenge(sent=reason is not TOKEN_MISSING).header())
+    elif reason.kind is Kind.UNAVAILABLE:
+        extra = lines(("Retry-After", str(UNAVAILABLE_RETRY_S)))
+    return f"{JSON}{extra}{ANY_ORIGIN}{NO_STORE}"
 
 
-def _identity(allow: Allow, client: Address | None, decision_id: str) -> Headers:
+def _identity(allow: Allow, client: Address | None, decision_id: str) -> str:
     return (
-        *_whom(allow.principal, allow.read_sensitive),
-        (headers.CLIENT_IP, NONE if client is None else str(client)),
-        (headers.DECISION_ID, decision_id),
+        f"{_whom(allow.principal, allow.read_sensitive)}"
+        f"{headers.CLIENT_IP}: {NONE if client is None else _text(client)}\r\n"
+        f"{headers.DECISION_ID}: {decision_id}\r\n"
     )
 
 
-def _expiry(outcome: Outcome, allow: Allow, expiry_ms: int) -> Headers:
+_text = lru_cache(maxsize=4096)(str)
+"""An address as text; writing it anew costs as much as all other fields together."""
+
+
+def _expiry(outcome: Outcome, allow: Allow, expiry_ms: int) -> str:
     """When the token that the caller is known by expires, if that is soon."""
-    if not expiry_ms or allow.principal is None or outcome.record is None:
-        return ()
+    if allow.principal is None or outcome.record is None:
+        return ""
     at = outcome.record.expires_at
     if at is None or at - outcome.now > expiry_ms:
-        return ()
-    return ((headers.TOKEN_EXPIRES, rfc3339(at)),)
+        return ""
+    return lines((headers.TOKEN_EXPIRES, rfc3339(at)))
 
 
 @lru_cache(maxsize=4096)
-def _whom(who: Principal | None, read_sensitive: bool) -> Headers:
+def _whom(who: Principal | None, read_sensitive: bool) -> str:
     """What is the same on every answer to the same caller."""
-    return (
+    return lines(
         (headers.USER_ID, NONE if who is None else str(who.user)),
         (headers.TEAM_ID, NONE if who is None else str(who.team)),
         (headers.TEAM_ROLE, NONE if who is None else who.role.value),
@@ -163,17 +190,19 @@ def tightest(quotas: Sequence[Quota]) -> Quota:
     return min(quotas, key=lambda q: (q.remaining, -q.reset_at))
 
 
-def _quota(quotas: Sequence[Quota], now: UnixMs) -> Headers:
+def _quota(quotas: Sequence[Quota], now: UnixMs) -> str:
     if not quotas:
-        return ()
+        return ""
     least = tightest(quotas) if len(quotas) > 1 else quotas[0]
-    policies = [_policy(q.scope, q.limit) for q in quotas]
-    states = [f'"{q.scope}";r={q.remaining};t={_seconds(q.reset_at - now)}' for q in quotas]
+    policies = ", ".join([_policy(q.scope, q.limit) for q in quotas])
+    states = ", ".join(
+        [f'"{q.scope}";r={q.remaining};t={_seconds(q.reset_at - now)}' for q in quotas]
+    )
     return (
-        ("X-RateLimit-Limit", str(least.limit.requests)),
-        ("X-RateLimit-Remaining", str(least.remaining)),
-        ("RateLimit-Policy", ", ".join(policies)),
-        ("RateLimit", ", ".join(states)),
+        f"X-RateLimit-Limit: {least.limit.requests}\r\n"
+        f"X-RateLimit-Remaining: {least.remaining}\r\n"
+        f"RateLimit-Policy: {policies}\r\n"
+        f"RateLimit: {states}\r\n"
     )
 
 
@@ -182,14 +211,14 @@ def _policy(scope: str, limit: Limit) -> str:
     return f'"{scope}";q={limit.requests};w={-(-limit.window_ms // 1000)}'
 
 
-def _retry(quotas: Sequence[Quota], now: UnixMs) -> Headers:
+def _retry(quotas: Sequence[Quota], now: UnixMs) -> str:
     """When the last of the full counters opens: rounded up, at least a second."""
-    at = max(q.reset_at for q in quotas if q.remaining == 0)
-    return (
+    at = max([q.reset_at for q in quotas if q.remaining == 0])
+    return lines(
         ("Retry-After", str(max(1, _seconds(at - now)))),
         ("X-RateLimit-Reset", str(_seconds(at))),
     )
 
 
 def _seconds(milliseconds: int) -> int:
-    return max(0, -(-milliseconds // 1000))
+    return -(-milliseconds // 1000) if milliseconds > 0 else 0

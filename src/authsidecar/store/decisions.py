@@ -109,7 +109,7 @@ class DecisionStore:
     async def instance(self, *, fresh: bool) -> Instance:
         """The instance-wide state; `fresh` reads Redis for this call alone."""
         if fresh:
-            return await self._load_instance()
+            return await asyncio.ensure_future(self._load_instance())
         held = self._instance
         oldest = min(self._max_age_s, INSTANCE_AGE_S) if self._clustered else self._max_age_s
         if held is not None and time.monotonic() - held[1] <= oldest:
@@ -133,7 +133,7 @@ class DecisionStore:
     async def load(self, credential: Credential, *, fresh: bool) -> TokenRecord | None:
         """The record of exactly this id and secret, or None; one answer, in the same time."""
         if fresh:
-            return await self._load_record(credential)
+            return await asyncio.ensure_future(self._load_record(credential))
         return await self._joined(credential, lambda: self._load_record(credential))
 
     async def owner(self, uuid: str) -> TeamId | None:

@@ -6,7 +6,7 @@ import pytest
 
 from authsidecar.model import Deny, Kind, Reason
 from authsidecar.proxies.auth_request import write
-from authsidecar.proxies.replies import Reply, refuse
+from authsidecar.proxies.replies import Reply, lines, refuse
 
 
 def native(status: int) -> Reply:
@@ -27,9 +27,8 @@ def test_only_what_nginx_knows_is_its_status(status: int) -> None:
 def test_the_native_headers_and_body_stay(status: int) -> None:
     """Retry-After, RateLimit fields and the challenge travel beside; nothing is lost."""
     given = native(status)
-    reply = write(
-        Reply(given.status, (*given.headers, ("RateLimit", '"user";r=0;t=1')), given.body)
-    )
+    limited = given.fields + lines(("RateLimit", '"user";r=0;t=1'))
+    reply = write(Reply(given.status, limited, given.body))
     assert reply.headers[: len(given.headers)] == given.headers
     assert ("RateLimit", '"user";r=0;t=1') in reply.headers
     assert reply.body == given.body
@@ -38,5 +37,5 @@ def test_the_native_headers_and_body_stay(status: int) -> None:
 
 def test_an_admission_is_the_native_one() -> None:
     """Nothing is added to a 200."""
-    reply = Reply(200, (("X-Auth-User-Id", "1"),))
+    reply = Reply(200, lines(("X-Auth-User-Id", "1")))
     assert write(reply) is reply

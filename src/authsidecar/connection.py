@@ -1,0 +1,294 @@
+"""A connection that proxies ask on: aiohttp's parser below, one small answer for each request.
+
+aiohttp's own connection runs every request in a task that another task waits for, which costs
+more than all the rest of a check. Here an answer is written in the very tick in which its request
+arrives, or in which what it waits for is there. A subrequest has no body and no upgrade: after
+either, the connection ends, so that what was sent can never be read as the next request.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, NamedTuple, cast
+
+from aiohttp import HttpVersion11
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD
+
+from authsidecar.proxies.replies import Reply
+from authsidecar.wire import encoded
+
+MAX_FIELD_BYTES: Final = 32 * 1024
+MAX_HEADERS: Final = 200
+
+IDLE_S: Final = 3600.0
+"""How long a connection may be silent, in seconds: longer than any proxy keeps one, so that none
+sends a request just when we close."""
+
+_READ_BYTES: Final = 64 * 1024
+
+
+class Asked(NamedTuple):
+    """One request as it arrived.
+
+    Attributes:
+        method: its own, whatever the proxy says of the client's.
+        target: path and query.
+        headers: names and values in order.
+        body: whether one was declared.
+        peer: the caller's address; empty for a unix socket, "?" for one that is gone already.
+    """
+
+    method: str
+    target: str
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bool
+    peer: str
+
+
+Answer = Callable[[Asked], Coroutine[Any, Any, Reply]]
+"""Answers a request; never raises. It runs outside of any task: it may await futures and tasks."""
+
+Refuse = Callable[[HttpProcessingError], Reply]
+"""Answers what could not be parsed."""
+
+
+class Connections:
+    """All connections of a listener; called for each new one."""
+
+    def __init__(self, answer: Answer, refuse: Refuse) -> None:
+        """Nothing is listened on yet.
+
+        Args:
+            answer: answers a request.
+            refuse: answers what could not be parsed.
+        """
+        self.answer = answer
+        self.refuse = refuse
+        self.draining = False
+        self._open: set[Connection] = set()
+        self._lost: asyncio.Future[None] | None = None
+
+    def __call__(self) -> "Connection":
+        """The protocol of a connection that was just accepted."""
+        return Connection(self, asyncio.get_running_loop())
+
+    async def end(self, grace_s: float) -> None:
+        """Close what is idle, wait for what is being answered, then close all.
+
+        Args:
+            grace_s: how long to wait, in seconds.
+        """
+        self.draining = True
+        for one in tuple(self._open):
+            one.end()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while self._open:
+                    self._lost = asyncio.get_running_loop().create_future()
+                    await self._lost
+        for one in tuple(self._open):
+            one.abort()
+
+    def made(self, one: "Connection") -> None:
+        """A connection is open."""
+        self._open.add(one)
+
+    def lost(self, one: "Connection") -> None:
+        """A connection is gone."""
+        self._open.discard(one)
+        if self._lost is not None and not self._lost.done():
+            self._lost.set_result(None)
+
+
+class Connection(BaseProtocol):
+    """Answers requests one after the other, in the order in which they came."""
+
+    __slots__ = (
+        "_active_at",
+        "_answering",
+        "_connections",
+        "_ending",
+        "_idle_timer",
+        "_peer",
+        "_requests",
+    )
+
+    def __init__(self, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:
+        """Nothing has been read yet.
+
+        Args:
+            connections: who answers, and knows of this one while it is open.
+            loop: the running event loop.
+        """
+        parser = HttpRequestParser(
+            self,
+            loop,
+            _READ_BYTES,
+            max_line_size=MAX_FIELD_BYTES,
+            max_field_size=MAX_FIELD_BYTES,
+            max_headers=MAX_HEADERS,
+            auto_decompress=False,
+        )
+        super().__init__(loop, parser)
+        self._connections = connections
+        self._requests: deque[tuple[RawRequestMessage, bool] | HttpProcessingError] = deque()
+        self._answering: RawRequestMessage | None = None
+        self._ending = False
+        self._active_at = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A proxy has connected."""
+        super().connection_made(transport)
+        self._peer = _peer(transport)
+        self._connections.made(self)
+        self._active_at = self._loop.time()
+        self._idle_timer = self._loop.call_later(IDLE_S, self._close_if_idle)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """It is gone; what is being answered is decided all the same."""
+        super().connection_lost(exc)
+        self._idle_timer.cancel()
+        self._requests.clear()
+        self._connections.lost(self)
+        self._parser = None
+
+    def eof_received(self) -> None:
+        """A half-closed connection is closed."""
+
+    def data_received(self, data: bytes) -> None:
+        """Answer what has arrived whole."""
+        self._active_at = self._loop.time()
+        try:
+            while data and not self._ending and self._parser is not None:
+                messages, upgraded, data = self._parser.feed_data(data)
+                self._take(messages)
+                if upgraded:  # declined: what follows is the next request
+                    self._parser.set_upgraded(False)
+                elif messages and messages[-1][0].upgrade:
+                    self._ending = True  # to what the parser does not know: it lost what follows
+        except HttpProcessingError as error:
+            self._requests.append(error)
+            self._ending = True
+        self._go_on()
+        if self._requests:  # whoever sends faster than it reads must wait
+            self._pause_reading_for_buffer()
+
+    def resume_writing(self) -> None:
+        """The peer reads again."""
+        super().resume_writing()
+        self._go_on()
+
+    def end(self) -> None:
+        """Close, once what is being answered is answered."""
+        self._ending = True
+        if self._answering is None and self.transport is not None:
+            self.transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _take(self, messages: Any) -> None:
+        for message, payload in messages:
+            body = payload is not EMPTY_PAYLOAD
+            self._requests.append((message, body))
+            if body or message.should_close:
+                self._ending = True
+                return
+
+    def _go_on(self) -> None:
+        """Answer until something must be waited for."""
+        requests = self._requests
+        while requests and self._answering is None and not self._paused:
+            request = requests.popleft()
+            if isinstance(request, HttpProcessingError):
+                self._write(self._connections.refuse(request), head=False)
+                return
+            message, body = request
+            self._answering = message
+            coroutine = self._connections.answer(
+                Asked(message.method, message.path, message.raw_headers, body, self._peer)
+            )
+            try:
+                awaited = coroutine.send(None)
+            except StopIteration as answer:
+                self._answered(answer.value)
+            else:
+                _Waiting(coroutine, self._answered_later).on(awaited)
+        if self._buffer_paused and not requests:
+            self._resume_reading_for_buffer()
+
+    def _answered_later(self, reply: Reply) -> None:
+        self._answered(reply)
+        self._go_on()
+
+    def _answered(self, reply: Reply) -> None:
+        message = cast(RawRequestMessage, self._answering)
+        self._answering = None
+        self._write(reply, head=message.method == "HEAD", announce=message.version < HttpVersion11)
+
+    def _write(self, reply: Reply, *, head: bool, announce: bool = False) -> None:
+        """Send an answer; after the last one, the end of the connection.
+
+        Args:
+            reply: the answer.
+            head: leave out the body.
+            announce: say that the connection stays, where the protocol's version does not.
+        """
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        last = (self._ending and not self._requests) or self._connections.draining
+        connection = "close" if last else "keep-alive" if announce else None
+        transport.write(encoded(reply, connection=connection, head=head))
+        if last:
+            self._requests.clear()
+            self._ending = True
+            transport.close()
+
+    def _close_if_idle(self) -> None:
+        silent = self._loop.time() - self._active_at
+        if silent >= IDLE_S and self._answering is None:
+            self.end()
+        else:
+            self._idle_timer = self._loop.call_later(IDLE_S - silent, self._close_if_idle)
+
+
+class _Waiting:
+    """An answer that waits: goes on as soon as what it awaits is there."""
+
+    __slots__ = ("_coroutine", "_then")
+
+    def __init__(
+        self, coroutine: Coroutine[Any, Any, Reply], then: Callable[[Reply], None]
+    ) -> None:
+        self._coroutine = coroutine
+        self._then = then
+
+    def on(self, awaited: "asyncio.Future[Any]") -> None:
+        # What a task does with a future that is yielded to it.
+        awaited._asyncio_future_blocking = False  # noqa: SLF001
+        awaited.add_done_callback(self._go_on)
+
+    def _go_on(self, _: "asyncio.Future[Any]") -> None:
+        try:
+            awaited = self._coroutine.send(None)
+        except StopIteration as answer:
+            self._then(answer.value)
+        else:
+            self.on(awaited)
+
+
+def _peer(transport: asyncio.BaseTransport) -> str:
+    name = transport.get_extra_info("peername")
+    if isinstance(name, tuple):
+        return str(name[0])
+    # A unix client may have a name of its own, and a TCP client that left at once has none.
+    one = transport.get_extra_info("socket")
+    return "" if one is not None and one.family == socket.AF_UNIX else "?"
