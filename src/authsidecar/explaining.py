@@ -263,7 +263,7 @@ def _with_token(
     resource = named(route, access.path) if rules.policy.team_isolation else None
     if resource is not None:
         resource = resource._replace(team=peeking.owner_seen)
-    case = Case(rules.policy, access, route, instance, proven, resource)
+    case = Case(rules.policy, access.client, route, instance, proven, resource)
     for name, check in zip(_CHECK_NAMES, CHECKS, strict=True):
         denial = check(case)
         if denial is not None:
@@ -344,8 +344,8 @@ def _address(case: Case) -> Finding:
     if case.route.guard is Guard.SWITCH:
         return Result.SKIPPED, "this route works from every address"
     if case.instance.allowlist.everyone:
-        return Result.PASS, f"{case.request.client}: the allowlist admits everyone"
-    return Result.PASS, f"{case.request.client} is on the allowlist"
+        return Result.PASS, f"{case.client}: the allowlist admits everyone"
+    return Result.PASS, f"{case.client} is on the allowlist"
 
 
 def _team_mcp(case: Case) -> Finding:

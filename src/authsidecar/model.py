@@ -186,7 +186,7 @@ class Limit(NamedTuple):
     window_ms: int = 60_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenRecord:
     """All that Redis knows about a token and its owner, read in one trip.
 

@@ -8,6 +8,7 @@ verdict, and authorize.py charges it. Pure: time and state are arguments.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from hmac import compare_digest
 from typing import Final, NamedTuple
 
@@ -16,6 +17,7 @@ from authsidecar.isolation import Resource
 from authsidecar.model import (
     METHODS,
     AccessRequest,
+    Address,
     Allow,
     Credential,
     Deny,
@@ -89,7 +91,7 @@ INSTANCE_TEAM: Final = TeamId(0)
 """Coolify's root team."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Policy:
     """What the operator configured.
 
@@ -106,7 +108,7 @@ class Policy:
     team_isolation: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Instance:
     """The instance-wide state as Redis holds it.
 
@@ -127,7 +129,7 @@ class Case(NamedTuple):
     """Everything that the checks after authentication look at."""
 
     policy: Policy
-    request: AccessRequest
+    client: Address
     route: Route
     instance: Instance
     record: TokenRecord
@@ -214,9 +216,14 @@ def judge(  # noqa: PLR0917  # one value for each thing that is judged by
     proven = authenticate(request.credential, record, now)
     if isinstance(proven, Deny):
         return Judgement(proven, "failed")
-    case = Case(policy, request, route, instance, proven, resource)
+    return _decided(Case(policy, request.client, route, instance, proven, resource))
+
+
+@lru_cache(maxsize=8192)
+def _decided(case: Case) -> Judgement:
+    """The same for the same values: all of them are snapshots that never change."""
     denial = first_denial(case)
-    return Judgement(_admit(proven) if denial is None else denial, "principal")
+    return Judgement(_admit(case.record) if denial is None else denial, "principal")
 
 
 def check_team_member(case: Case) -> Deny | None:
@@ -245,9 +252,9 @@ def check_api_enabled(case: Case) -> Deny | None:
 def check_address(case: Case) -> Deny | None:
     """Row 7: the client's address is on the allowlist; the switches work from anywhere."""
     allowlist = case.instance.allowlist
-    if case.route.guard is Guard.SWITCH or allowlist.admits(case.request.client):
+    if case.route.guard is Guard.SWITCH or allowlist.admits(case.client):
         return None
-    return Deny(ADDRESS_NOT_ALLOWED, f"{case.request.client} is on no entry of the allowlist")
+    return Deny(ADDRESS_NOT_ALLOWED, f"{case.client} is on no entry of the allowlist")
 
 
 def check_team_mcp(case: Case) -> Deny | None:

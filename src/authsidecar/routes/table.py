@@ -37,7 +37,7 @@ class Guard(StrEnum):
     """The backend has no such route: 404; nothing has to be kept from reaching it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Route:
     """One row.
 
