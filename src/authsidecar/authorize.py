@@ -114,7 +114,7 @@ class Store(Protocol):
         """Take note that an address has used up its bucket of failed authentications."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rules:
     """Everything configured that a decision depends on.
 

@@ -12,6 +12,7 @@ from redis.asyncio.cluster import ClusterNode
 
 from authsidecar.model import Limit, Role, TeamId, TokenId, UserId
 from authsidecar.ratelimit.charges import Charge
+from authsidecar.store.calls import Part
 from authsidecar.store.cluster import Cluster, Steps, slot_of
 from authsidecar.store.cluster_calls import ClusterCalls
 from authsidecar.store.connect import Connection, connected
@@ -68,9 +69,11 @@ def calls_seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     seen: list[list[str]] = []
     charge = ClusterCalls.charge
 
-    def told(self: ClusterCalls, keys: list[str], args: list[Any]) -> Awaitable[Any]:
+    def told(self: ClusterCalls, part: Part) -> Awaitable[Any]:
+        keys = part.packed_keys.decode().split("\r\n")[1::2]
+        assert len(keys) == part.keys
         seen.append(keys)
-        return charge(self, keys, args)
+        return charge(self, part)
 
     with monkeypatch.context() as patch:
         patch.setattr(ClusterCalls, "charge", told)

@@ -6,10 +6,10 @@ for a timer. An unclear call is never sent again: it may have charged.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 
 from redis import exceptions
 
@@ -35,15 +35,64 @@ def charge_script() -> str:
     return algorithm + driver
 
 
+def bulk(*values: str | bytes | int) -> bytes:
+    """Values as Redis reads the words of a command."""
+    words = [v if isinstance(v, bytes) else str(v).encode() for v in values]
+    return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
+
+
+class Part(NamedTuple):
+    """One request's part of a script call, packed once and sent as often as it is asked.
+
+    Attributes:
+        key: its first key, which tells its slot on a cluster.
+        keys: how many KEYS it has, as charge.lua reads them.
+        args: how many ARGV.
+        packed_keys: the KEYS as they are sent.
+        packed_args: the ARGV.
+    """
+
+    key: str
+    keys: int
+    args: int
+    packed_keys: bytes
+    packed_args: bytes
+
+    @classmethod
+    def of(cls, keys: Sequence[str], args: Sequence[str | bytes | int]) -> Self:
+        """The part with these KEYS, at least one, and ARGV."""
+        return cls(keys[0], len(keys), len(args), bulk(*keys), bulk(*args))
+
+
 class Waiting:
-    """One request's part of a script call."""
+    """A request whose part is not answered yet."""
 
-    __slots__ = ("args", "future", "keys")
+    __slots__ = ("future", "part")
 
-    def __init__(self, future: "asyncio.Future[Result]", keys: list[str], args: list[Any]) -> None:
+    def __init__(self, future: "asyncio.Future[Result]", part: Part) -> None:
         self.future = future
-        self.keys = keys
-        self.args = args
+        self.part = part
+
+
+def packed(command: str, script: str, parts: Sequence[Part]) -> bytes:
+    """A script call for all of these as it is sent.
+
+    Args:
+        command: EVALSHA or EVAL.
+        script: its digest or its text.
+        parts: in the order in which they are answered.
+    """
+    keys = sum([part.keys for part in parts])
+    args = sum([part.args for part in parts])
+    return b"".join(
+        [
+            b"*%d\r\n" % (4 + keys + args),
+            bulk(command, script, keys),
+            *[part.packed_keys for part in parts],
+            bulk(""),  # Redis's own clock
+            *[part.packed_args for part in parts],
+        ]
+    )
 
 
 class ChargeCalls:
@@ -65,18 +114,17 @@ class ChargeCalls:
         self._under_way: set[asyncio.Task[None]] = set()
         self._woken = False
 
-    async def charge(self, keys: list[str], args: list[Any]) -> Result:
+    async def charge(self, part: Part) -> Result:
         """One request's answer.
 
         Args:
-            keys: its KEYS, as charge.lua reads them.
-            args: its ARGV.
+            part: its part of the call.
 
         Raises:
             StoreError: Redis did not answer well in time.
         """
         loop = asyncio.get_running_loop()
-        waiting = Waiting(loop.create_future(), keys, args)
+        waiting = Waiting(loop.create_future(), part)
         self._waiting.append(waiting)
         if not self._woken and len(self._under_way) < IN_FLIGHT:
             self._woken = True
@@ -152,11 +200,11 @@ class ChargeCalls:
 
     async def _answers(self, connection: Any, batch: list[Waiting]) -> list[Result | Exception]:
         """Run the script; load it where Redis lost it, never run an unclear call again."""
-        call = arguments(batch)
+        parts = [waiting.part for waiting in batch]
         try:
-            now, *results = await run(connection, "EVALSHA", self._sha, *call)
+            now, *results = await run(connection, packed("EVALSHA", self._sha, parts))
         except exceptions.NoScriptError:  # nothing ran
-            now, *results = await run(connection, "EVAL", self._script, *call)
+            now, *results = await run(connection, packed("EVAL", self._script, parts))
         return [(now, result) for result in results]
 
     async def _connection(self) -> Any:
@@ -196,13 +244,7 @@ async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
         _, left = await asyncio.wait(left, timeout=0.05)
 
 
-def arguments(batch: Iterable[Waiting]) -> list[Any]:
-    """What follows the script in a call for all of these."""
-    keys = [key for waiting in batch for key in waiting.keys]
-    return [len(keys), *keys, "", *(arg for waiting in batch for arg in waiting.args)]
-
-
-async def run(connection: Any, *command: Any) -> Any:
-    """One command and its answer."""
-    await connection.send_command(*command)
+async def run(connection: Any, command: bytes) -> Any:
+    """The answer to one command."""
+    await connection.send_packed_command(command)
     return await connection.read_response()

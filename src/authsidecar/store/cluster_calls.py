@@ -10,7 +10,7 @@ from redis import exceptions
 from redis.asyncio.cluster import ClusterNode
 
 from authsidecar.authorize import StoreError
-from authsidecar.store.calls import ChargeCalls, Result, Trip, Waiting, arguments, run
+from authsidecar.store.calls import ChargeCalls, Part, Result, Trip, Waiting, bulk, packed, run
 from authsidecar.store.cluster import REDIRECTS, Cluster, answer, slot_of
 
 
@@ -28,31 +28,30 @@ class ClusterCalls:
         self._trip = trip
         self._lines: dict[str, tuple[ClusterNode, _NodeCalls]] = {}
 
-    async def charge(self, keys: list[str], args: list[Any]) -> Result:
+    async def charge(self, part: Part) -> Result:
         """One request's answer.
 
         Only an answer that means that nothing ran is followed to another node.
 
         Args:
-            keys: its KEYS, as charge.lua reads them, all in one slot.
-            args: its ARGV.
+            part: its part of the call; all of its keys are in one slot.
 
         Raises:
             StoreError: the cluster did not answer well in time.
         """
-        slot = slot_of(keys[0])
+        slot = slot_of(part.key)
         try:
             for _ in range(REDIRECTS):
                 line = self._line(await self._client.node(slot))
                 try:
-                    return await line.charge(keys, args)
+                    return await line.charge(part)
                 except exceptions.MovedError as error:
                     await self._trip("charge", self._client.moved(error))
                 except exceptions.AskError as error:
                     asked = self._client.nodes_manager.get_node(error.host, error.port)
                     if asked is None:
                         break
-                    return await self._line(asked).asked(keys, args)
+                    return await self._line(asked).asked(part)
         except StoreError:
             self._client.look_again()
             raise
@@ -80,18 +79,17 @@ class ClusterCalls:
 class _NodeCalls(ChargeCalls):
     """The calls of one node: a request's result may be the error that its slot gave."""
 
-    async def asked(self, keys: list[str], args: list[Any]) -> Result:
+    async def asked(self, part: Part) -> Result:
         """One request's answer from the node that is taking over its slot."""
-        result: Result = await self._trip("charge", self._asked(keys, args))
+        result: Result = await self._trip("charge", self._asked(part))
         return result
 
-    async def _asked(self, keys: list[str], args: list[Any]) -> Result:
-        call = (len(keys), *keys, "", *args)
+    async def _asked(self, part: Part) -> Result:
         connection = await self._pool.get_connection()
         try:
-            await run(connection, "ASKING")
+            await run(connection, b"*1\r\n" + bulk("ASKING"))
             # The script's text: the node may not have it, and this happens once in a long while.
-            now, result = await run(connection, "EVAL", self._script, *call)
+            now, result = await run(connection, packed("EVAL", self._script, [part]))
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -102,11 +100,13 @@ class _NodeCalls(ChargeCalls):
     async def _answers(self, connection: Any, batch: list[Waiting]) -> list[Result | Exception]:
         slots: dict[int, list[Waiting]] = {}
         for waiting in batch:
-            slots.setdefault(slot_of(waiting.keys[0]), []).append(waiting)
-        calls = {slot: arguments(group) for slot, group in slots.items()}
-        answers = await _sent(connection, {s: ("EVALSHA", self._sha, *c) for s, c in calls.items()})
+            slots.setdefault(slot_of(waiting.part.key), []).append(waiting)
+        parts = {slot: [waiting.part for waiting in group] for slot, group in slots.items()}
+        answers = await _sent(
+            connection, {slot: packed("EVALSHA", self._sha, all_) for slot, all_ in parts.items()}
+        )
         lost = {
-            slot: ("EVAL", self._script, *calls[slot])
+            slot: packed("EVAL", self._script, parts[slot])
             for slot, reply in answers.items()
             if isinstance(reply, exceptions.NoScriptError)  # nothing ran
         }
@@ -122,11 +122,10 @@ class _NodeCalls(ChargeCalls):
         return [results[id(waiting)] for waiting in batch]
 
 
-async def _sent(connection: Any, calls: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
+async def _sent(connection: Any, calls: dict[int, bytes]) -> dict[int, Any]:
     """Each slot's answer to its call, or the error it is; all are sent before one is read."""
     if calls:
-        packed = [part for call in calls.values() for part in connection.pack_command(*call)]
-        await connection.send_packed_command(packed)
+        await connection.send_packed_command(b"".join(calls.values()))
     return {slot: await answer(connection) for slot in calls}
 
 

@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
+from functools import lru_cache
 from hmac import compare_digest
 from typing import Any, Final, TypeVar
 
@@ -20,7 +21,7 @@ from authsidecar.model import Credential, Limit, Quota, TeamId, TokenId, TokenRe
 from authsidecar.policy import Instance
 from authsidecar.ratelimit.charges import Charge, of_user
 from authsidecar.ratelimit.pace import AddressPace
-from authsidecar.store.calls import ChargeCalls, end
+from authsidecar.store.calls import ChargeCalls, Part, end
 from authsidecar.store.cluster import Cluster
 from authsidecar.store.cluster_calls import ClusterCalls
 from authsidecar.store.keys import Keys
@@ -34,6 +35,9 @@ REPEAT_FREE_MS: Final = 10_000
 INSTANCE_AGE_S: Final = 1.0
 """How long the allowlist and the switches are taken as read on Redis Cluster, in seconds: they are
 in another slot than the counters and cannot be proven with a charge."""
+
+PARTS: Final = 8192
+"""How many parts of script calls are kept as they are sent; a busy token's is packed once."""
 
 _STATUS_STALE: Final = 0
 _STATUS_REFUSED: Final = 2
@@ -84,6 +88,7 @@ class DecisionStore:
             if isinstance(client, Cluster)
             else ChargeCalls(client.connection_pool, self._trips.make)
         )
+        self._usual_part = lru_cache(maxsize=PARTS)(self._part)
         self._refusals = Refusals()
         self._records: OrderedDict[TokenId, tuple[TokenRecord, float]] = OrderedDict()
         self._owners: OrderedDict[str, tuple[TeamId | None, float]] = OrderedDict()
@@ -228,16 +233,21 @@ class DecisionStore:
         mode: str,
     ) -> tuple[int, tuple[Quota, ...], UnixMs] | Stale:
         """What one script call says of one request."""
-        keys, args = self._written(counters, instance, record, repeat_key, mode)
-        now, (status, stale, *numbers) = await self._calls.charge(keys, args)
+        if repeat_key is None:
+            part = self._usual_part(counters, instance, record, None, mode)
+        else:
+            part = self._part(counters, instance, record, repeat_key, mode)
+        now, (status, stale, *numbers) = await self._calls.charge(part)
         self._clock_offset_ms = now - time.time() * 1000
         if status == _STATUS_STALE:
             self._forget(instance, record, stale)
             self._forget_refusals(counters)  # it is judged again, and must ask again
             return STALE
         quotas = tuple(
-            Quota(counter.scope, counter.limit, numbers[2 * i], UnixMs(numbers[2 * i + 1]))
-            for i, counter in enumerate(counters)
+            [
+                Quota(counter.scope, counter.limit, numbers[2 * i], UnixMs(numbers[2 * i + 1]))
+                for i, counter in enumerate(counters)
+            ]
         )
         if status == _STATUS_REFUSED:
             for counter, quota in zip(counters, quotas, strict=True):
@@ -267,18 +277,18 @@ class DecisionStore:
         await self._calls.close()
         await end(self._loads.values())
 
-    def _written(
+    def _part(
         self,
         counters: tuple[Charge, ...],
         instance: Instance | None,
         record: TokenRecord | None,
         repeat_key: bytes | None,
         mode: str,
-    ) -> tuple[list[str], list[Any]]:
-        """A request's KEYS and ARGV, in the order that charge.lua reads them."""
+    ) -> Part:
+        """A request's part of a script call: KEYS and ARGV in the order that charge.lua reads."""
         names = self._keys
         keys: list[str] = []
-        args: list[Any] = [(instance is not None) + (record is not None)]
+        args: list[str | bytes | int] = [(instance is not None) + (record is not None)]
         if instance is not None:
             keys.append(names.instance_nonce)
             args.append(instance.nonce)
@@ -300,7 +310,7 @@ class DecisionStore:
             keys.append(names.counter(counter))
             args.append(counter.limit.requests)
             args.append(counter.limit.window_ms)
-        return keys, args
+        return Part.of(keys, args)
 
     def _forget(self, instance: Instance | None, record: TokenRecord | None, stale: int) -> None:
         """Drop what failed its proof: bit 0 is the first proof, bit 1 the second."""
