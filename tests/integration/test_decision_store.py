@@ -14,7 +14,17 @@ from redis.asyncio import Redis
 
 from authsidecar.authorize import STALE, Charged, Stale, StoreError
 from authsidecar.credentials import TOKEN_MALFORMED
-from authsidecar.model import Deny, Limit, Role, TeamId, TokenId, UnixMs, UserId
+from authsidecar.model import (
+    Credential,
+    Deny,
+    Limit,
+    Role,
+    TeamId,
+    TokenId,
+    TokenRecord,
+    UnixMs,
+    UserId,
+)
 from authsidecar.ratelimit.charges import Charge
 from authsidecar.store.calls import BATCH
 from authsidecar.store.decisions import DecisionStore
@@ -314,6 +324,30 @@ async def test_a_cold_start_loads_each_record_once(
         assert seen["evalsha"] == 1
         reads.append((seen["hmget"], seen.get("hget"), len(cold.trips)))
     assert reads[0] == reads[1]
+
+
+async def test_a_load_that_began_before_a_request_is_no_proof_that_its_token_is_unknown(
+    redis_url: str, registry: Registry
+) -> None:
+    """Nothing proves an absence: who joins a load that finds nothing looks once more."""
+    read, let_go = asyncio.Event(), asyncio.Event()
+
+    class Held(DecisionStore):
+        async def _load_record(self, credential: Credential) -> TokenRecord | None:
+            record = await super()._load_record(credential)
+            if not read.is_set():  # the first answer of Redis is held back
+                read.set()
+                await let_go.wait()
+            return record
+
+    async with sidecar(redis_url, kind=Held) as busy:
+        first = asyncio.ensure_future(busy.ask(99))
+        await read.wait()
+        await registry.put_tokens([seed.token(99, user=7, team=3)])
+        second = asyncio.ensure_future(busy.ask(99))
+        await asyncio.sleep(0.01)  # it waits for the first one's load
+        let_go.set()
+        assert (await first, await second) == ("token_unknown", "allow")
 
 
 async def test_different_secrets_never_share_a_load(here: Sidecar) -> None:

@@ -139,7 +139,12 @@ class DecisionStore:
         """The record of exactly this id and secret, or None; one answer, in the same time."""
         if fresh:
             return await asyncio.ensure_future(self._load_record(credential))
-        return await self._joined(credential, lambda: self._load_record(credential))
+        joins = credential in self._loads
+        record = await self._joined(credential, lambda: self._load_record(credential))
+        if record is None and joins:
+            # That load began before this request, and nothing proves an absence to be current.
+            record = await self._joined(credential, lambda: self._load_record(credential))
+        return record
 
     async def owner(self, uuid: str) -> TeamId | None:
         """The team of a resource, or None; kept unproven, since resources do not change teams."""
