@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, Protocol
 from authsidecar.isolation import Resource, named
 from authsidecar.model import (
     AccessRequest,
+    Address,
     Allow,
     Credential,
     Deny,
@@ -77,6 +78,9 @@ class Store(Protocol):
 
     def now(self) -> UnixMs:
         """The time by Redis's clock, as far as this process knows it without asking."""
+
+    def current(self) -> Instance | None:
+        """The instance-wide state that this process holds, or None."""
 
     async def instance(self, *, fresh: bool) -> Instance:
         """The instance-wide state; `fresh` reads Redis for this call alone."""
@@ -188,17 +192,19 @@ async def _without_token(
 async def _with_token(route: Route, request: AccessRequest, rules: Rules, store: Store) -> Outcome:
     for attempt in range(1, ATTEMPTS + 1):
         last = attempt == ATTEMPTS
-        instance = await store.instance(fresh=last)
-        record, paced = await _record(request, rules, store, fresh=last)
-        if paced:
-            return _paced(store.now(), route)
+        instance = None if last else store.current()
+        if instance is None:
+            instance = await store.instance(fresh=last)
+        record = None if last else _known(request, store)
+        if record is None:
+            record, paced = await _record(request, rules, store, fresh=last)
+            if paced:
+                return _paced(store.now(), route)
         now = store.now()
         judgement = judge(rules.policy, request, route, instance, record, now)
         principal = record if judgement.bucket == "principal" else None
         if principal is not None:
-            counters = charges.of_principal(
-                principal, request.client, rules.limits, rules.ipv6_prefix
-            )
+            counters = _of_principal(principal, request.client, rules)
         else:
             counters = charges.of_address(
                 judgement.bucket or "", request.client, rules.limits, rules.ipv6_prefix
@@ -220,6 +226,11 @@ async def _with_token(route: Route, request: AccessRequest, rules: Rules, store:
     raise StoreError("stale", "the state kept changing")  # unreachable: the last proves nothing
 
 
+@lru_cache(maxsize=8192)
+def _of_principal(record: TokenRecord, client: Address, rules: Rules) -> tuple[Charge, ...]:
+    return charges.of_principal(record, client, rules.limits, rules.ipv6_prefix)
+
+
 def _admitted(judgement: Judgement, charged: Charged) -> bool:
     return charged.admitted and isinstance(judgement.verdict, Allow)
 
@@ -230,6 +241,11 @@ async def _named(route: Route, request: AccessRequest, store: Store) -> Resource
     return None if found is None else found._replace(team=await store.owner(found.uuid))
 
 
+def _known(request: AccessRequest, store: Store) -> TokenRecord | None:
+    credential = request.credential
+    return None if isinstance(credential, Deny) else store.known(credential)
+
+
 async def _record(
     request: AccessRequest, rules: Rules, store: Store, *, fresh: bool
 ) -> tuple[TokenRecord | None, bool]:
@@ -237,8 +253,6 @@ async def _record(
     credential = request.credential
     if isinstance(credential, Deny):
         return None, False
-    if not fresh and (record := store.known(credential)) is not None:
-        return record, False
     failed = charges.of_address("failed", request.client, rules.limits, rules.ipv6_prefix)
     if failed and not store.may_look_up(failed[0].tag, credential):
         return None, True

@@ -393,6 +393,19 @@ async def test_a_malformed_token_is_not_looked_up(redis_client: Redis, here: Sid
     assert "hmget" not in seen
 
 
+async def test_a_record_in_use_is_read_again_beside_its_requests(
+    redis_url: str, registry: Registry
+) -> None:
+    """No request waits for a reload: after the first there is no miss, and the age stays low."""
+    async with sidecar(redis_url, cache_max_age_s=1.0) as busy:
+        end = time.monotonic() + 2.5
+        while time.monotonic() < end:
+            assert await busy.ask(67) == "allow"
+            await asyncio.sleep(0.02)
+    assert busy.lookups.count("miss") == 1
+    assert 3 <= busy.trips.count("token") <= 4
+
+
 async def test_the_cache_is_bounded(redis_url: str, registry: Registry) -> None:
     """The longest unused record goes first."""
     await registry.put_tokens([seed.token(i, user=7, team=3) for i in range(100, 110)])

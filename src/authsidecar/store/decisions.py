@@ -11,13 +11,13 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from functools import lru_cache
-from hmac import compare_digest
+from math import inf
 from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
 
 from authsidecar.authorize import STALE, Charged, Stale
-from authsidecar.model import Credential, Limit, Quota, TeamId, TokenId, TokenRecord, UnixMs
+from authsidecar.model import Credential, Limit, Quota, TeamId, TokenRecord, UnixMs
 from authsidecar.policy import Instance
 from authsidecar.ratelimit.charges import Charge, of_user
 from authsidecar.ratelimit.pace import AddressPace
@@ -26,6 +26,7 @@ from authsidecar.store.cluster import Cluster
 from authsidecar.store.cluster_calls import ClusterCalls
 from authsidecar.store.keys import Keys
 from authsidecar.store.loading import Loader
+from authsidecar.store.near_cache import NearCache
 from authsidecar.store.refusals import Refusals
 from authsidecar.store.trips import Observe, Trips
 
@@ -79,6 +80,7 @@ class DecisionStore:
         self._cache_records = cache_records
         self._max_age_s = cache_max_age_s
         self._clustered = isinstance(client, Cluster)
+        self._instance_age_s = min(cache_max_age_s, INSTANCE_AGE_S if self._clustered else inf)
         self._pace = pace or AddressPace()
         self._looked_up = looked_up
         self._loader = Loader(client, keys, ordered=not self._clustered)
@@ -90,7 +92,7 @@ class DecisionStore:
         )
         self._usual_part = lru_cache(maxsize=PARTS)(self._part)
         self._refusals = Refusals()
-        self._records: OrderedDict[TokenId, tuple[TokenRecord, float]] = OrderedDict()
+        self._records = NearCache(cache_records, cache_max_age_s)
         self._owners: OrderedDict[str, tuple[TeamId | None, float]] = OrderedDict()
         self._instance: tuple[Instance, float] | None = None
         self._loads: dict[object, asyncio.Task[Any]] = {}
@@ -111,29 +113,29 @@ class DecisionStore:
         seconds, micros = await self._trips.make("ping", self._client.time(**near))
         self._clock_offset_ms = seconds * 1000 + micros / 1000 - time.time() * 1000
 
+    def current(self) -> Instance | None:
+        """The instance-wide state that this process holds, or None."""
+        held = self._instance
+        return held[0] if held and time.monotonic() - held[1] <= self._instance_age_s else None
+
     async def instance(self, *, fresh: bool) -> Instance:
         """The instance-wide state; `fresh` reads Redis for this call alone."""
         if fresh:
             return await asyncio.ensure_future(self._load_instance())
-        held = self._instance
-        oldest = min(self._max_age_s, INSTANCE_AGE_S) if self._clustered else self._max_age_s
-        if held is not None and time.monotonic() - held[1] <= oldest:
-            return held[0]
-        return await self._joined("instance", self._load_instance)
+        held = self.current()
+        return await self._joined("instance", self._load_instance) if held is None else held
 
     def known(self, credential: Credential) -> TokenRecord | None:
         """The record that this process holds for exactly this id and secret, or None."""
-        held = self._records.get(credential.token_id)
-        if (
-            held is None
-            or time.monotonic() - held[1] > self._max_age_s
-            or not compare_digest(held[0].digest, credential.digest)
-        ):
+        now = time.monotonic()
+        held = self._records.find(credential, now)
+        if held is None:
             self._looked_up("miss")
             return None
-        self._records.move_to_end(credential.token_id)
+        if now > held.due_at and credential not in self._loads:
+            self._begin(credential, lambda: self._load_record(credential))
         self._looked_up("hit")
-        return held[0]
+        return held.record
 
     async def load(self, credential: Credential, *, fresh: bool) -> TokenRecord | None:
         """The record of exactly this id and secret, or None; one answer, in the same time."""
@@ -159,8 +161,7 @@ class DecisionStore:
 
         A token that was known and must only be read again takes no place in the pace.
         """
-        held = self._records.get(credential.token_id)
-        if held is not None and compare_digest(held[0].digest, credential.digest):
+        if self._records.recognises(credential):
             return True
         return self._pace.may_look_up(address, self.now())
 
@@ -325,9 +326,7 @@ class DecisionStore:
                 self._instance = None
             stale >>= 1
         if record is not None and stale & 1:
-            held = self._records.get(record.token)
-            if held is not None and held[0] is record:
-                self._records[record.token] = (record, float("-inf"))  # too old to be used
+            self._records.outdate(record)
 
     async def _load_instance(self) -> Instance:
         asked = time.monotonic()  # what is read is at least as new
@@ -336,17 +335,12 @@ class DecisionStore:
         return loaded
 
     async def _load_record(self, credential: Credential) -> TokenRecord | None:
-        token = credential.token_id
+        asked = time.monotonic()  # what is read is at least as new
         record, digest = await self._trips.make("token", self._loader.record(credential))
         if record is None:
-            held = self._records.get(token)
-            if held is not None and not compare_digest(held[0].digest, digest):
-                del self._records[token]  # a wrong guess alone must not push out the right one
-        elif self._cache_records:
-            self._records[token] = (record, time.monotonic())
-            self._records.move_to_end(token)
-            if len(self._records) > self._cache_records:
-                self._records.popitem(last=False)
+            self._records.absent(credential.token_id, digest)
+        else:
+            self._records.hold(record, asked)
         return record
 
     async def _load_owner(self, uuid: str) -> TeamId | None:
@@ -361,12 +355,15 @@ class DecisionStore:
 
     async def _joined(self, key: object, load: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """One load for all who ask at the same time; a caller that leaves does not end it."""
-        task = self._loads.get(key)
-        if task is None:
-            task = asyncio.ensure_future(load())
-            self._loads[key] = task
-            task.add_done_callback(lambda done: self._loaded(key, done))
-        return await asyncio.shield(task)
+        return await asyncio.shield(self._loads.get(key) or self._begin(key, load))
+
+    def _begin(
+        self, key: object, load: Callable[[], Coroutine[Any, Any, _T]]
+    ) -> "asyncio.Task[_T]":
+        task = asyncio.ensure_future(load())
+        self._loads[key] = task
+        task.add_done_callback(lambda done: self._loaded(key, done))
+        return task
 
     def _loaded(self, key: object, task: "asyncio.Task[Any]") -> None:
         del self._loads[key]
