@@ -53,8 +53,8 @@ class Asked(NamedTuple):
 Answer = Callable[[Asked], Coroutine[Any, Any, Reply]]
 """Answers a request; never raises. It runs outside of any task: it may await futures and tasks."""
 
-Refuse = Callable[[HttpProcessingError], Reply]
-"""Answers what could not be parsed."""
+Refuse = Callable[[HttpProcessingError, str], Reply]
+"""Answers what could not be parsed, to this peer."""
 
 
 class Connections:
@@ -208,7 +208,7 @@ class Connection(BaseProtocol):
         while requests and self._answering is None and not self._paused:
             request = requests.popleft()
             if isinstance(request, HttpProcessingError):
-                self._write(self._connections.refuse(request), head=False)
+                self._write(self._connections.refuse(request, self._peer), head=False)
                 return
             message, body = request
             self._answering = message

@@ -112,14 +112,14 @@ class AuthzServer:
         target, peer = asked.target, asked.peer
         proxy = _ENDPOINTS.get(target) or _endpoint(target)
         if proxy is None:
-            return refuse(Deny(ROUTE_UNKNOWN, "no such endpoint"), decision_id)
+            return self._refused(None, Deny(ROUTE_UNKNOWN, "no such endpoint"), decision_id, peer)
         write = _DIALECTS.get(proxy, _native)
         if not self._trusts(peer):
             deny = Deny(UNTRUSTED_PEER, "not one of trusted_peers")
-            self._telemetry.unreadable(proxy, deny, decision_id, peer)
-            return write(refuse(deny, decision_id))
+            return write(self._refused(proxy, deny, decision_id, peer))
         if proxy is Proxy.DIRECT and asked.method != "POST":
-            return refuse(Deny(METHOD_NOT_ALLOWED, f"{target} takes POST"), decision_id)
+            deny = Deny(METHOD_NOT_ALLOWED, f"{target} takes POST")
+            return self._refused(proxy, deny, decision_id, peer)
         start = time.perf_counter()
         line = _line(asked, proxy)
         access = read(Fields(asked.headers), proxy, self._trusted_hops, line)
@@ -130,10 +130,10 @@ class AuthzServer:
             if told is not None:
                 return write(told)
         if isinstance(access, Deny):
-            self._telemetry.unreadable(proxy, access, decision_id, peer)
+            refusal = self._refused(proxy, access, decision_id, peer)
             if self._report_only:
                 return render(Outcome(Allow(None), self._store.now()), None, decision_id)
-            return write(refuse(access, decision_id))
+            return write(refusal)
         outcome = await self._decide(access)
         self._telemetry.decided(proxy, outcome, decision_id, access, time.perf_counter() - start)
         if proxy is Proxy.DIRECT and isinstance(outcome.verdict, Allow):
@@ -143,14 +143,19 @@ class AuthzServer:
         expiry_ms = self._expiry_ms
         return write(render(outcome, access.client, decision_id, expiry_ms=expiry_ms))
 
-    def _unreadable(self, error: HttpProcessingError) -> Reply:
+    def _refused(self, proxy: Proxy | None, deny: Deny, decision_id: str, peer: str) -> Reply:
+        """Refuse what could not be read; None: not even who asks."""
+        self._telemetry.unreadable(proxy, deny, decision_id, peer)
+        return refuse(deny, decision_id)
+
+    def _unreadable(self, error: HttpProcessingError, peer: str) -> Reply:
         """The answer to what could not be parsed."""
         reason = REQUEST_UNREADABLE
         if isinstance(error, LineTooLong) or "Too many" in str(error.message):
             reason = HEADERS_TOO_LARGE
         elif isinstance(error, BadHttpMethod):  # Envoy passes on whatever the client made up
             reason = METHOD_NOT_ALLOWED
-        return refuse(Deny(reason), self._decision_ids())
+        return self._refused(None, Deny(reason), self._decision_ids(), peer)
 
     def _defect(self, error: Exception) -> Deny:
         """What is answered when this program is wrong: a refusal."""

@@ -56,7 +56,7 @@ class Telemetry:
         """
         self._log = log
         self._decisions = decisions
-        self._series: dict[tuple[str, str], _Series] = {}
+        self._series: dict[tuple[Proxy | None, str], _Series] = {}
         self._count = Counter(
             "authsidecar_decisions",
             "Decisions by proxy, outcome (allow or deny) and reason code.",
@@ -154,11 +154,11 @@ class Telemetry:
             },
         )
 
-    def unreadable(self, proxy: Proxy, deny: Deny, decision_id: str, peer: str) -> None:
+    def unreadable(self, proxy: Proxy | None, deny: Deny, decision_id: str, peer: str) -> None:
         """Count and log a request that was refused before it could be read.
 
         Args:
-            proxy: the endpoint that was asked.
+            proxy: the endpoint that was asked; None if it is none of ours, or unreadable itself.
             deny: why it was refused.
             decision_id: names the decision.
             peer: the address that called.
@@ -187,15 +187,16 @@ class Telemetry:
         """Count one try to warn of a token's expiry: sent, failed or refused."""
         self._warnings.labels(result).inc()
 
-    def _count_one(self, proxy: Proxy, verdict: Verdict, seconds: float | None) -> None:
+    def _count_one(self, proxy: Proxy | None, verdict: Verdict, seconds: float | None) -> None:
         allowed = isinstance(verdict, Allow)
         reason = "none" if isinstance(verdict, Allow) else verdict.reason.code
         series = self._series.get((proxy, reason))
         if series is None:
             outcome = "allow" if allowed else "deny"
+            asked = "none" if proxy is None else proxy.value
             series = _Series(
-                self._count.labels(proxy.value, outcome, reason),
-                self._seconds.labels(proxy.value, outcome),
+                self._count.labels(asked, outcome, reason),
+                self._seconds.labels(asked, outcome),
             )
             self._series[proxy, reason] = series
         series.decisions.inc()
@@ -209,12 +210,12 @@ class Telemetry:
         )
 
 
-def _told(proxy: Proxy, verdict: Verdict, decision_id: str) -> dict[str, object]:
+def _told(proxy: Proxy | None, verdict: Verdict, decision_id: str) -> dict[str, object]:
     """The fields that every decision's line begins with."""
     deny = verdict if isinstance(verdict, Deny) else None
     return {
         "decision_id": decision_id,
-        "proxy": proxy.value,
+        "proxy": None if proxy is None else proxy.value,
         "outcome": "allow" if deny is None else "deny",
         "status": 200 if deny is None else deny.reason.status,
         "code": None if deny is None else deny.reason.code,

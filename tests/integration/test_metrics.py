@@ -17,7 +17,7 @@ from tests.integration.test_order_of_checks import ELSEWHERE_TESTED, REFUSALS
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.seed import bearer
 from tests.support.sidecar import SidecarProcess, get, start_sidecar
-from tests.support.wire import ask_all, subrequest
+from tests.support.wire import ask, ask_all, subrequest
 from tests.support.world import READ, World, address, populate, world_of
 
 NAMES = {
@@ -129,10 +129,14 @@ async def test_every_decision_is_counted_once(sidecar: SidecarProcess) -> None:
         ("caddy", "allow", "none"): subrequest(authorization=bearer(READ), proxy="caddy"),
         ("nginx", "deny", "method_not_allowed"): subrequest("TRACE", proxy="nginx"),
         ("haproxy", "deny", "token_missing"): subrequest(client=address(), proxy="haproxy"),
+        ("none", "deny", "route_unknown"): subrequest(proxy="nobody"),
+        ("none", "deny", "request_unreadable"): b"GET /authz/traefik HTTP/1.1\r\nno colon\r\n\r\n",
+        ("none", "deny", "headers_too_large"): subrequest(headers=[("X-Long", "x" * 40_000)]),
     }
     for (proxy, outcome, reason), request in cases.items():
         before = count(proxy=proxy, outcome=outcome, reason=reason)
-        await ask_all(sidecar.port, [request] * 3, connections=1)
+        for _ in range(3):  # some end their connection
+            await ask(sidecar.port, request)
         assert count(proxy=proxy, outcome=outcome, reason=reason) - before == 3
 
 
