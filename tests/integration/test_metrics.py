@@ -223,7 +223,7 @@ async def test_label_values_are_closed_sets(sidecar: SidecarProcess) -> None:
     reasons = {*REFUSALS, *ELSEWHERE_TESTED, "none"}
     for family in scrape(sidecar).values():
         for labels in (sample.labels for sample in family.samples):
-            assert labels.get("proxy", "envoy") in {*PROXIES, "direct"}
+            assert labels.get("proxy", "envoy") in {*PROXIES, "direct", "none"}
             assert labels.get("outcome", "allow") in {"allow", "deny"}
             assert labels.get("reason", "none") in reasons
             assert labels.get("result", "hit") in {"hit", "miss", "stale"}
