@@ -273,14 +273,13 @@ def _outcome(
     if charged.admitted:
         return Outcome(judgement.verdict, charged.now, charged.quotas, template, record)
     full = tuple([(q.scope, q.limit) for q in charged.quotas if q.remaining == 0])
-    denial = Deny(RATE_LIMITED, _no_room(full))
-    return Outcome(denial, charged.now, charged.quotas, template, record)
+    return Outcome(_no_room(full), charged.now, charged.quotas, template, record)
 
 
 @lru_cache(maxsize=1024)
-def _no_room(full: tuple[tuple[str, Limit], ...]) -> str:
+def _no_room(full: tuple[tuple[str, Limit], ...]) -> Deny:
     counters = ", ".join(f"{scope} ({li.requests} in {li.window_ms} ms)" for scope, li in full)
-    return f"no room in {counters}"
+    return Deny(RATE_LIMITED, f"no room in {counters}")
 
 
 def _repeat_key(request: AccessRequest) -> bytes | None:

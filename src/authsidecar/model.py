@@ -106,8 +106,7 @@ class Deny:
         raise TypeError("match on Allow | Deny instead")
 
 
-@dataclass(frozen=True, slots=True)
-class Credential:
+class Credential(NamedTuple):
     """What is left of `Bearer ID|SECRET` after parsing: the secret itself is gone.
 
     Attributes:
@@ -116,7 +115,11 @@ class Credential:
     """
 
     token_id: TokenId
-    digest: bytes = field(repr=False)
+    digest: bytes
+
+    def __repr__(self) -> str:
+        """The id alone."""
+        return f"Credential(token_id={self.token_id})"
 
 
 class Principal(NamedTuple):

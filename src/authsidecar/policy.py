@@ -79,6 +79,9 @@ INCLUDED_BY: Final = {
 
 _NOWHERE: Final = frozenset({Guard.CLOSED, Guard.ABSENT})
 
+_MEMOISED: Final = 256
+"""Characters of the longest path whose route is remembered, so that junk cannot fill the memory."""
+
 SWITCH_ACTIONS: Final = {
     "/api/v1/enable": "enable the API",
     "/api/v1/disable": "disable the API",
@@ -152,22 +155,30 @@ class Judgement(NamedTuple):
 def find_route(policy: Policy, request: AccessRequest) -> Route | Judgement:
     """The row that the request needs a token for, or the judgement that needs none."""
     path = request.path
+    if len(path) <= _MEMOISED:
+        return _remembered_route(policy, request.method, path, request.preflight)
+    return _find_route(policy, request.method, path, request.preflight)
+
+
+def _find_route(policy: Policy, method: str, path: str, preflight: bool) -> Route | Judgement:
     if path[: len(FRONT_CONTROLLER)].lower() == FRONT_CONTROLLER:
         return Judgement(Deny(ROUTE_UNKNOWN, "the front controller is not a route"), "unknown")
     outside = path.split("/", 2)[1] not in {"api", "mcp"}
-    if request.preflight and (not outside or _serves(policy.routes, path)):
+    if preflight and (not outside or _serves(policy.routes, path)):
         return Judgement(Allow(None), None)
-    route = policy.routes.find(request.method, path)
+    route = policy.routes.find(method, path)
     if route is None and outside and policy.pass_outside:
         return Judgement(Allow(None), None)
     if route is None or route.guard in _NOWHERE:
-        detail = f"no route for {request.method} at this path"
-        return Judgement(Deny(ROUTE_UNKNOWN, detail), "unknown")
+        return Judgement(Deny(ROUTE_UNKNOWN, f"no route for {method} at this path"), "unknown")
     if route.guard is Guard.WRONG_METHOD:
         return Judgement(Deny(METHOD_NOT_ALLOWED, f"{route.template} takes POST"), None)
     if route.guard is Guard.PUBLIC:
         return Judgement(Allow(None), route.bucket)
     return route
+
+
+_remembered_route = lru_cache(maxsize=4096)(_find_route)
 
 
 def _serves(routes: RouteTable, path: str) -> bool:

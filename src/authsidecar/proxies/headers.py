@@ -7,7 +7,6 @@ proxy sets for us, is refused (pitfalls 1 and 9).
 
 from collections.abc import Iterable
 from enum import StrEnum
-from functools import lru_cache
 from typing import Final
 
 FORWARDED_METHOD: Final = "X-Forwarded-Method"
@@ -44,9 +43,6 @@ AUTHZ_BODY: Final = "X-Authz-Body"
 
 RESERVED_PREFIXES: Final = (b"x-auth-", b"x-authz-", b"x-forwarded-")
 """Families in which any other spelling of `-` is refused."""
-
-_MEMOISED: Final = 64
-"""Bytes of the longest name that is remembered, so that junk cannot fill the memory."""
 
 
 class Field(StrEnum):
@@ -93,7 +89,10 @@ class Fields:
         self.override: list[bytes] = []
         self.reserved: list[bytes] = []
         for name, value in raw:
-            if field := classify(name) if len(name) <= _MEMOISED else _classify(name):
+            field = _SEEN.get(name)
+            if field is None:
+                field = classify(name)
+            if field:
                 getattr(self, field).append(value)
 
 
@@ -109,5 +108,16 @@ def _classify(name: bytes) -> Field:
     return Field.RESERVED if folded.startswith(RESERVED_PREFIXES) else Field.OTHER
 
 
-classify = lru_cache(maxsize=4096)(_classify)
-"""What a header name means, in any case of its letters."""
+_SEEN: dict[bytes, Field] = {}
+"""What header names mean that were seen before: the proxy's own, and as many of clients' as fit."""
+
+_MOST_SEEN: Final = 4096
+_LONGEST_SEEN: Final = 64
+
+
+def classify(name: bytes) -> Field:
+    """What a header name means, in any case of its letters."""
+    found = _classify(name)
+    if len(name) <= _LONGEST_SEEN and len(_SEEN) < _MOST_SEEN:
+        _SEEN[name] = found
+    return found

@@ -214,10 +214,8 @@ def _policy(scope: str, limit: Limit) -> str:
 def _retry(quotas: Sequence[Quota], now: UnixMs) -> str:
     """When the last of the full counters opens: rounded up, at least a second."""
     at = max([q.reset_at for q in quotas if q.remaining == 0])
-    return lines(
-        ("Retry-After", str(max(1, _seconds(at - now)))),
-        ("X-RateLimit-Reset", str(_seconds(at))),
-    )
+    wait = max(1, _seconds(at - now))
+    return f"Retry-After: {wait}\r\nX-RateLimit-Reset: {_seconds(at)}\r\n"
 
 
 def _seconds(milliseconds: int) -> int:
