@@ -1,0 +1,140 @@
+"""Connections alone, over real sockets: order, silence, a peer that does not read, the end."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from authsidecar.connection import Asked, Connections
+from authsidecar.proxies.replies import Reply
+from tests.support.wire import Wire
+
+REQUEST = b"GET /%d HTTP/1.1\r\nHost: sidecar.test\r\n\r\n"
+
+
+@asynccontextmanager
+async def listening(
+    answer: Callable[[Asked], Awaitable[Reply]],
+) -> AsyncIterator[tuple[int, Connections]]:
+    """Connections that answer on a free port."""
+
+    async def answered(asked: Asked) -> Reply:
+        return await answer(asked)
+
+    connections = Connections(answered, lambda _error, _peer: Reply(400, ""))
+    server = await asyncio.get_running_loop().create_server(connections, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1], connections
+    finally:
+        server.close()
+        await connections.end(0)
+        await server.wait_closed()
+
+
+async def told(asked: Asked) -> Reply:
+    """The target, as the body."""
+    return Reply(200, "", asked.target.encode())
+
+
+async def test_answers_come_in_the_order_of_their_requests() -> None:
+    """Also where the first must wait and the second need not."""
+    gate = asyncio.Event()
+
+    async def slow_at_first(asked: Asked) -> Reply:
+        if asked.target == "/0":
+            await asyncio.ensure_future(gate.wait())
+        return await told(asked)
+
+    async with listening(slow_at_first) as (port, _), Wire(port) as wire:
+        wire.send(b"".join(REQUEST % n for n in range(3)))
+        await asyncio.sleep(0.02)
+        gate.set()
+        assert [(await wire.answer()).body for _ in range(3)] == [b"/0", b"/1", b"/2"]
+
+
+async def test_a_silent_connection_is_closed_and_a_busy_one_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Silence counts from the last request; waiting for an answer is no silence."""
+    monkeypatch.setattr("authsidecar.connection.IDLE_S", 0.1)
+
+    async def slow(asked: Asked) -> Reply:
+        await asyncio.ensure_future(asyncio.sleep(0.3))
+        return await told(asked)
+
+    async with listening(slow) as (port, _), Wire(port) as busy, Wire(port) as silent:
+        busy.send(REQUEST % 1)
+        assert await silent.ended()
+        assert (await busy.answer()).status == 200
+        assert await busy.ended()
+
+
+async def test_a_peer_that_does_not_read_is_not_read_from() -> None:
+    """What it may send meanwhile is bounded; when it reads, every answer is there."""
+    answered = 0
+
+    async def large(_: Asked) -> Reply:
+        nonlocal answered
+        answered += 1
+        return Reply(200, "", b"x" * 10_000)
+
+    async with listening(large) as (port, _), Wire(port) as wire:
+        sent = 3_000
+        wire.send(b"".join(REQUEST % n for n in range(sent)))
+        before = -1
+        while answered != before:  # until nothing moves any more
+            before = answered
+            await asyncio.sleep(0.2)
+        assert 0 < answered < sent / 2
+        for _ in range(sent):
+            assert len((await wire.answer()).body) == 10_000
+    assert answered == sent
+
+
+async def test_the_end_waits_for_answers_and_not_for_ever() -> None:
+    """What is idle goes at once; what is not answered within the grace is cut off."""
+    gate = asyncio.Event()
+
+    async def gated(asked: Asked) -> Reply:
+        await asyncio.ensure_future(gate.wait())
+        return await told(asked)
+
+    async with listening(gated) as (port, connections), Wire(port) as idle, Wire(port) as busy:
+        busy.send(REQUEST % 1)
+        await asyncio.sleep(0.02)
+        ending = asyncio.ensure_future(connections.end(10))
+        assert await idle.ended()
+        assert not ending.done()
+        gate.set()
+        assert (await busy.answer()).header("Connection") == "close"
+        assert await busy.ended()
+        await ending
+    gate.clear()
+    async with listening(gated) as (port, connections), Wire(port) as busy:
+        busy.send(REQUEST % 1)
+        await asyncio.sleep(0.02)
+        await connections.end(0.05)
+        with contextlib.suppress(ConnectionError):
+            assert await busy.ended()
+        gate.set()
+
+
+async def test_a_peer_that_leaves_before_its_answer_leaves_nothing_behind() -> None:
+    """The answer is made and goes nowhere."""
+    gate, made = asyncio.Event(), asyncio.Event()
+
+    async def gated(asked: Asked) -> Reply:
+        await asyncio.ensure_future(gate.wait())
+        made.set()
+        return await told(asked)
+
+    async with listening(gated) as (port, connections):
+        async with Wire(port) as wire:
+            wire.send(REQUEST % 1 + REQUEST % 2)
+            await wire.writer.drain()
+            await asyncio.sleep(0.02)
+        await connections.end(5)
+        gate.set()
+        await made.wait()
