@@ -18,7 +18,7 @@ from tests.support.decisions import rules, sidecar, world
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.relay import relay
 from tests.support.sidecar import Answer, SidecarProcess, get, start_sidecar
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 from tests.support.wire import Wire, subrequest
 
 BUDGET_MS = 50
@@ -87,7 +87,7 @@ async def asked(
 async def until_good(process: SidecarProcess) -> float:
     """How many seconds until a good token passes; asked all the time."""
     start = time.perf_counter()
-    async with Wire(process.port) as wire, asyncio.timeout(20):
+    async with Wire(process.port) as wire, asyncio.timeout(PATIENCE_S):
         while (await wire.ask(GOOD)).status != 200:  # noqa: ASYNC110  # nothing would set an event
             await asyncio.sleep(0.005)
     return time.perf_counter() - start

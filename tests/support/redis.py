@@ -25,7 +25,7 @@ os.getppid() == parent or sys.exit("the test run is gone")
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
-START_S = 10.0
+START_S = 30.0
 
 
 def redis_binary() -> str:
