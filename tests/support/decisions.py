@@ -89,6 +89,13 @@ class Sidecar:
         """Only the code of the answer."""
         return code(await self.outcome(who, *route, **more))
 
+    async def decided(self, who: Any, *route: str, **more: Any) -> str:
+        """The code of the first answer that is a decision, however busy the machine."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (answer := await self.ask(who, *route, **more)) == "store_unavailable":  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        return answer
+
     async def until_allowed(self, who: Any) -> None:
         """Ask until Redis, or a slow machine, has come to itself."""
         async with asyncio.timeout(PATIENCE_S):
