@@ -126,6 +126,7 @@ class Relay:
     drop: int = 0
     address: str = ""
     _pumps: set[asyncio.Task[None]] = field(default_factory=set)
+    _sinks: set[asyncio.StreamWriter] = field(default_factory=set)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Relay"]:
@@ -139,12 +140,17 @@ class Relay:
             for pump in self._pumps:
                 pump.cancel()
             await asyncio.gather(*self._pumps, return_exceptions=True)
+            for sink in self._sinks:
+                sink.close()
+            ends = [sink.wait_closed() for sink in self._sinks]
+            await asyncio.gather(*ends, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection("127.0.0.1", self.target)
         for source, sink, answers in ((reader, back, False), (there, writer, True)):
             pump = asyncio.create_task(self._pump(source, sink, answers=answers))
             self._pumps.add(pump)
+            self._sinks.add(sink)
 
     async def _pump(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool

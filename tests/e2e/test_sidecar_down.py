@@ -16,6 +16,7 @@ from tests.e2e.scenarios import PROXIES
 from tests.support import world as at
 from tests.support.lab import IDENTITY, Lab
 from tests.support.seed import bearer
+from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -64,7 +65,7 @@ class Load:
 
     async def until(self, enough: Callable[[list[Told]], bool], start: float) -> None:
         """Wait until what has begun after `start` is enough, through every proxy."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while not all(enough(self.since(proxy, start)) for proxy in self.proxies):  # noqa: ASYNC110
                 await asyncio.sleep(PAUSE_S)
 

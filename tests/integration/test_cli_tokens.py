@@ -393,7 +393,7 @@ def test_interrupt_ends_an_import_that_waits_for_input(cli, redis_url, tmp_path)
 async def _until_idle(url: str) -> None:
     """Until a second has passed since the one other client said something, its tokens written."""
     await _until_some(url)
-    async with asyncio.timeout(15), Redis.from_url(url) as client:
+    async with asyncio.timeout(30), Redis.from_url(url) as client:
         while not await _idle(client):  # noqa: ASYNC110  # another process
             await asyncio.sleep(0.05)
 
@@ -403,7 +403,7 @@ async def _idle(client: Redis) -> bool:
 
 
 async def _until_some(url: str) -> None:
-    async with asyncio.timeout(15), Redis.from_url(url) as client:
+    async with asyncio.timeout(30), Redis.from_url(url) as client:
         while not await client.scard("authsidecar:user:7:tokens"):  # noqa: ASYNC110  # another process
             await asyncio.sleep(0.002)
 

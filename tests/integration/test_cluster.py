@@ -21,7 +21,7 @@ from authsidecar.store.registry import Registry
 from tests.support import seed
 from tests.support.decisions import LIMITS, rules, sidecar, world
 from tests.support.failover import Load
-from tests.support.topologies import RedisCluster, client, cluster
+from tests.support.topologies import RedisCluster, client, cluster, until, until_in_step
 
 KEYS = Keys()
 TEAM, USER, TOKEN = TeamId(3), UserId(7), TokenId(67)
@@ -254,7 +254,9 @@ async def test_connections_that_the_nodes_closed_cost_no_request(
             for server in servers.servers[:3]:
                 with client(server) as node:
                     node.client_kill_filter(_type="normal", skipme=True)
-            await asyncio.sleep(0.05)  # the end of the stream is on its way
+                    # It ends them a moment later.
+                    until(lambda node=node: len(node.client_list(_type="normal")) == 1, "their end")
+            await asyncio.sleep(0.05)  # the end of each stream is read
 
 
 def test_a_change_renews_the_nonces_last_and_forgets_in_the_index_after_the_record() -> None:
@@ -400,7 +402,7 @@ async def test_a_killed_primary_under_load_lets_nobody_in_and_is_forgotten_quick
                 async with load.running([67], expected="allow"):
                     for token in range(1, 41):
                         await registry.remove_token(TokenId(token))
-                    assert await made.wait(1, 5000) >= 1
+                    assert await made.wait(1, 20_000) >= 1
                     load.forbidden = list(range(1, 41))
                     await asyncio.sleep(0.2)
                     load.killed_at = time.monotonic()
@@ -421,7 +423,7 @@ async def test_a_killed_primary_under_load_lets_nobody_in_and_is_forgotten_quick
                 async with connected(how) as command:
                     await Registry(command, KEYS).set_member(TEAM, USER, Role.MEMBER)
                 for side in sides:
-                    assert await side.ask(67, rules=load.rules) == "team_role_required"
+                    assert await side.decided(67, rules=load.rules) == "team_role_required"
 
 
 @pytest.mark.slow
@@ -432,7 +434,7 @@ async def test_a_failover_keeps_the_limit_but_for_what_was_not_replicated(
     """Admissions that the replica had are counted; so at most the lag is admitted on top."""
     limit = 400
     with cluster(tmp_path) as servers:
-        async with registered(servers), sidecar(servers.url, budget_ms=200) as here:
+        async with registered(servers), sidecar(servers.url, budget_ms=2000) as here:
             killed = servers.primary_of(KEYS.user_nonce(USER))
             some = rules({"user": Limit(limit, 600_000)})
             admitted = 0
@@ -440,7 +442,7 @@ async def test_a_failover_keeps_the_limit_but_for_what_was_not_replicated(
                 answers = await asyncio.gather(*(here.ask(67, rules=some) for _ in range(50)))
                 admitted += answers.count("allow")
             assert admitted == 250
-            await asyncio.sleep(0.2)  # more than any lag on one machine
+            until_in_step(servers.servers[killed], servers.replica_of(killed))
             servers.servers[killed].kill()
             await asyncio.to_thread(servers.until_promoted, killed)
             await Load([here], some).until_good(67, after=time.monotonic())

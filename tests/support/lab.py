@@ -14,6 +14,7 @@ from authsidecar.model import Proxy, TeamId
 from tests.support import seed
 from tests.support.redis import RedisProcess
 from tests.support.sidecar import Answer, SidecarProcess
+from tests.support.waiting import PATIENCE_S
 from tests.support.wire import Wire
 from tests.support.world import World
 
@@ -146,7 +147,7 @@ class Lab:
     async def settle(self, proxies: Iterable[Proxy] | None = None) -> None:
         """Return once the sidecar answers through the proxies, whatever their old connections."""
         for proxy in proxies or self.proxies:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(PATIENCE_S):
                 while (await self.ask(proxy)).status >= 500:  # noqa: ASYNC110  # it tells nobody
                     await asyncio.sleep(0.01)
         await self.reset()

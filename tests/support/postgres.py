@@ -22,7 +22,7 @@ from tests.support.redis import free_port
 
 DATA = Path(__file__).parents[1] / "data"
 
-START_S = 20.0
+START_S = 30.0
 
 # As in tests.support.redis, but PostgreSQL refuses to run as root: the wrapper becomes `nobody`
 # first, since a change of user takes the death signal away.

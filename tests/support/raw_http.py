@@ -3,6 +3,8 @@
 import asyncio
 import re
 
+from tests.support.waiting import PATIENCE_S
+
 
 async def send(url: str, method: str, target: str, *lines: str) -> tuple[int, bytes]:
     """One request on one connection; the status and all bytes of the answer.
@@ -22,7 +24,7 @@ async def send(url: str, method: str, target: str, *lines: str) -> tuple[int, by
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(("\r\n".join(head) + "\r\n\r\n").encode("latin-1"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             answer = await _answer(reader)
         return int(answer.split(b" ", 2)[1]), answer
     finally:

@@ -2,7 +2,9 @@
 
 import atexit
 import contextlib
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
@@ -10,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +28,7 @@ os.getppid() == parent or sys.exit("the test run is gone")
 os.execv(sys.argv[2], sys.argv[2:])
 """
 
-START_S = 10.0
+START_S = 30.0
 
 
 def redis_binary() -> str:
@@ -33,11 +36,29 @@ def redis_binary() -> str:
     return find_server()
 
 
+def _ports() -> Iterator[int]:
+    """Ports for this worker of xdist alone, all different for long.
+
+    They are below those that the kernel gives to whoever connects or asks for any port: such a
+    one could be taken again before the server that it is for has started.
+    """
+    each = 1500
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8
+    start = random.randrange(each)
+    for number in itertools.count(start):
+        yield 20_000 + worker * each + number % each
+
+
+_PORTS = _ports()
+
+
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on 127.0.0.1 that nobody listens on, and that nobody else is told."""
+    for port in itertools.islice(_PORTS, 1500):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
 
 
 def guarded(*command: str) -> list[str]:

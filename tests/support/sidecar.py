@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.support.redis import free_port, guarded
 
-START_S = 15.0
+START_S = 30.0
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,16 @@ def until(true: Callable[[], object], what: str, patience_s: float = PATIENCE_S)
         time.sleep(0.02)
 
 
+def until_in_step(primary: RedisProcess, replica: RedisProcess) -> None:
+    """Return once the replica has all that the primary has been told so far."""
+    with client(primary) as first, client(replica) as second:
+        told = first.info("replication")["master_repl_offset"]
+        until(
+            lambda: second.info("replication")["slave_repl_offset"] >= told,
+            "the replica has all",
+        )
+
+
 def client(server: RedisProcess) -> redis.Redis:
     """A plain client of one server, that answers in text."""
     return redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=5)

@@ -4,8 +4,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
+PATIENCE_S = 30.0
+"""How long a busy machine may take over what an idle one does at once."""
 
-def until(true: Callable[[], bool], what: str, *, patience_s: float = 10.0) -> float:
+
+def until(true: Callable[[], bool], what: str, *, patience_s: float = PATIENCE_S) -> float:
     """Wait until it is true; how many seconds that took."""
     start = time.monotonic()
     while not true():
@@ -15,7 +18,7 @@ def until(true: Callable[[], bool], what: str, *, patience_s: float = 10.0) -> f
 
 
 async def eventually(
-    true: Callable[[], Awaitable[bool]], what: str, *, patience_s: float = 10.0
+    true: Callable[[], Awaitable[bool]], what: str, *, patience_s: float = PATIENCE_S
 ) -> float:
     """Wait until it is true; how many seconds that took."""
     start = time.monotonic()

@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import Self
 
 from tests.support.sidecar import Answer
+from tests.support.waiting import PATIENCE_S
 
 Text = str | bytes
-PATIENCE_S = 20.0
 
 
 def subrequest(

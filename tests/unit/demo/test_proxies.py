@@ -132,7 +132,7 @@ asyncio.run(main())
     host, _, port = (await parent.stdout.readline()).decode().strip()[7:].partition(":")
     parent.kill()
     await parent.wait()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while await listens(host, int(port)):  # noqa: ASYNC110  # another process's end
             await asyncio.sleep(0.02)
 
