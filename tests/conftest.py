@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 import redis
 from redis.asyncio import Redis
@@ -14,6 +15,12 @@ from tests.support.redis import RedisProcess, start_redis
 if TYPE_CHECKING:
     from tests.support.coolify import Coolify
     from tests.support.postgres import PostgresProcess
+
+# What one example takes says how busy the machine is, not what the program does.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,30 @@
 """The benchmark's contestants do what the page says of them."""
 
+from pathlib import Path
+
 import pytest
 from redis.asyncio import Redis
 
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import Registry
-from benchmarks import requests
+from benchmarks import report, requests
 from benchmarks.bench import accepting, aiohttp_server
 from benchmarks.load import drive, generator, statuses
 from benchmarks.many_tokens import one, write_owners, write_tokens
+from benchmarks.simulate_failover import table
 from tests.support.redis import free_port
 from tests.support.seed import bearer
 from tests.support.sidecar import get, start_sidecar
 
 USERS, TOKENS = 20, 50
+SCALING = Path(__file__).parents[2] / "docs/explanation/scaling.md"
+
+
+def test_scaling_page_tells_what_the_simulation_finds():
+    """The tables of the page are those that a run prints today."""
+    text = SCALING.read_text()
+    assert report.filled(text, "failover", table()) == text
+    assert report.filled(text, "trips", report.trips()) == text
 
 
 async def test_script_writes_tokens_as_the_registry_does(redis_client: Redis):

@@ -364,7 +364,7 @@ async def test_a_frozen_node_is_an_outage_for_its_own_users_alone(
     at = {user: servers.primary_of(KEYS.user_nonce(UserId(user))) for user in members}
     needed = servers.primary_of(KEYS.instance)  # by everybody, once a second
     frozen = next(node for node in at.values() if node != needed)
-    async with sidecar(servers.url, budget_ms=200, cache_max_age_s=60) as here:
+    async with sidecar(servers.url, budget_ms=500, cache_max_age_s=60) as here:
         for user in members:
             await here.until_allowed(user)
         servers.servers[frozen].freeze()

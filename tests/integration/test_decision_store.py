@@ -634,6 +634,7 @@ async def test_35_a_frozen_redis_is_an_outage_within_the_budget(own: RedisProces
                 for who in (67, 68):
                     took: list[float] = []
                     while len(took) < 2 or (len(took) < TRIES and min(took) >= IN_TIME_S):
+                        impatient.store._trips._breaker.answered()  # none is let off a trip
                         start = time.perf_counter()
                         outcome = await impatient.outcome(who)
                         took.append(time.perf_counter() - start)

@@ -11,7 +11,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from authsidecar.authorize import Outcome, Rules, authorize
+from authsidecar.authorize import Outcome, Rules, StoreError, authorize
 from authsidecar.credentials import TOKEN_MISSING
 from authsidecar.model import AccessRequest, Allow, Credential, Deny, Limit, Proxy, TokenId
 from authsidecar.policy import Policy
@@ -89,6 +89,17 @@ class Sidecar:
         """Only the code of the answer."""
         return code(await self.outcome(who, *route, **more))
 
+    async def until_reached(self) -> None:
+        """Ping until Redis answers within the budget, which may be far less than `serve` has."""
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                try:
+                    return await self.store.ping()
+                except StoreError as error:
+                    if error.kind not in {"timeout", "open"}:
+                        raise
+                    await asyncio.sleep(0.05)
+
     async def decided(self, who: Any, *route: str, **more: Any) -> str:
         """The code of the first answer that is a decision, however busy the machine."""
         async with asyncio.timeout(PATIENCE_S):
@@ -137,7 +148,7 @@ async def sidecar(
             looked_up=made.lookups.append,
             **options,
         )
-        await made.store.ping()
+        await made.until_reached()
         made.trips.clear()
         yield made
         await made.store.close()

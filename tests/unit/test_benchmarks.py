@@ -15,10 +15,8 @@ from benchmarks.load import read_result
 from benchmarks.meter import Reading, Round, cost
 from benchmarks.nginx_lua import rendered
 from benchmarks.results import Growth, Run, Spread
-from benchmarks.simulate_failover import LIMIT, WINDOW_MS, Counter, Scenario, simulate, table
+from benchmarks.simulate_failover import LIMIT, WINDOW_MS, Counter, Scenario, simulate
 from benchmarks.soak import deviation
-
-SCALING = Path(__file__).parents[2] / "docs/explanation/scaling.md"
 
 
 def rounds(*rates: float, p99_ms: float = 2.0, commands: float = 0.3) -> dict[int, list[Round]]:
@@ -150,13 +148,6 @@ def test_a_failover_admits_what_was_lost_and_no_more():
 def test_without_lag_or_clock_difference_a_failover_changes_nothing():
     """The simulation's excess comes from what it simulates."""
     assert {(f.extra, f.bound) for f in simulate(Scenario(bursts=True), 10)} == {(0, 0)}
-
-
-def test_scaling_page_tells_what_the_simulation_finds():
-    """The tables of the page are those that a run prints today."""
-    text = SCALING.read_text()
-    assert report.filled(text, "failover", table()) == text
-    assert report.filled(text, "trips", report.trips()) == text
 
 
 def test_a_page_without_its_marks_is_not_overwritten():

@@ -192,31 +192,6 @@ def test_schema_and_example_agree_with_the_settings(tmp_path):
     assert '"$schema"' in schema.out
 
 
-def test_used_port_is_one_line(tmp_path, redis_url):
-    """`serve` on a port that is taken says so, and fails."""
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = subprocess.run(
-            [sys.executable, "-m", "authsidecar", "serve"],
-            check=False,
-            env={
-                "AUTHSIDECAR_LISTEN__ADDRESS": f"127.0.0.1:{port}",
-                "AUTHSIDECAR_MANAGEMENT__ADDRESS": "127.0.0.1:0",
-                "AUTHSIDECAR_REDIS__URL": redis_url,
-                "AUTHSIDECAR_DATA_DIR": str(tmp_path),
-            },
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
-    assert done.returncode == 1
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"authsidecar: listen.address: cannot listen on 127.0.0.1:{port}")
-    assert "Traceback" not in done.stderr
-
-
 def test_broken_pipe_is_quiet():
     """A reader that has left (`| head`) ends a command without a word on standard error."""
     reader, writer = os.pipe()
