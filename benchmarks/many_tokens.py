@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 from authsidecar.model import Role, TeamId, UserId
 from authsidecar.store.bulk import Bulk, Fence
 from authsidecar.store.keys import Keys
-from authsidecar.store.registry import EXPIRED_KEPT_MS, Member, Team, Token, User
+from authsidecar.store.nouns import Member, Team, Token, User
+from authsidecar.store.registry import EXPIRED_KEPT_MS
 from tests.support.seed import secret_of, token
 
 USERS = 10_000

@@ -15,7 +15,8 @@ from typing import Any, Final, Protocol
 from authsidecar.credentials import LARGEST_ID
 from authsidecar.model import Permission, Role, TeamId, TokenId, UnixMs, UserId
 from authsidecar.refusal import Refusal
-from authsidecar.store.registry import Registry, Token
+from authsidecar.store.nouns import Token
+from authsidecar.store.registry import Registry
 from authsidecar.tokens import completed, objection, standing, withdraw
 
 BATCH: Final = 500

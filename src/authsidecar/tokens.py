@@ -15,7 +15,8 @@ from typing import Final
 from authsidecar.model import Permission, Role, TeamId, UnixMs, UserId
 from authsidecar.policy import ELEVATED, PRIVILEGED, ROOTS
 from authsidecar.refusal import Refusal
-from authsidecar.store.registry import Registry, Token
+from authsidecar.store.nouns import Token
+from authsidecar.store.registry import Registry
 
 SHORTEST_NAME: Final = 3
 LONGEST_NAME: Final = 255

@@ -8,7 +8,8 @@ from redis.asyncio import Redis
 
 from authsidecar.model import Limit, Role, TeamId, TokenId, UnixMs, UserId
 from authsidecar.store.keys import Keys
-from authsidecar.store.registry import EXPIRED_KEPT_MS, Member, Registry, Team, Token, User
+from authsidecar.store.nouns import Member, Team, Token, User
+from authsidecar.store.registry import EXPIRED_KEPT_MS, Registry
 from tests.support import seed
 from tests.support.decisions import commands, sidecar, world
 
@@ -327,7 +328,7 @@ async def test_a_change_of_one_setting_leaves_the_others(registry: Registry) -> 
     await registry.set_instance(mcp_enabled=False)
     instance = await registry.instance()
     assert (instance.api_enabled, instance.mcp_enabled) == (True, False)
-    assert await registry.allowlist_text() == "192.0.2.0/24"
+    assert instance.allowlist.text == "192.0.2.0/24"
 
 
 # Secrets

@@ -14,9 +14,9 @@ from authsidecar.coolify.source import SchemaError
 from authsidecar.coolify.status import Board
 from authsidecar.coolify.sync import BusyError, DoubtError, Follower, Options, planned
 from authsidecar.model import TeamId, UserId
-from authsidecar.store.bulk import Bulk, Fence, FenceBroken
+from authsidecar.store.bulk import Bulk, Fence, FenceBroken, FencedChanges
 from authsidecar.store.keys import Keys
-from authsidecar.store.registry import User
+from authsidecar.store.nouns import User
 from tests.support import seed
 from tests.support.coolify import (
     SECRETS,
@@ -129,18 +129,26 @@ class _KilledError(Exception):
     """Stands for SIGKILL: nothing is written after it."""
 
 
-class _DyingBulk(Bulk):
+class _DyingChanges(FencedChanges):
     """Writes so many times, and then never again."""
 
     writes_left = 0
 
     @contextlib.asynccontextmanager
-    async def _change(self) -> AsyncIterator[Any]:
+    async def multi(self) -> AsyncIterator[Any]:
         if self.writes_left == 0:
             raise _KilledError
         self.writes_left -= 1
-        async with super()._change() as pipe:
+        async with super().multi() as pipe:
             yield pipe
+
+
+def dying_follower(dsn: str, client: Redis, writes_left: int) -> Follower:
+    dying = follower(dsn, client)
+    changes = _DyingChanges(client, Keys(), dying._lease.fence)
+    changes.writes_left = writes_left
+    dying._bulk._changes = changes
+    return dying
 
 
 # Each of these would let somebody in half way, if it were applied in a careless order.
@@ -179,9 +187,7 @@ async def test_a_kill_at_any_write_lets_nobody_in_whom_neither_state_lets_in(
         await redis_client.flushdb()
         for key, value in held.items():
             await redis_client.restore(key, 0, value)
-        dying = follower(coolify_db.dsn, redis_client)
-        dying._bulk = _DyingBulk(redis_client, Keys(), dying._lease.fence)
-        dying._bulk.writes_left = len(halves)
+        dying = dying_follower(coolify_db.dsn, redis_client, writes_left=len(halves))
         try:
             await dying.once()
             finished = True
@@ -202,9 +208,7 @@ async def test_a_fresh_start_adds_tokens_when_all_else_is_there(
     finished = False
     while not finished:
         await redis_client.flushdb()
-        dying = follower(coolify_db.dsn, redis_client)
-        dying._bulk = _DyingBulk(redis_client, Keys(), dying._lease.fence)
-        dying._bulk.writes_left = len(halves)
+        dying = dying_follower(coolify_db.dsn, redis_client, writes_left=len(halves))
         try:
             await dying.once()
             finished = True
@@ -392,7 +396,7 @@ async def test_a_writer_that_was_replaced_writes_no_more(redis_client: Redis) ->
     await redis_client.set(keys.sync_fence, "one")
 
     async def overtaken() -> None:
-        async with bulk._change() as pipe:
+        async with bulk._changes.multi() as pipe:
             pipe.delete(keys.user(UserId(1)))
             await redis_client.set(keys.sync_fence, "two")
             await pipe.execute()

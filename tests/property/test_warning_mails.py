@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from authsidecar.expiry.mail import composed
 from authsidecar.model import UserId
-from authsidecar.store.registry import User
+from authsidecar.store.nouns import User
 from tests.unit.expiry.test_notice import notice
 
 SENDER = "sidecar@example.test"

@@ -6,7 +6,8 @@ from redis.asyncio import Redis
 
 from authsidecar.model import Permission, Role, TeamId, TokenId, UnixMs, UserId
 from authsidecar.store.keys import Keys
-from authsidecar.store.registry import Registry, Token
+from authsidecar.store.nouns import Token
+from authsidecar.store.registry import Registry
 
 
 def secret_of(token: int) -> str:

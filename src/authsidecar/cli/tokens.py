@@ -20,7 +20,7 @@ from authsidecar.model import Permission, TeamId, TokenId, UnixMs, UserId
 from authsidecar.times import for_people, rfc3339
 
 if TYPE_CHECKING:
-    from authsidecar.store.registry import Token
+    from authsidecar.store.nouns import Token
     from authsidecar.usage import Use
 
 PERMISSION: Final = NamedType(

@@ -13,7 +13,7 @@ from authsidecar.coolify.rows import Read, Row
 from authsidecar.model import Role, TeamId, TokenId, UserId
 from authsidecar.store.bulk import Bulk, Owner
 from authsidecar.store.keys import owner_bucket
-from authsidecar.store.registry import Member, Team, Token, User
+from authsidecar.store.nouns import Member, Team, Token, User
 
 K = TypeVar("K")
 F = TypeVar("F")

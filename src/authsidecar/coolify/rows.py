@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, TypeVar
 from authsidecar.allowlist import parse_lenient
 from authsidecar.model import Permission, Role, TeamId, TokenId, UnixMs, UserId
 from authsidecar.store.bulk import Owner
-from authsidecar.store.registry import Member, Team, Token, User
+from authsidecar.store.nouns import Member, Team, Token, User
 
 USER_MODEL: Final = "App\\Models\\User"
 """The only owner type whose tokens Coolify accepts."""

@@ -6,7 +6,8 @@ from typing import Final
 
 from authsidecar.model import Limit, Permission, Role, TeamId, TokenId, UnixMs, UserId
 from authsidecar.ratelimit.charges import of_token
-from authsidecar.store.registry import Registry, Token
+from authsidecar.store.nouns import Token
+from authsidecar.store.registry import Registry
 
 TEAM: Final = TeamId(0)
 OWNER: Final = UserId(1)

@@ -11,7 +11,7 @@ from html import escape
 from typing import Final
 
 from authsidecar.model import TokenId, UnixMs
-from authsidecar.store.registry import Token, User
+from authsidecar.store.nouns import Token, User
 from authsidecar.times import for_people, rfc3339
 from authsidecar.usage import Use
 

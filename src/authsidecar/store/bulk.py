@@ -1,10 +1,10 @@
 """Many facts at once, by a writer that may have been replaced: as a sync writes them.
 
-Every MULTI watches the fence. A writer whose fence another has taken changes nothing any more,
-however late it wakes up.
+Each batch, like the settings, is a MULTI that watches the fence. A writer whose fence another has
+taken changes nothing there any more, however late it wakes up.
 """
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -14,8 +14,10 @@ from redis.asyncio import Redis
 
 from authsidecar.model import TeamId, TokenId, UserId
 from authsidecar.store import records
+from authsidecar.store.changes import Changes
 from authsidecar.store.keys import OWNER_BUCKETS, Keys, owner_bucket
-from authsidecar.store.registry import Member, Registry, Team, Token, User
+from authsidecar.store.nouns import Member, Team, Token, User
+from authsidecar.store.registry import Registry
 
 BATCH: Final = 500
 """How many facts one MULTI writes: Redis serves nobody else meanwhile."""
@@ -43,102 +45,107 @@ class FenceBroken(Exception):  # noqa: N818  # it is no failure: another one wri
     """Another writer has taken over; nothing was written."""
 
 
-class Bulk(Registry):
-    """A Registry whose every change is behind a fence, with batches for all nouns."""
+class FencedChanges(Changes):
+    """Changes whose MULTI is made only while the fence has its value.
+
+    A transaction watches no fence; the one that a batch makes, after it, only raises last ids.
+    """
 
     def __init__(self, client: "Redis", keys: Keys, fence: Fence) -> None:
         """Nothing is sent yet."""
         super().__init__(client, keys)
         self._fence = fence
 
-    async def user_ids(self) -> list[UserId]:
-        """Every user's id."""
-        return [UserId(i) for i in await self._ids(self._keys.users)]
+    @asynccontextmanager
+    async def multi(self) -> AsyncIterator[Any]:
+        """A pipeline whose commands are one MULTI, once the caller executes it.
 
-    async def team_ids(self) -> list[TeamId]:
-        """Every team's id."""
-        return [TeamId(i) for i in await self._ids(self._keys.teams)]
+        Raises:
+            FenceBroken: before it, or out of the execution.
+        """
+        async with super().multi() as pipe:
+            await pipe.watch(self._fence.key)
+            if await pipe.get(self._fence.key) != self._fence.value:
+                raise FenceBroken
+            pipe.multi()
+            try:
+                yield pipe
+            except exceptions.WatchError:
+                raise FenceBroken from None
+
+
+class Bulk(Registry):
+    """A Registry with batches for all nouns; they and the settings are behind a fence."""
+
+    def __init__(self, client: "Redis", keys: Keys, fence: Fence) -> None:
+        """Nothing is sent yet."""
+        super().__init__(client, keys)
+        self._changes = FencedChanges(client, keys, fence)
 
     async def token_ids(self) -> list[TokenId]:
         """Every token's id: each has an owner, so the users' indexes name them all."""
-        indexes = [self._keys.user_tokens(user) for user in await self.user_ids()]
-        return [TokenId(i) for ids in await self._smembers(indexes) for i in ids]
+        indexes = self._answers(
+            await self.user_ids(), lambda pipe, user: pipe.smembers(self._keys.user_tokens(user))
+        )
+        return [TokenId(int(token)) async for _, tokens in indexes for token in tokens]
 
     async def memberships(self) -> list[tuple[TeamId, UserId]]:
         """Every membership."""
-        users = await self.user_ids()
-        teams = await self._smembers([self._keys.user_teams(user) for user in users])
-        return [(TeamId(i), u) for u, ids in zip(users, teams, strict=True) for i in ids]
+        indexes = self._answers(
+            await self.user_ids(), lambda pipe, user: pipe.smembers(self._keys.user_teams(user))
+        )
+        return [(TeamId(int(team)), user) async for user, teams in indexes for team in teams]
 
     async def owned(self) -> list[str]:
         """The uuid of every resource whose owner is there."""
-        async with self._client.pipeline(transaction=False) as pipe:
-            for bucket in range(OWNER_BUCKETS):
-                pipe.hkeys(self._keys.owners(bucket))
-            return [_text(uuid) for uuids in await pipe.execute() for uuid in uuids]
+        buckets = self._answers(
+            range(OWNER_BUCKETS), lambda pipe, bucket: pipe.hkeys(self._keys.owners(bucket))
+        )
+        return [records.text(uuid) async for _, uuids in buckets for uuid in uuids]
 
     async def owners_of(self, uuids: Iterable[str]) -> list[Owner]:
-        """Those of these resources' owners that are there; a trip for 500."""
-        found: list[Owner] = []
-        for batch in _batches(list(uuids)):
-            async with self._client.pipeline(transaction=False) as pipe:
-                for uuid in batch:
-                    pipe.hget(self._keys.owners(owner_bucket(uuid)), uuid)
-                teams = map(records.number, await pipe.execute())
-            pairs = zip(batch, teams, strict=True)
-            found += [Owner(uuid, TeamId(team)) for uuid, team in pairs if team is not None]
-        return found
-
-    async def users_of(self, ids: Iterable[UserId]) -> list[User]:
-        """Those of these users that are there; a trip for 500."""
-        numbers = list(ids)
-        rows = await self._hmget([self._keys.user(i) for i in numbers], ["name", "email"])
-        found = zip(numbers, rows, strict=True)
+        """Those of these resources' owners that are there."""
+        answers = self._answers(
+            list(uuids), lambda pipe, uuid: pipe.hget(self._keys.owners(owner_bucket(uuid)), uuid)
+        )
         return [
-            User(i, _text(name), _text(email)) for i, (name, email) in found if name is not None
+            Owner(uuid, TeamId(team))
+            async for uuid, text in answers
+            if (team := records.number(text)) is not None
         ]
-
-    async def teams_of(self, ids: Iterable[TeamId]) -> list[Team]:
-        """Those of these teams that are there; a trip for 500."""
-        numbers = list(ids)
-        rows = await self._hmget([self._keys.team(i) for i in numbers], ["name", "mcp_enabled"])
-        found = zip(numbers, rows, strict=True)
-        return [Team(i, _text(name), mcp == b"1") for i, (name, mcp) in found if name is not None]
 
     async def put_users(self, users: Sequence[User]) -> None:
         """Write users whole, new or again."""
         for batch in _batches(users):
-            async with self._change() as pipe:
+            async with self._changes.multi() as pipe:
                 for user in batch:
-                    fields: Mapping[str, str] = {"name": user.name, "email": user.email}
-                    pipe.hset(self._keys.user(user.id), mapping=fields)
+                    pipe.hset(self._keys.user(user.id), mapping=user.fields())
                     pipe.sadd(self._keys.users, user.id)
-                self._renew(pipe, [user.id for user in batch])
+                self._changes.renew(pipe, [user.id for user in batch])
                 await pipe.execute()
-            await self._raise_last_id("user", max(user.id for user in batch))
+            await self._changes.raise_last_id("user", max(user.id for user in batch))
 
     async def put_teams(self, teams: Sequence[Team]) -> None:
         """Write teams whole, new or again; every member's records are stale from then on."""
         for batch in _batches(teams):
             members = await self._members_of(batch)
-            async with self._change() as pipe:
+            async with self._changes.multi() as pipe:
                 for team in batch:
-                    fields = {"name": team.name, "mcp_enabled": int(team.mcp_enabled)}
-                    pipe.hset(self._keys.team(team.id), mapping=fields)
+                    pipe.hset(self._keys.team(team.id), mapping=team.fields())
                     pipe.sadd(self._keys.teams, team.id)
-                self._renew(pipe, members)
+                self._changes.renew(pipe, members)
                 await pipe.execute()
-            await self._raise_last_id("team", max(team.id for team in batch))
+            await self._changes.raise_last_id("team", max(team.id for team in batch))
 
     async def put_members(self, members: Sequence[Member]) -> None:
         """Write memberships, new or again."""
         for batch in _batches(members):
-            async with self._change() as pipe:
+            async with self._changes.multi() as pipe:
                 for member in batch:
                     key = self._keys.team_members(member.team)
                     pipe.hset(key, member.user, member.role.value)
                     pipe.sadd(self._keys.user_teams(member.user), member.team)
-                self._renew(pipe, {member.user for member in batch})
+                self._changes.renew(pipe, {member.user for member in batch})
                 await pipe.execute()
 
     async def put_tokens(self, tokens: Iterable[Token]) -> None:
@@ -149,7 +156,7 @@ class Bulk(Registry):
     async def put_owners(self, owners: Sequence[Owner]) -> None:
         """Write owners of resources, new or again; no record depends on them."""
         for batch in _batches(owners):
-            async with self._change() as pipe:
+            async with self._changes.multi() as pipe:
                 for owner in batch:
                     key = self._keys.owners(owner_bucket(owner.uuid))
                     pipe.hset(key, owner.uuid, owner.team)
@@ -158,7 +165,7 @@ class Bulk(Registry):
     async def drop_owners(self, owners: Sequence[Owner]) -> None:
         """Forget whose these resources are."""
         for batch in _batches(owners):
-            async with self._change() as pipe:
+            async with self._changes.multi() as pipe:
                 for owner in batch:
                     pipe.hdel(self._keys.owners(owner_bucket(owner.uuid)), owner.uuid)
                 await pipe.execute()
@@ -167,12 +174,12 @@ class Bulk(Registry):
         """Remove users whose memberships and tokens were dropped before."""
         keys = self._keys
         for batch in _batches(users):
-            async with self._change() as pipe:
+            async with self._changes.multi() as pipe:
                 for user in batch:
                     pipe.srem(keys.users, user.id)
                     pipe.delete(keys.user(user.id), keys.user_teams(user.id))
                     pipe.delete(keys.user_tokens(user.id))
-                self._renew(pipe, [user.id for user in batch])
+                self._changes.renew(pipe, [user.id for user in batch])
                 await pipe.execute()
 
     async def drop_teams(self, teams: Sequence[Team]) -> None:
@@ -180,67 +187,41 @@ class Bulk(Registry):
         keys = self._keys
         for batch in _batches(teams):
             members = await self._members_of(batch)
-            async with self._change() as pipe:
+            async with self._changes.multi() as pipe:
                 for team in batch:
                     pipe.srem(keys.teams, team.id)
                     pipe.delete(keys.team(team.id), keys.team_members(team.id))
-                self._renew(pipe, members)
+                self._changes.renew(pipe, members)
                 await pipe.execute()
 
     async def drop_members(self, members: Sequence[Member]) -> None:
         """Remove memberships alone: what becomes of tokens is the caller's to say."""
         for batch in _batches(members):
-            async with self._change() as pipe:
+            async with self._changes.multi() as pipe:
                 for member in batch:
                     pipe.hdel(self._keys.team_members(member.team), member.user)
                     pipe.srem(self._keys.user_teams(member.user), member.team)
-                self._renew(pipe, {member.user for member in batch})
+                self._changes.renew(pipe, {member.user for member in batch})
                 await pipe.execute()
 
     async def drop_tokens(self, tokens: Sequence[Token]) -> None:
         """Revoke tokens."""
         for batch in _batches(tokens):
-            async with self._change() as pipe:
+            async with self._changes.multi() as pipe:
                 self._drop_tokens(pipe, batch)
-                self._renew(pipe, {token.user for token in batch})
+                self._changes.renew(pipe, {token.user for token in batch})
                 await pipe.execute()
-
-    @asynccontextmanager
-    async def _change(self) -> AsyncIterator[Any]:
-        async with self._client.pipeline(transaction=True) as pipe:
-            await pipe.watch(self._fence.key)
-            if await pipe.get(self._fence.key) != self._fence.value:
-                raise FenceBroken
-            pipe.multi()
-            try:
-                yield pipe
-            except exceptions.WatchError:
-                raise FenceBroken from None
 
     def _let_expire(self, pipe: Any, key: str, token: Token) -> None:  # noqa: ARG002
         """Keep it: whoever is followed deletes its expired tokens itself."""
         pipe.persist(key)
 
-    async def _members_of(self, teams: Iterable[Team]) -> set[UserId]:
-        async with self._client.pipeline(transaction=False) as pipe:
-            for team in teams:
-                pipe.hkeys(self._keys.team_members(team.id))
-            answers = await pipe.execute()
-        return {UserId(int(user)) for users in answers for user in users}
-
-    async def _smembers(self, keys: list[str]) -> list[list[int]]:
-        found: list[list[int]] = []
-        for batch in _batches(keys):
-            async with self._client.pipeline(transaction=False) as pipe:
-                for key in batch:
-                    pipe.smembers(key)
-                found += [[int(i) for i in ids] for ids in await pipe.execute()]
-        return found
+    async def _members_of(self, teams: Sequence[Team]) -> set[UserId]:
+        members = self._answers(
+            teams, lambda pipe, team: pipe.hkeys(self._keys.team_members(team.id))
+        )
+        return {UserId(int(user)) async for _, users in members for user in users}
 
 
 def _batches(items: Sequence[_T]) -> Iterator[Sequence[_T]]:
     return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
-
-
-def _text(value: bytes | None) -> str:
-    return (value or b"").decode("utf-8", "replace")

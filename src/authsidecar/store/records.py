@@ -23,6 +23,11 @@ def flag(value: Field, *, absent: bool) -> bool:
     return absent if value is None else value == b"1"
 
 
+def text(value: Field) -> str:
+    """A text; what is no UTF-8 in it is replaced, and nothing is the empty text."""
+    return (value or b"").decode("utf-8", "replace")
+
+
 def number(value: Field) -> int | None:
     """A plain decimal number without leading zeros, at most a bigint's digits, else None."""
     if value is None or not value.isdigit() or len(value) > _BIGINT_DIGITS:
@@ -89,7 +94,7 @@ def token_record(
     return TokenRecord(
         token=token,
         digest=digest,
-        name=(name or b"").decode("utf-8", "replace"),
+        name=text(name),
         user=UserId(owner),
         team=None if team_id is None else TeamId(team_id),
         permissions=permissions(names),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from authsidecar.coolify import nouns
 from authsidecar.model import Permission, Role, TeamId, TokenId, UnixMs, UserId
 from authsidecar.policy import ELEVATED
-from authsidecar.store.registry import Member, Team, Token
+from authsidecar.store.nouns import Member, Team, Token
 
 TOKENS = st.builds(
     Token,

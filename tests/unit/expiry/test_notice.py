@@ -12,7 +12,7 @@ from authsidecar.expiry.channel import NotTakenError
 from authsidecar.expiry.mail import address, composed
 from authsidecar.expiry.notice import HOUR_MS, LATE_MS, Due, Notice, due, left
 from authsidecar.model import Permission, TeamId, TokenId, UnixMs, UserId
-from authsidecar.store.registry import Token, User
+from authsidecar.store.nouns import Token, User
 from authsidecar.usage import Use
 
 EXPIRY = UnixMs(1_800_000_000_000)  # 2027-01-15 08:00 UTC

@@ -1,0 +1,119 @@
+"""How the state is changed: a change and the renewal of the nonces that prove it are one MULTI.
+
+So the very next request on any process is judged by the new state.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import Any, TypeVar
+
+from redis import exceptions
+from redis.asyncio import Redis
+
+from authsidecar.model import UserId
+from authsidecar.store.keys import Keys
+from authsidecar.store.loading import NONCE_BYTES
+
+_T = TypeVar("_T")
+
+
+class Changes:
+    """Makes changes; what they write is the caller's to say, on redis-py's pipeline."""
+
+    def __init__(self, client: "Redis", keys: Keys) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            client: redis-py's asyncio client, decode_responses off.
+            keys: the key names.
+        """
+        self._client: Any = client  # redis-py's own annotations mix sync, async, bytes and str
+        self._keys = keys
+
+    def multi(self) -> AbstractAsyncContextManager[Any]:
+        """A pipeline whose commands are one MULTI, once the caller executes it."""
+        pipe: AbstractAsyncContextManager[Any] = self._client.pipeline(transaction=True)
+        return pipe
+
+    async def transaction(
+        self, change: Callable[[Any], Awaitable[_T]], watched: Iterable[str]
+    ) -> _T:
+        """Read under WATCH, then write in one MULTI; again from the start if it moved.
+
+        Args:
+            change: reads on the pipeline, calls its `multi` once it is to write, and tells what
+                the transaction answers.
+            watched: the keys that decide what is written.
+        """
+        async with self._client.pipeline(transaction=True) as pipe:
+            while True:
+                try:
+                    await pipe.watch(*watched)
+                    result = await change(pipe)
+                    await pipe.execute()
+                except exceptions.WatchError:
+                    continue
+                return result
+
+    def renew(self, pipe: Any, users: Iterable[UserId]) -> None:
+        """Make whatever was read of these users and their tokens stale."""
+        for user in users:
+            pipe.set(self._keys.user_nonce(user), _nonce())
+
+    def renew_instance(self, pipe: Any) -> None:
+        """Make whatever was read of the instance's settings stale."""
+        pipe.set(self._keys.instance_nonce, _nonce())
+
+    async def next_id(self, noun: str) -> int:
+        """An id that was never given before to a `user`, `team` or `token`; they count up."""
+        return int(await self._client.incr(self._keys.next_id(noun)))
+
+    async def raise_last_id(self, noun: str, number: int) -> None:
+        """Make sure that ids given from now on are above this one."""
+        key = self._keys.next_id(noun)
+
+        async def change(pipe: Any) -> None:
+            last = int(await pipe.get(key) or 0)
+            pipe.multi()
+            if number > last:
+                pipe.set(key, number)
+
+        await self.transaction(change, [key])
+
+    async def add(
+        self,
+        noun: str,
+        key: Callable[[int], str],
+        wanted: int | None,
+        write: Callable[[Any, int], None],
+    ) -> int | None:
+        """Write under the wanted id, or the next free one; None if the wanted one is taken.
+
+        Args:
+            noun: `user` or `team`.
+            key: where the record of an id is.
+            wanted: the id, 0 or above, or None.
+            write: writes all of it under the id that was found.
+        """
+
+        async def change(pipe: Any, number: int) -> bool:
+            if await pipe.exists(key(number)):
+                return False
+            pipe.multi()
+            write(pipe, number)
+            return True
+
+        if wanted is not None:
+            added = await self.transaction(partial(change, number=wanted), [key(wanted)])
+            await self.raise_last_id(noun, wanted)
+            return wanted if added else None
+        while True:
+            number = await self.next_id(noun)
+            if await self.transaction(partial(change, number=number), [key(number)]):
+                return number
+
+
+def _nonce() -> str:
+    return secrets.token_hex(NONCE_BYTES)
