@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
@@ -349,6 +350,35 @@ async def test_a_load_that_began_before_a_request_is_no_proof_that_its_token_is_
         await asyncio.sleep(0.01)  # it waits for the first one's load
         let_go.set()
         assert (await first, await second) == ("token_unknown", "allow")
+
+
+async def test_a_load_that_has_just_ended_is_nobody_elses(
+    redis_url: str, registry: Registry
+) -> None:
+    """A request that comes in the very tick in which a load ends begins one of its own."""
+    async with sidecar(redis_url) as busy:
+        seen: list[TokenRecord | None] = []
+        ended, store, asked = asyncio.Event(), busy.store, credential(99)
+
+        async def load_record(self: DecisionStore, who: Credential) -> TokenRecord | None:
+            record = await DecisionStore._load_record(self, who)
+            await registry.put_tokens([seed.token(99, user=7, team=3)])
+            # The next thing that the loop does, before it tells of the end of this load.
+            asyncio.get_running_loop().call_soon(late)
+            return record
+
+        def late() -> None:
+            store._load_record = partial(DecisionStore._load_record, store)  # type: ignore[method-assign]
+            asyncio.ensure_future(store.load(asked, fresh=False)).add_done_callback(told)
+
+        def told(task: asyncio.Task[TokenRecord | None]) -> None:
+            seen.append(task.result())
+            ended.set()
+
+        store._load_record = partial(load_record, store)  # type: ignore[method-assign]
+        assert await store.load(asked, fresh=False) is None
+        await ended.wait()
+        assert [record is not None for record in seen] == [True]
 
 
 async def test_different_secrets_never_share_a_load(here: Sidecar) -> None:

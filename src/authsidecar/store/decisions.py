@@ -132,7 +132,7 @@ class DecisionStore:
         if held is None:
             self._looked_up("miss")
             return None
-        if now > held.due_at and credential not in self._loads:
+        if now > held.due_at and self._under_way(credential) is None:
             self._begin(credential, lambda: self._load_record(credential))
         self._looked_up("hit")
         return held.record
@@ -141,7 +141,7 @@ class DecisionStore:
         """The record of exactly this id and secret, or None; one answer, in the same time."""
         if fresh:
             return await asyncio.ensure_future(self._load_record(credential))
-        joins = credential in self._loads
+        joins = self._under_way(credential) is not None
         record = await self._joined(credential, lambda: self._load_record(credential))
         if record is None and joins:
             # That load began before this request, and nothing proves an absence to be current.
@@ -355,7 +355,12 @@ class DecisionStore:
 
     async def _joined(self, key: object, load: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
         """One load for all who ask at the same time; a caller that leaves does not end it."""
-        return await asyncio.shield(self._loads.get(key) or self._begin(key, load))
+        return await asyncio.shield(self._under_way(key) or self._begin(key, load))
+
+    def _under_way(self, key: object) -> "asyncio.Task[Any] | None":
+        """The load of this key that has not ended: what one has found before is no news."""
+        task = self._loads.get(key)
+        return None if task is None or task.done() else task
 
     def _begin(
         self, key: object, load: Callable[[], Coroutine[Any, Any, _T]]
@@ -366,6 +371,7 @@ class DecisionStore:
         return task
 
     def _loaded(self, key: object, task: "asyncio.Task[Any]") -> None:
-        del self._loads[key]
+        if self._loads.get(key) is task:
+            del self._loads[key]
         if not task.cancelled():
             task.exception()  # whoever waits has it; where nobody does, it is no leak

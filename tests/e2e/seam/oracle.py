@@ -135,8 +135,14 @@ def faults(caller: Caller | None, seen: Seen) -> Iterator[str]:
 
 
 def _is_the_exception(caller: Caller, seen: Seen) -> bool:
-    """A body has turned a POST that is permitted into the GET of the same path."""
-    if seen.method != "POST" or seen.routed is None or seen.routed.method not in {"GET", "HEAD"}:
+    """A body has turned a POST that is permitted into the GET of the same path.
+
+    Or `POST /mcp` into `DELETE /mcp`, where Coolify asks for nothing and answers 405 to everybody.
+    """
+    if seen.method != "POST" or seen.routed is None:
+        return False
+    harmless = {"GET", "HEAD", "DELETE"} if seen.routed.path == "/mcp" else {"GET", "HEAD"}
+    if seen.routed.method not in harmless:
         return False
     if "_method" not in body_fields(seen.headers.get("Content-Type", ""), seen.body):
         return False

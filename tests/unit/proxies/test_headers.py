@@ -3,7 +3,15 @@
 import pytest
 
 from authsidecar.proxies import headers
-from authsidecar.proxies.headers import IDENTITY, RESERVED_PREFIXES, Field, Fields, classify
+from authsidecar.proxies.headers import (
+    _MOST_SEEN,
+    _SEEN,
+    IDENTITY,
+    RESERVED_PREFIXES,
+    Field,
+    Fields,
+    classify,
+)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +109,10 @@ def test_flags_are_raised_by_presence_alone() -> None:
 
 def test_long_names_are_not_remembered() -> None:
     """Junk cannot fill the memory, and is judged all the same."""
-    before = classify.cache_info().currsize
+    before = len(_SEEN)
     fields = Fields((b"X_Auth_" + str(n).encode() * 30 + b"x" * 60, b"") for n in range(100))
     assert fields.reserved
-    assert classify.cache_info().currsize == before
+    assert len(_SEEN) == before
+    Fields((b"X-Junk-%d" % n, b"") for n in range(2 * _MOST_SEEN))
+    assert len(_SEEN) == _MOST_SEEN
+    assert Fields([(b"X.Auth.User.Id", b"1")]).reserved
