@@ -65,6 +65,7 @@ class Contestant:
     def round(self, connections: int, seconds: float) -> Round:
         """Measure one round; all of its answers are checked to be of the right sort."""
         self.check()
+        statuses(self.port, self.requests[: requests.USERS])  # it has rested while others ran
         before = self.meter.read()
         measured = drive(self.port, self.requests, connections=connections, seconds=seconds)
         after = self.meter.read()

@@ -162,10 +162,11 @@ class Redis(Section):
         "request); 0: off.",
     )
     cache_max_age_seconds: float = Field(
-        default=5,
+        default=30,
         ge=0.1,
         le=300,
-        description="Age at which such a record is read again, in seconds.",
+        description="Age at which such a record is read again whatever its proof says, in "
+        "seconds: until then a change made with redis-cli may go unseen.",
     )
     public_without_redis: bool = Field(
         default=False,

@@ -37,6 +37,9 @@ INSTANCE_AGE_S: Final = 1.0
 """How long the allowlist and the switches are taken as read on Redis Cluster, in seconds: they are
 in another slot than the counters and cannot be proven with a charge."""
 
+OWNER_AGE_S: Final = 5.0
+"""How long the owner of a resource is taken as read, in seconds: nothing proves it."""
+
 PARTS: Final = 8192
 """How many parts of script calls are kept as they are sent; a busy token's is packed once."""
 
@@ -57,7 +60,7 @@ class DecisionStore:
         *,
         budget_ms: int = 50,
         cache_records: int = 100_000,
-        cache_max_age_s: float = 5.0,
+        cache_max_age_s: float = 30.0,
         pace: AddressPace | None = None,
         observe: Observe = lambda *_: None,
         looked_up: Callable[[str], None] = lambda _: None,
@@ -78,7 +81,7 @@ class DecisionStore:
         self._client: Any = client  # redis-py's own annotations mix sync, async, bytes and str
         self._keys = keys
         self._cache_records = cache_records
-        self._max_age_s = cache_max_age_s
+        self._owner_age_s = min(cache_max_age_s, OWNER_AGE_S)
         self._clustered = isinstance(client, Cluster)
         self._instance_age_s = min(cache_max_age_s, INSTANCE_AGE_S if self._clustered else inf)
         self._pace = pace or AddressPace()
@@ -151,7 +154,7 @@ class DecisionStore:
     async def owner(self, uuid: str) -> TeamId | None:
         """The team of a resource, or None; kept unproven, since resources do not change teams."""
         held = self._owners.get(uuid)
-        if held is not None and time.monotonic() - held[1] <= self._max_age_s:
+        if held is not None and time.monotonic() - held[1] <= self._owner_age_s:
             self._owners.move_to_end(uuid)
             return held[0]
         return await self._joined(("owner", uuid), lambda: self._load_owner(uuid))
