@@ -430,13 +430,13 @@ async def test_a_record_in_use_is_read_again_beside_its_requests(
     redis_url: str, registry: Registry
 ) -> None:
     """No request waits for a reload: after the first there is no miss, and the age stays low."""
-    async with sidecar(redis_url, cache_max_age_s=1.0) as busy:
-        end = time.monotonic() + 2.5
+    async with sidecar(redis_url, cache_max_age_s=4.0) as busy:
+        end = time.monotonic() + 5
         while time.monotonic() < end:
             assert await busy.ask(67) == "allow"
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.04)
     assert busy.lookups.count("miss") == 1
-    assert 3 <= busy.trips.count("token") <= 4
+    assert busy.trips.count("token") == 2
 
 
 async def test_the_cache_is_bounded(redis_url: str, registry: Registry) -> None:

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from authsidecar.model import Credential, TokenId, TokenRecord
 
-DUE: Final = (0.8, 1.0)
+DUE: Final = (0.7, 0.9)
 """At which share of their greatest age records that are in use are read again, beside the requests
 that use them: at random, so that those read together are not all read again together."""
 

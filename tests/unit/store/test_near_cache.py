@@ -45,7 +45,7 @@ def test_a_record_past_its_age_is_only_recognised() -> None:
 
 
 def test_records_that_are_read_together_are_due_at_different_times() -> None:
-    """All within the last fifth of their age, spread over it."""
+    """All before their greatest age, spread over a fifth of it."""
     cache = NearCache(1000, 5.0)
     for number in range(1, 501):
         cache.hold(record(number), 100.0)
