@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from redis import exceptions
 
+from authsidecar.ending import end
 from authsidecar.log import Log
 from authsidecar.model import Address, TokenId, UnixMs
 from authsidecar.store.keys import Keys
@@ -127,8 +128,7 @@ async def last_uses(client: Any, keys: Keys, log: Log) -> AsyncIterator[LastUses
     try:
         yield uses
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end([task])
         with contextlib.suppress(exceptions.RedisError, OSError, TimeoutError):
             async with asyncio.timeout(LAST_WRITE_S):
                 await uses.write()

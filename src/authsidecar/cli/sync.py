@@ -98,6 +98,7 @@ async def _follow(session: Session, *, allow_empty: bool) -> None:
 
     from authsidecar.coolify.source import driver
     from authsidecar.coolify.sync import Follower
+    from authsidecar.ending import end
     from authsidecar.sidecar import logger
     from authsidecar.store.keys import Keys
 
@@ -108,10 +109,11 @@ async def _follow(session: Session, *, allow_empty: bool) -> None:
     keys = Keys(session.settings.redis.prefix)
     follower = Follower(options, session.client, keys, log, _progress(session))
     task = asyncio.create_task(follower.run())
+    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await stop.wait()
+    await end([task])
     log.event("info", "stopped")
     log.flush()
 

@@ -18,6 +18,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from authsidecar.coolify.rows import Odd
+from authsidecar.ending import end
 from authsidecar.store.keys import Keys
 
 OWNER: Final = "coolify"
@@ -198,8 +199,7 @@ async def shown(client: "Redis", keys: Keys, registry: CollectorRegistry) -> Asy
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end([task])
 
 
 def _text(value: bytes | None) -> str:

@@ -21,6 +21,7 @@ from authsidecar.coolify.rounds import Applied, Look, Progress, Round, doubt, st
 from authsidecar.coolify.rows import OFF, Odd
 from authsidecar.coolify.source import SchemaError, Source, SourceError, connected, driver
 from authsidecar.coolify.status import Board, Problem
+from authsidecar.ending import end
 from authsidecar.log import Level, Log
 from authsidecar.store.bulk import Bulk, FenceBroken
 from authsidecar.store.keys import Keys
@@ -165,9 +166,7 @@ class Follower:
             await keeper  # raises what it has ended with
             raise FenceBroken
         finally:
-            for task in (keeper, worker):
-                task.cancel()
-            await asyncio.gather(keeper, worker, return_exceptions=True)
+            await end([keeper, worker])
             with contextlib.suppress(exceptions.RedisError, OSError):
                 await self._lease.release()
 
@@ -325,5 +324,4 @@ async def following(settings: Settings, client: "Redis", log: Log) -> AsyncItera
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end([task])

@@ -13,6 +13,7 @@ from redis import exceptions
 
 from authsidecar.config import Settings
 from authsidecar.coolify.status import owner
+from authsidecar.ending import end
 from authsidecar.expiry.channel import SEND_S, Channel, NotTakenError, UnreachableError
 from authsidecar.expiry.claims import LEASE_MS, Claims
 from authsidecar.expiry.notice import HOUR_MS, LATE_MS, Due, Notice, due
@@ -225,6 +226,5 @@ async def _ended(rounds: Sequence[Rounds], tasks: Sequence["asyncio.Task[None]"]
         one.stopping.set()
     if tasks:
         _, late = await asyncio.wait(tasks, timeout=GRACE_S)
-        for task in late:
-            task.cancel()
+        await end(late)
         await asyncio.gather(*tasks, return_exceptions=True)

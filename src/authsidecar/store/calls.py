@@ -6,7 +6,7 @@ for a timer. An unclear call is never sent again: it may have charged.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any, Final, NamedTuple, Self
@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, Self
 from redis import exceptions
 
 from authsidecar.authorize import StoreError
+from authsidecar.ending import end
 from authsidecar.model import UnixMs
 
 BATCH: Final = 128
@@ -22,6 +23,9 @@ BATCH: Final = 128
 IN_FLIGHT: Final = 2
 """Calls under way at once: while Redis works on one, the next is packed. Measured 5 % faster than
 with one; more of them only make each smaller."""
+
+AGAIN_S: Final = 0.05
+"""After how long a call or a load that goes on after its end is cancelled again, in seconds."""
 
 Result = tuple[UnixMs, list[int]]
 """Redis's clock, and what charge.lua says of one request."""
@@ -137,7 +141,7 @@ class ChargeCalls:
         for waiting in self._waiting:
             waiting.future.cancel()
         self._waiting.clear()
-        await end(self._under_way)
+        await end(self._under_way, again_s=AGAIN_S)
         while self._idle:
             await self._release(self._idle.pop())
 
@@ -234,15 +238,6 @@ class ChargeCalls:
 def _demoted(error: exceptions.ResponseError) -> bool:
     """Whether a server says that it is no primary, or one that its replicas have left."""
     return isinstance(error, exceptions.ReadOnlyError) or str(error).startswith("NOREPLICAS")
-
-
-async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
-    """Cancel until all have ended: redis-py may swallow a cancellation, on Python 3.11."""
-    left = set(tasks)
-    while left:
-        for task in left:
-            task.cancel()
-        _, left = await asyncio.wait(left, timeout=0.05)
 
 
 async def run(connection: Any, command: bytes) -> Any:

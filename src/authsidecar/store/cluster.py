@@ -18,6 +18,8 @@ from redis.asyncio.cluster import ClusterNode, ClusterPipeline, RedisCluster
 from redis.commands import AsyncCoreCommands
 from redis.crc import key_slot
 
+from authsidecar.ending import end
+
 REFRESH_S: Final = 1.0
 """How long one look at the cluster may take, in seconds."""
 
@@ -109,8 +111,7 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
     async def disconnect(self) -> None:
         """Close every connection."""
         if self._look is not None:
-            self._look.cancel()
-            await asyncio.wait([self._look])
+            await end([self._look])
         self._initialize = True
         await self.nodes_manager.aclose()
         await self.nodes_manager.aclose("startup_nodes")

@@ -17,6 +17,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from authsidecar.ending import end
 from authsidecar.store.cluster import Cluster
 from authsidecar.store.embedded import embedded
 
@@ -74,8 +75,7 @@ async def connected(how: Connection) -> AsyncIterator["Redis"]:
             )
             client = _packing(pool)
             following = asyncio.create_task(pool.follow())
-            stack.push_async_callback(asyncio.wait, [following])
-            stack.callback(following.cancel)
+            stack.push_async_callback(end, [following])
         else:
             client = _alone(how, how.url)
         if not isinstance(client, Cluster):

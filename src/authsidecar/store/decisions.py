@@ -17,11 +17,12 @@ from typing import Any, Final, TypeVar
 from redis.asyncio import Redis
 
 from authsidecar.authorize import STALE, Charged, Stale
+from authsidecar.ending import end
 from authsidecar.model import Credential, Limit, Quota, TeamId, TokenRecord, UnixMs
 from authsidecar.policy import Instance
 from authsidecar.ratelimit.charges import Charge, of_user
 from authsidecar.ratelimit.pace import AddressPace
-from authsidecar.store.calls import ChargeCalls, Part, end
+from authsidecar.store.calls import AGAIN_S, ChargeCalls, Part
 from authsidecar.store.cluster import Cluster
 from authsidecar.store.cluster_calls import ClusterCalls
 from authsidecar.store.keys import Keys
@@ -284,7 +285,7 @@ class DecisionStore:
     async def close(self) -> None:
         """End what is under way; the client is the caller's to close."""
         await self._calls.close()
-        await end(self._loads.values())
+        await end(self._loads.values(), again_s=AGAIN_S)
 
     def _part(
         self,
