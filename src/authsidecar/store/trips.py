@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from redis import exceptions
 
@@ -11,9 +11,6 @@ from authsidecar.authorize import StoreError
 from authsidecar.store.breaker import Breaker
 
 _T = TypeVar("_T")
-
-LEAVE_S: Final = 0.01
-"""How long a command that is out of time may take to leave its connection, in seconds."""
 
 Observe = Callable[[str, float, str | None], None]
 """Told of every trip: what it was for, how many seconds it took, the kind of error or None."""
@@ -32,7 +29,6 @@ class Trips:
         self._budget_s = budget_s
         self._observe = observe
         self._breaker = Breaker()
-        self._left: set[asyncio.Task[Any]] = set()
 
     async def make(self, operation: str, command: Coroutine[Any, Any, _T]) -> _T:
         """Run a command of redis-py's, or several that belong together.
@@ -50,7 +46,8 @@ class Trips:
             raise StoreError("open", f"{operation}: Redis has not answered lately")
         kind = "other"
         try:
-            answer = await self._within_budget(asyncio.ensure_future(command))
+            async with asyncio.timeout(self._budget_s):
+                answer = await command
         except (TimeoutError, exceptions.TimeoutError):
             kind = "timeout"
         except exceptions.ReadOnlyError:
@@ -69,27 +66,3 @@ class Trips:
         self._breaker.failed(now)
         self._observe(operation, now - start, kind)
         raise StoreError(kind, f"{operation}: {kind}")
-
-    async def _within_budget(self, task: "asyncio.Task[_T]") -> _T:
-        """What a command answers in time; it gets no more, whatever it makes of its cancellation.
-
-        On Python 3.11 redis-py, or asyncio itself below it, may swallow one: nobody waits for that.
-        """
-        try:
-            await asyncio.wait({task}, timeout=self._budget_s)
-        finally:
-            if not task.done():
-                task.cancel()
-                task.add_done_callback(_forgotten)
-                self._left.add(task)
-                task.add_done_callback(self._left.discard)
-        if not task.done():
-            await asyncio.wait({task}, timeout=LEAVE_S)
-            raise TimeoutError
-        return task.result()
-
-
-def _forgotten(task: "asyncio.Task[Any]") -> None:
-    """Nobody waits for it any more; what it raised is no leak."""
-    if not task.cancelled():
-        task.exception()

@@ -110,25 +110,6 @@ async def test_a_cancelled_caller_is_no_failure_of_redis() -> None:
     assert await trips.make("charge", answer()) == 1
 
 
-async def test_a_command_that_swallows_its_cancellation_holds_up_nobody() -> None:
-    """On Python 3.11 redis-py may: the trip ends all the same, and says timeout."""
-    over = asyncio.Event()
-
-    async def stubborn() -> None:
-        while not over.is_set():
-            try:
-                await over.wait()
-            except asyncio.CancelledError:
-                continue
-
-    start = asyncio.get_running_loop().time()
-    with pytest.raises(StoreError) as raised:
-        await Trips(0.01, lambda *_: None).make("token", stubborn())
-    assert raised.value.kind == "timeout"
-    assert asyncio.get_running_loop().time() - start < 1
-    over.set()
-
-
 async def test_a_trip_that_is_given_up_ends_its_command() -> None:
     """Whoever leaves takes along what was under way."""
     ended = asyncio.Event()
