@@ -16,6 +16,7 @@ from redis import exceptions
 from authsidecar.authorize import StoreError
 from authsidecar.ending import end
 from authsidecar.model import UnixMs
+from authsidecar.store.trips import READONLY
 
 BATCH: Final = 128
 """The most requests that share one script call: Redis serves nobody else meanwhile."""
@@ -237,7 +238,11 @@ class ChargeCalls:
 
 def _demoted(error: exceptions.ResponseError) -> bool:
     """Whether a server says that it is no primary, or one that its replicas have left."""
-    return isinstance(error, exceptions.ReadOnlyError) or str(error).startswith("NOREPLICAS")
+    return (
+        isinstance(error, exceptions.ReadOnlyError)
+        or READONLY in str(error)
+        or str(error).startswith("NOREPLICAS")
+    )
 
 
 async def run(connection: Any, command: bytes) -> Any:

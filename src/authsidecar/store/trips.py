@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from redis import exceptions
 
@@ -11,6 +11,9 @@ from authsidecar.authorize import StoreError
 from authsidecar.store.breaker import Breaker
 
 _T = TypeVar("_T")
+
+READONLY: Final = "READONLY"
+"""Redis before 7 says it within the error of the script that wanted to write."""
 
 Observe = Callable[[str, float, str | None], None]
 """Told of every trip: what it was for, how many seconds it took, the kind of error or None."""
@@ -56,8 +59,9 @@ class Trips:
             kind = "loading"
         except (exceptions.ConnectionError, OSError):
             kind = "connection"
-        except exceptions.RedisError:
-            pass
+        except exceptions.RedisError as error:
+            if READONLY in str(error):
+                kind = "readonly"
         else:
             self._breaker.answered()
             self._observe(operation, time.monotonic() - start, None)

@@ -24,6 +24,7 @@ async def failing(error: BaseException) -> None:
         (TimeoutError(SECRET), "timeout"),
         (exceptions.TimeoutError(SECRET), "timeout"),
         (exceptions.ReadOnlyError(SECRET), "readonly"),
+        (exceptions.ResponseError(f"Error running script: -READONLY {SECRET}"), "readonly"),
         (exceptions.BusyLoadingError(SECRET), "loading"),
         (exceptions.ConnectionError(SECRET), "connection"),
         (exceptions.MaxConnectionsError(SECRET), "connection"),
