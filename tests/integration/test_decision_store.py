@@ -14,7 +14,6 @@ import pytest
 from redis.asyncio import Redis
 
 from authsidecar.authorize import STALE, Charged, Stale, StoreError
-from authsidecar.connection import _Waiting
 from authsidecar.credentials import TOKEN_MALFORMED
 from authsidecar.model import (
     Credential,
@@ -34,7 +33,16 @@ from authsidecar.store.keys import Keys
 from authsidecar.store.refusals import RECHECK_MS
 from authsidecar.store.registry import Registry
 from tests.support import seed
-from tests.support.decisions import Sidecar, code, commands, credential, rules, sidecar, world
+from tests.support.decisions import (
+    Sidecar,
+    code,
+    commands,
+    credential,
+    outside_a_task,
+    rules,
+    sidecar,
+    world,
+)
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.waiting import eventually
 
@@ -369,14 +377,9 @@ async def test_a_load_that_has_just_ended_is_nobody_elses(
             asyncio.get_running_loop().call_soon(arrive)
             return record
 
-        def arrive() -> None:  # as on a connection: it runs at once, not in a task
-            late = store.load(asked, fresh=False)
-            try:
-                awaited = late.send(None)
-            except StopIteration as answer:
-                ended.set_result(answer.value)
-            else:
-                _Waiting(late, ended.set_result).on(awaited)
+        def arrive() -> None:
+            late = outside_a_task(store.load(asked, fresh=False))
+            late.add_done_callback(lambda done: ended.set_result(done.result()))
 
         store._load_record = load_record  # type: ignore[method-assign]
         assert await store.load(asked, fresh=False) is None

@@ -1,7 +1,7 @@
 """Decisions on a real Redis without a server around them: a world, stores, and what they cost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -12,6 +12,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from authsidecar.authorize import Outcome, Rules, StoreError, authorize
+from authsidecar.connection import _Waiting
 from authsidecar.credentials import TOKEN_MISSING
 from authsidecar.model import AccessRequest, Allow, Credential, Deny, Limit, Proxy, TokenId
 from authsidecar.policy import Policy
@@ -112,6 +113,33 @@ class Sidecar:
         async with asyncio.timeout(PATIENCE_S):
             while await self.ask(who) != "allow":  # noqa: ASYNC110  # nothing would set an event
                 await asyncio.sleep(0.05)
+
+
+def outside_a_task(coroutine: Coroutine[Any, Any, Any]) -> "asyncio.Future[Any]":
+    """Run it at once and as a connection does: in no task, so what needs one must have its own."""
+    ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    async def told() -> Any:
+        try:
+            return True, await coroutine
+        except Exception as error:  # noqa: BLE001  # it is the caller's to see
+            return False, error
+
+    def tell(answer: Any) -> None:
+        well, value = answer
+        if well:
+            ended.set_result(value)
+        else:
+            ended.set_exception(value)
+
+    telling = told()
+    try:
+        awaited = telling.send(None)
+    except StopIteration as answer:
+        tell(answer.value)
+    else:
+        _Waiting(telling, tell).on(awaited)
+    return ended
 
 
 @asynccontextmanager

@@ -94,7 +94,7 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
             ConnectionError: none is known.
         """
         if self._initialize:
-            await self.initialize()
+            await asyncio.ensure_future(self.initialize())  # who asks may run outside of a task
         with _said():
             return self.nodes_manager.get_node_from_slot(slot)
 

@@ -4,6 +4,7 @@ A call's keys are in one slot, as the cluster demands. Each node has its own lin
 node that is slow or gone holds up nobody whose keys are elsewhere.
 """
 
+import asyncio
 from typing import Any
 
 from redis import exceptions
@@ -46,12 +47,14 @@ class ClusterCalls:
                 try:
                     return await line.charge(part)
                 except exceptions.MovedError as error:
-                    await self._trip("charge", self._client.moved(error))
+                    # In a task of its own, as all that is bounded in time: the request has none.
+                    following = self._trip("charge", self._client.moved(error))
+                    await asyncio.ensure_future(following)
                 except exceptions.AskError as error:
                     asked = self._client.nodes_manager.get_node(error.host, error.port)
                     if asked is None:
                         break
-                    return await self._line(asked).asked(part)
+                    return await asyncio.ensure_future(self._line(asked).asked(part))
         except StoreError:
             self._client.look_again()
             raise
