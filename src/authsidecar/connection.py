@@ -278,8 +278,10 @@ class Connection(BaseProtocol):
             self._connections.flush()
 
     def _close_if_idle(self) -> None:
+        if self._answering is not None:
+            self._active_at = self._loop.time()
         silent = self._loop.time() - self._active_at
-        if silent >= IDLE_S and self._answering is None:
+        if silent >= IDLE_S:
             self.end()
         else:
             self._idle_timer = self._loop.call_later(IDLE_S - silent, self._close_if_idle)

@@ -135,6 +135,8 @@ async def test_a_peer_that_leaves_before_its_answer_leaves_nothing_behind() -> N
             wire.send(REQUEST % 1)
             await wire.writer.drain()
             await asyncio.sleep(0.02)
+        start = asyncio.get_running_loop().time()
         await connections.end(5)
+        assert asyncio.get_running_loop().time() - start < 4  # it was gone already
         gate.set()
         await made.wait()
