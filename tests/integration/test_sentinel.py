@@ -95,6 +95,28 @@ async def test_a_sentinel_that_does_not_answer_is_passed_over(
     assert min(took) < SILENCE_S
 
 
+async def test_none_is_lost_where_many_ask_at_once(watched: Watched, registry: Registry) -> None:
+    """The first one frozen, and callers without and with patience: all are kept, and closed."""
+    assert registry is not None
+    how = Connection(watched.url, data_dir=None)  # type: ignore[arg-type]
+    async with connected(how) as made:
+        known = made.connection_pool.sentinel_manager
+
+        async def ask(patience_s: float) -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience_s):
+                    await known.discover_master(watched.name)
+
+        before = set(known.sentinels)
+        watched.sentinels[0].freeze()
+        try:
+            await asyncio.gather(*(ask(0.1 * i) for i in range(1, 20)))
+        finally:
+            watched.sentinels[0].thaw()
+        assert len(known.sentinels) == len(before) == 3
+        assert set(known.sentinels) == before
+
+
 async def test_a_service_that_no_sentinel_knows_is_a_connection_error(watched: Watched) -> None:
     """A wrong name is told, without the login in it."""
     url = watched.url.replace("://", "://someone:secret-of-mine@").replace("/auth", "/other")

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -156,15 +157,21 @@ def _cluster(how: Connection) -> Cluster:
 class _Sentinels(Sentinel):
     """Sentinels that are asked in another order after one that did not answer well.
 
-    A caller's patience may end before a silent sentinel's time does.
+    A caller's patience may end before a silent sentinel's time does. Each question reorders a
+    list of its own: redis-py swaps places in the one list that all use, and of two that ask at
+    once the later would put one sentinel in another's place, which then is lost.
     """
 
     async def discover_master(self, service_name: str) -> Any:
+        asking = copy(self)
+        asking.sentinels = order = list(self.sentinels)
         try:
-            return await super().discover_master(service_name)
+            return await super(_Sentinels, asking).discover_master(service_name)
         except BaseException:
-            self.sentinels.append(self.sentinels.pop(0))
+            order.append(order.pop(0))
             raise
+        finally:
+            self.sentinels = order
 
 
 class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
