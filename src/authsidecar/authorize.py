@@ -6,9 +6,9 @@ Pure but for the Store it is handed; everything that can be slow or broken is be
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
-from authsidecar.isolation import Resource, named
+from authsidecar.isolation import named
 from authsidecar.model import (
     AccessRequest,
     Address,
@@ -25,11 +25,13 @@ from authsidecar.model import (
 from authsidecar.policy import (
     RATE_LIMITED,
     STORE_UNAVAILABLE,
+    Case,
     Instance,
     Judgement,
     Policy,
     find_route,
-    judge,
+    identify,
+    judge_known,
 )
 from authsidecar.ratelimit import charges
 from authsidecar.ratelimit.charges import Charge
@@ -50,6 +52,23 @@ class StoreError(Exception):
         """Keep the label beside the message; neither holds anything of a request."""
         super().__init__(message)
         self.kind = kind
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """What a request is to be charged, and the state that must be current for that.
+
+    Attributes:
+        counters: what to charge; may be empty.
+        instance: to be proven current, or None.
+        record: to be proven current, or None.
+        sent: the store's own: what it sends for this claim, once it has made that.
+    """
+
+    counters: tuple[Charge, ...]
+    instance: Instance | None = None
+    record: TokenRecord | None = None
+    sent: Any = None
 
 
 class Charged(NamedTuple):
@@ -91,20 +110,11 @@ class Store(Protocol):
     async def load(self, credential: Credential, *, fresh: bool) -> TokenRecord | None:
         """The record of exactly this id and secret, or None; one answer, in the same time."""
 
-    async def charge(
-        self,
-        counters: tuple[Charge, ...],
-        *,
-        instance: Instance | None,
-        record: TokenRecord | None,
-        repeat_key: bytes | None,
-    ) -> Charged | Stale:
-        """Charge all counters or none, if instance and record are still current.
+    async def charge(self, claim: Claim, *, repeat_key: bytes | None) -> Charged | Stale:
+        """Charge all of a claim's counters or none, if its state is still current.
 
         Args:
-            counters: what to charge; may be empty.
-            instance: to be proven current, or None.
-            record: to be proven current, or None.
+            claim: the same one may be charged again and again.
             repeat_key: identifies a client request that the proxy may ask about again.
         """
 
@@ -156,89 +166,109 @@ class Outcome(NamedTuple):
 async def authorize(request: AccessRequest, rules: Rules, store: Store) -> Outcome:
     """Decide one readable request. Never raises for anything that the client or Redis did."""
     found = find_route(rules.policy, request)
-    route = found if isinstance(found, Route) else None
-    template = route.template if route else None
     try:
         if isinstance(found, Judgement):
             return await _without_token(found, request, rules, store)
-        return await _with_token(found, request, rules, store)
+        for attempt in range(1, ATTEMPTS + 1):
+            last = attempt == ATTEMPTS
+            instance = None if last else store.current()
+            if instance is None:
+                instance = await store.instance(fresh=last)
+            record = None if last else _known(request, store)
+            if record is None:
+                record, paced = await _record(request, rules, store, fresh=last)
+                if paced:
+                    return _paced(store.now(), found)
+            judged = _judged(request, rules, found, instance, record, now=store.now())
+            claim = Claim(judged.claim.counters) if last else judged.claim
+            charged = await store.charge(claim, repeat_key=_repeat_key(request))
+            if isinstance(charged, Stale):
+                continue
+            judgement = judged.judgement
+            if judgement.bucket == "failed" and not charged.admitted:
+                store.refused_address(claim.counters[0].tag, charged.quotas[0].reset_at)
+            if judged.case is not None and rules.policy.team_isolation:
+                judgement = await _isolated(judgement, judged.case, charged, request, store)
+            return _outcome(judgement, charged, found, judged.case and judged.case.record)
     except StoreError as error:
-        if isinstance(found, Judgement) and _passes(found, rules):
-            return Outcome(found.verdict, store.now())
-        denial = Deny(STORE_UNAVAILABLE, f"redis: {error.kind}")
-        return Outcome(denial, store.now(), route=template)
+        return _unavailable(error, found, rules, store.now())
+    raise AssertionError("the last attempt proves nothing, so nothing of it is stale")
 
 
-def _passes(judgement: Judgement, rules: Rules) -> bool:
-    return rules.public_without_store and isinstance(judgement.verdict, Allow)
+def _unavailable(error: StoreError, found: Route | Judgement, rules: Rules, now: UnixMs) -> Outcome:
+    """The answer where Redis gives none."""
+    if isinstance(found, Route):
+        return Outcome(Deny(STORE_UNAVAILABLE, f"redis: {error.kind}"), now, route=found.template)
+    if rules.public_without_store and isinstance(found.verdict, Allow):
+        return Outcome(found.verdict, now)
+    return Outcome(Deny(STORE_UNAVAILABLE, f"redis: {error.kind}"), now)
 
 
 async def _without_token(
     judgement: Judgement, request: AccessRequest, rules: Rules, store: Store
 ) -> Outcome:
     """A public route, an unknown one, or a preflight: only the address's bucket matters."""
-    if judgement.bucket is None:
-        return Outcome(judgement.verdict, store.now())
-    counters = charges.of_address(judgement.bucket, request.client, rules.limits, rules.ipv6_prefix)
+    counters = _of_address(judgement.bucket, request, rules)
     if not counters:
         return Outcome(judgement.verdict, store.now())
-    charged = await store.charge(
-        counters, instance=None, record=None, repeat_key=_repeat_key(request)
-    )
+    charged = await store.charge(Claim(counters), repeat_key=_repeat_key(request))
     assert isinstance(charged, Charged)  # noqa: S101  # nothing was to be proven
     return _outcome(judgement, charged, None, None)
 
 
-async def _with_token(route: Route, request: AccessRequest, rules: Rules, store: Store) -> Outcome:
-    for attempt in range(1, ATTEMPTS + 1):
-        last = attempt == ATTEMPTS
-        instance = None if last else store.current()
-        if instance is None:
-            instance = await store.instance(fresh=last)
-        record = None if last else _known(request, store)
-        if record is None:
-            record, paced = await _record(request, rules, store, fresh=last)
-            if paced:
-                return _paced(store.now(), route)
-        now = store.now()
-        judgement = judge(rules.policy, request, route, instance, record, now)
-        principal = record if judgement.bucket == "principal" else None
-        if principal is not None:
-            counters = _of_principal(principal, request.client, rules)
-        else:
-            counters = charges.of_address(
-                judgement.bucket or "", request.client, rules.limits, rules.ipv6_prefix
-            )
-        charged = await store.charge(
-            counters,
-            instance=None if last else instance,
-            record=None if last else record,
-            repeat_key=_repeat_key(request),
-        )
-        if isinstance(charged, Charged):
-            if judgement.bucket == "failed" and not charged.admitted:
-                store.refused_address(counters[0].tag, charged.quotas[0].reset_at)
-            if rules.policy.team_isolation and _admitted(judgement, charged):
-                # Last of all, so that nobody who is refused anyway costs a trip for it.
-                resource = await _named(route, request, store)
-                judgement = judge(rules.policy, request, route, instance, record, now, resource)
-            return _outcome(judgement, charged, route, principal)
-    raise StoreError("stale", "the state kept changing")  # unreachable: the last proves nothing
+class _Judged(NamedTuple):
+    """A judgement, what the request is to be charged, and what it was judged by if it is known."""
+
+    judgement: Judgement
+    claim: Claim
+    case: Case | None
+
+
+def _judged(
+    request: AccessRequest,
+    rules: Rules,
+    route: Route,
+    instance: Instance,
+    record: TokenRecord | None,
+    *,
+    now: UnixMs,
+) -> _Judged:
+    known = identify(request, route, instance, record, now)
+    if isinstance(known, TokenRecord):
+        return _settled(rules, request.client, route, instance, known)
+    return _Judged(known, Claim(_of_address(known.bucket, request, rules), instance, record), None)
 
 
 @lru_cache(maxsize=8192)
-def _of_principal(record: TokenRecord, client: Address, rules: Rules) -> tuple[Charge, ...]:
-    return charges.of_principal(record, client, rules.limits, rules.ipv6_prefix)
+def _settled(
+    rules: Rules, client: Address, route: Route, instance: Instance, record: TokenRecord
+) -> _Judged:
+    """An authenticated request: the same for the same snapshots, none of which ever changes."""
+    case = Case(rules.policy, client, route, instance, record)
+    counters = charges.of_principal(record, client, rules.limits, rules.ipv6_prefix)
+    return _Judged(judge_known(case), Claim(counters, instance, record), case)
 
 
-def _admitted(judgement: Judgement, charged: Charged) -> bool:
-    return charged.admitted and isinstance(judgement.verdict, Allow)
+def _of_address(bucket: str | None, request: AccessRequest, rules: Rules) -> tuple[Charge, ...]:
+    """The counter of a request without an identity, if it is counted."""
+    if bucket is None:
+        return ()
+    return charges.of_address(bucket, request.client, rules.limits, rules.ipv6_prefix)
 
 
-async def _named(route: Route, request: AccessRequest, store: Store) -> Resource | None:
-    """What the path names, with its team as far as that is known."""
-    found = named(route, request.path)
-    return None if found is None else found._replace(team=await store.owner(found.uuid))
+async def _isolated(
+    judgement: Judgement, case: Case, charged: Charged, request: AccessRequest, store: Store
+) -> Judgement:
+    """The judgement when the team of what the path names is looked at too.
+
+    Last of all, so that nobody who is refused anyway costs a trip for it.
+    """
+    if not charged.admitted or isinstance(judgement.verdict, Deny):
+        return judgement
+    found = named(case.route, request.path)
+    if found is None:
+        return judgement
+    return judge_known(case._replace(resource=found._replace(team=await store.owner(found.uuid))))
 
 
 def _known(request: AccessRequest, store: Store) -> TokenRecord | None:
@@ -253,7 +283,7 @@ async def _record(
     credential = request.credential
     if isinstance(credential, Deny):
         return None, False
-    failed = charges.of_address("failed", request.client, rules.limits, rules.ipv6_prefix)
+    failed = _of_address("failed", request, rules)
     if failed and not store.may_look_up(failed[0].tag, credential):
         return None, True
     return await store.load(credential, fresh=fresh), False

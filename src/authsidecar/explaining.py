@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Final
 
 from authsidecar.addresses import Networks
-from authsidecar.authorize import Charged, Outcome, Rules, Stale, StoreError, authorize
+from authsidecar.authorize import Charged, Claim, Outcome, Rules, Stale, StoreError, authorize
 from authsidecar.isolation import NOUNS, named
 from authsidecar.model import (
     AccessRequest,
@@ -39,7 +39,6 @@ from authsidecar.policy import (
 )
 from authsidecar.proxies.forward_auth import UNTRUSTED_PEER, read
 from authsidecar.proxies.headers import FORWARDED_FOR, Fields
-from authsidecar.ratelimit.charges import Charge
 from authsidecar.refusal import Refusal
 from authsidecar.routes import Guard, Route
 from authsidecar.store.decisions import DecisionStore
@@ -142,19 +141,10 @@ class _Peeking:
             raise
         return self.owner_seen
 
-    async def charge(
-        self,
-        counters: tuple[Charge, ...],
-        *,
-        instance: Instance | None,
-        record: TokenRecord | None,
-        repeat_key: bytes | None,
-    ) -> Charged | Stale:
+    async def charge(self, claim: Claim, *, repeat_key: bytes | None) -> Charged | Stale:
         self.asked = True
         try:
-            answer = await self.store.charge(
-                counters, instance=instance, record=record, repeat_key=repeat_key, peek=True
-            )
+            answer = await self.store.charge(claim, repeat_key=repeat_key, peek=True)
         except StoreError as error:
             self.error = error
             raise

@@ -220,19 +220,30 @@ def judge(  # noqa: PLR0917  # one value for each thing that is judged by
         now: the time by Redis's clock.
         resource: what the path names, if its team is to be judged too.
     """
+    known = identify(request, route, instance, record, now)
+    if isinstance(known, Judgement):
+        return known
+    return judge_known(Case(policy, request.client, route, instance, known, resource))
+
+
+def identify(
+    request: AccessRequest,
+    route: Route,
+    instance: Instance,
+    record: TokenRecord | None,
+    now: UnixMs,
+) -> TokenRecord | Judgement:
+    """The record that a request proves to own, or its refusal, by rows 1 (MCP) to 3."""
     if route.guard is Guard.MCP and not instance.mcp_enabled:
         return Judgement(Deny(MCP_DISABLED, "the instance's MCP switch is off"), "unknown")
     if isinstance(request.credential, Deny):
         return Judgement(request.credential, "failed")
     proven = authenticate(request.credential, record, now)
-    if isinstance(proven, Deny):
-        return Judgement(proven, "failed")
-    return _decided(Case(policy, request.client, route, instance, proven, resource))
+    return Judgement(proven, "failed") if isinstance(proven, Deny) else proven
 
 
-@lru_cache(maxsize=8192)
-def _decided(case: Case) -> Judgement:
-    """The same for the same values: all of them are snapshots that never change."""
+def judge_known(case: Case) -> Judgement:
+    """The verdict on an authenticated request, by rows 4 to 10: the same for the same case."""
     denial = first_denial(case)
     return Judgement(_admit(case.record) if denial is None else denial, "principal")
 

@@ -44,8 +44,7 @@ SWITCHES: Final = {"/api/v1/enable": True, "/api/v1/disable": False}
 
 _ENVOY: Final = PREFIX.decode() + Proxy.ENVOY.value
 
-_DIALECTS: Final = {Proxy.NGINX: auth_request.write}
-"""Proxies that do not take the native answer; all others do."""
+_NOWHERE: Final = Deny(ROUTE_UNKNOWN, "no such endpoint")
 
 
 class AuthzServer:
@@ -104,49 +103,68 @@ class AuthzServer:
         """Answer one subrequest, whatever goes wrong."""
         decision_id = self._decision_ids()
         try:
-            return await self._reply(asked, decision_id)
+            proxy = _ENDPOINTS.get(asked.target) or _endpoint(asked.target)
+            if proxy is None:
+                return self._refused(None, _NOWHERE, decision_id, asked.peer)
+            if (deny := self._unwelcome(proxy, asked)) is not None:
+                return self._refused(proxy, deny, decision_id, asked.peer)
+            start = time.perf_counter()
+            line = _line(asked, proxy)
+            access = read(Fields(asked.headers), proxy, self._trusted_hops, line)
+            if self._witness is not None and _without_token(access):
+                asking = self._witness.reply(asked, access, proxy, line, decision_id)
+                told = await asyncio.ensure_future(asking)
+                if told is not None:
+                    return _spoken(told, proxy)
+            if isinstance(access, Deny):
+                refusal = self._refused(proxy, access, decision_id, asked.peer)
+                return self._let_in(decision_id) if self._report_only else refusal
+            try:
+                outcome = await authorize(access, self._rules, self._store)
+            except Exception as error:  # noqa: BLE001  # unclear means refused
+                outcome = Outcome(self._defect(error), self._store.now())
+            reply = self._decided(proxy, access, outcome, decision_id, start=start)
+            if proxy is Proxy.DIRECT and isinstance(outcome.verdict, Allow):
+                return await self._switched(access, outcome, decision_id)
         except Exception as error:  # noqa: BLE001  # unclear means refused
             return refuse(self._defect(error), decision_id)
+        else:
+            return reply
 
-    async def _reply(self, asked: Asked, decision_id: str) -> Reply:
-        target, peer = asked.target, asked.peer
-        proxy = _ENDPOINTS.get(target) or _endpoint(target)
-        if proxy is None:
-            return self._refused(None, Deny(ROUTE_UNKNOWN, "no such endpoint"), decision_id, peer)
-        write = _DIALECTS.get(proxy, _native)
-        if not self._trusts(peer):
-            deny = Deny(UNTRUSTED_PEER, "not one of trusted_peers")
-            return write(self._refused(proxy, deny, decision_id, peer))
+    def _unwelcome(self, proxy: Proxy, asked: Asked) -> Deny | None:
+        """Why nothing of a subrequest is looked at, or None."""
+        if not self._trusts(asked.peer):
+            return Deny(UNTRUSTED_PEER, "not one of trusted_peers")
         if proxy is Proxy.DIRECT and asked.method != "POST":
-            deny = Deny(METHOD_NOT_ALLOWED, f"{target} takes POST")
-            return self._refused(proxy, deny, decision_id, peer)
-        start = time.perf_counter()
-        line = _line(asked, proxy)
-        access = read(Fields(asked.headers), proxy, self._trusted_hops, line)
-        refused = isinstance(access, Deny) or isinstance(access.credential, Deny)
-        if refused and self._witness is not None:
-            asking = self._witness.reply(asked, access, proxy, line, decision_id)
-            told = await asyncio.ensure_future(asking)
-            if told is not None:
-                return write(told)
-        if isinstance(access, Deny):
-            refusal = self._refused(proxy, access, decision_id, peer)
-            if self._report_only:
-                return render(Outcome(Allow(None), self._store.now()), None, decision_id)
-            return write(refusal)
-        outcome = await self._decide(access)
-        self._telemetry.decided(proxy, outcome, decision_id, access, time.perf_counter() - start)
-        if proxy is Proxy.DIRECT and isinstance(outcome.verdict, Allow):
-            return await self._switched(access, outcome, decision_id)
-        if self._report_only and proxy is not Proxy.DIRECT and isinstance(outcome.verdict, Deny):
-            outcome = outcome._replace(verdict=Allow(None))
-        expiry_ms = self._expiry_ms
-        return write(render(outcome, access.client, decision_id, expiry_ms=expiry_ms))
+            return Deny(METHOD_NOT_ALLOWED, f"{asked.target} takes POST")
+        return None
 
     def _refused(self, proxy: Proxy | None, deny: Deny, decision_id: str, peer: str) -> Reply:
         """Refuse what could not be read; None: not even who asks."""
         self._telemetry.unreadable(proxy, deny, decision_id, peer)
-        return refuse(deny, decision_id)
+        return _spoken(refuse(deny, decision_id), proxy)
+
+    def _let_in(self, decision_id: str) -> Reply:
+        """What passes without identity although it could not be read."""
+        return render(Outcome(Allow(None), self._store.now()), None, decision_id)
+
+    def _decided(
+        self,
+        proxy: Proxy,
+        access: AccessRequest,
+        outcome: Outcome,
+        decision_id: str,
+        *,
+        start: float,
+    ) -> Reply:
+        """The answer to a request that was decided; it is told of."""
+        if self._uses is not None and (record := outcome.record) is not None:
+            self._uses.used(record.token, outcome.now, access.client, outcome.route or "")
+        self._telemetry.decided(proxy, outcome, decision_id, access, time.perf_counter() - start)
+        if self._report_only and proxy is not Proxy.DIRECT and isinstance(outcome.verdict, Deny):
+            outcome = outcome._replace(verdict=Allow(None))
+        reply = render(outcome, access.client, decision_id, expiry_ms=self._expiry_ms)
+        return _spoken(reply, proxy)
 
     def _unreadable(self, error: HttpProcessingError, peer: str) -> Reply:
         """The answer to what could not be parsed."""
@@ -173,15 +191,6 @@ class AuthzServer:
         message = f"API {'enabled' if enabled else 'disabled'}."
         return served(outcome, message)
 
-    async def _decide(self, access: AccessRequest) -> Outcome:
-        try:
-            outcome = await authorize(access, self._rules, self._store)
-        except Exception as error:  # noqa: BLE001  # unclear means refused
-            return Outcome(self._defect(error), self._store.now())
-        if self._uses is not None and (record := outcome.record) is not None:
-            self._uses.used(record.token, outcome.now, access.client, outcome.route or "")
-        return outcome
-
     def _trusts(self, peer: str) -> bool:
         """Whether a peer may ask; the unix socket has no address and may."""
         if not peer:
@@ -195,8 +204,13 @@ class AuthzServer:
         return trusted
 
 
-def _native(reply: Reply) -> Reply:
-    return reply
+def _spoken(reply: Reply, proxy: Proxy | None) -> Reply:
+    """An answer in the dialect of who asks: all but nginx take the native one."""
+    return auth_request.write(reply) if proxy is Proxy.NGINX else reply
+
+
+def _without_token(access: AccessRequest | Deny) -> bool:
+    return isinstance(access, Deny) or isinstance(access.credential, Deny)
 
 
 def _endpoint(raw_path: str) -> Proxy | None:

@@ -143,19 +143,17 @@ skew = float(sys.argv[2])
 real = time.time
 time.time = lambda: real() + skew
 from redis.asyncio import Redis
+from authsidecar.authorize import Claim
 from authsidecar.model import Limit
 from authsidecar.ratelimit.charges import Charge
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 
 async def work():
-    counter = (Charge("user", "u:7", "user", Limit(20, 60_000)),)
+    claim = Claim((Charge("user", "u:7", "user", Limit(20, 60_000)),))
     async with Redis.from_url(sys.argv[1]) as client:
         store = DecisionStore(client, Keys(), budget_ms=10_000)
-        answers = [
-            await store.charge(counter, instance=None, record=None, repeat_key=None)
-            for _ in range(15)
-        ]
+        answers = [await store.charge(claim, repeat_key=None) for _ in range(15)]
         print(sum(a.admitted for a in answers), answers[-1].now, round(store.now() - real() * 1000))
         await store.close()
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.authorize import STALE, Charged, Stale, StoreError
+from authsidecar.authorize import STALE, Charged, Claim, Stale, StoreError
 from authsidecar.credentials import TOKEN_MALFORMED
 from authsidecar.model import (
     Credential,
@@ -823,7 +823,7 @@ async def test_closing_ends_what_is_under_way(own: RedisProcess) -> None:
 async def test_a_charge_of_nothing_asks_nobody(redis_client: Redis, here: Sidecar) -> None:
     """No counters and nothing to prove: no trip."""
     async with commands(redis_client) as seen:
-        charged = await here.store.charge((), instance=None, record=None, repeat_key=None)
+        charged = await here.store.charge(Claim(()), repeat_key=None)
     assert isinstance(charged, Charged)
     assert charged.admitted
     assert seen == {}
@@ -837,7 +837,7 @@ async def test_an_errors_text_holds_nothing_of_the_request(own: RedisProcess) ->
             await here.store.load(credential(67), fresh=False)
         assert str(caught.value) == "token: connection"
         with pytest.raises(StoreError) as caught:
-            await here.store.charge((USER_COUNTER,), instance=None, record=None, repeat_key=b"x")
+            await here.store.charge(Claim((USER_COUNTER,)), repeat_key=b"x")
         assert str(caught.value) == "charge: connection"
 
 
@@ -847,9 +847,8 @@ async def test_a_stale_answer_forgets_only_what_failed(here: Sidecar, registry: 
     instance = await here.store.instance(fresh=False)
     record = here.store.known(credential(67))
     await registry.set_member(TEAM, USER, Role.ADMIN)
-    charged = await here.store.charge(
-        (USER_COUNTER,), instance=instance, record=record, repeat_key=None
-    )
+    claim = Claim((USER_COUNTER,), instance, record)
+    charged = await here.store.charge(claim, repeat_key=None)
     assert charged is STALE
     assert here.store.known(credential(67)) is None
     assert here.store._instance is not None

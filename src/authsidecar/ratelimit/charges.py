@@ -43,14 +43,19 @@ def of_address(
     return (Charge(bucket, f"a:{address_bucket(client, ipv6_prefix)}", bucket, limit),)
 
 
+def slot_of_user(user: UserId) -> str:
+    """The tag of a user's slot, in which all that proves and counts for the user lives."""
+    return f"u:{user}"
+
+
 def of_token(token: TokenId, user: UserId, limit: Limit) -> Charge:
     """A token's own counter; it lives in its user's slot, to be charged with the user's."""
-    return Charge("token", f"u:{user}", f"token:{token}", limit)
+    return Charge("token", slot_of_user(user), f"token:{token}", limit)
 
 
 def of_user(user: UserId, limit: Limit) -> Charge:
     """A user's counter, whichever of its tokens is used."""
-    return Charge("user", f"u:{user}", "user", limit)
+    return Charge("user", slot_of_user(user), "user", limit)
 
 
 def of_team(team: TeamId, limit: Limit) -> Charge:

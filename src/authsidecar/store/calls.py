@@ -120,14 +120,11 @@ class ChargeCalls:
         self._under_way: set[asyncio.Task[None]] = set()
         self._woken = False
 
-    async def charge(self, part: Part) -> Result:
-        """One request's answer.
+    def charge(self, part: Part) -> "asyncio.Future[Result]":
+        """One request's answer, to be awaited; a StoreError if Redis did not answer well in time.
 
         Args:
             part: its part of the call.
-
-        Raises:
-            StoreError: Redis did not answer well in time.
         """
         loop = asyncio.get_running_loop()
         waiting = Waiting(loop.create_future(), part)
@@ -135,7 +132,7 @@ class ChargeCalls:
         if not self._woken and len(self._under_way) < IN_FLIGHT:
             self._woken = True
             loop.call_soon(self._wake)
-        return await waiting.future
+        return waiting.future
 
     async def close(self) -> None:
         """End what waits and what is under way."""

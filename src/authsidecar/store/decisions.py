@@ -10,19 +10,18 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from functools import lru_cache
 from math import inf
 from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
 
-from authsidecar.authorize import STALE, Charged, Stale
+from authsidecar.authorize import STALE, Charged, Claim, Stale
 from authsidecar.ending import end
-from authsidecar.model import Credential, Limit, Quota, TeamId, TokenRecord, UnixMs
+from authsidecar.model import Credential, Quota, TeamId, TokenRecord, UnixMs
 from authsidecar.policy import Instance
-from authsidecar.ratelimit.charges import Charge, of_user
+from authsidecar.ratelimit.charges import Charge, slot_of_user
 from authsidecar.ratelimit.pace import AddressPace
-from authsidecar.store.calls import AGAIN_S, ChargeCalls, Part
+from authsidecar.store.calls import AGAIN_S, ChargeCalls, Part, Result
 from authsidecar.store.cluster import Cluster
 from authsidecar.store.cluster_calls import ClusterCalls
 from authsidecar.store.keys import Keys
@@ -40,9 +39,6 @@ in another slot than the counters and cannot be proven with a charge."""
 
 OWNER_AGE_S: Final = 5.0
 """How long the owner of a resource is taken as read, in seconds: nothing proves it."""
-
-PARTS: Final = 8192
-"""How many parts of script calls are kept as they are sent; a busy token's is packed once."""
 
 _STATUS_STALE: Final = 0
 _STATUS_REFUSED: Final = 2
@@ -94,7 +90,6 @@ class DecisionStore:
             if isinstance(client, Cluster)
             else ChargeCalls(client.connection_pool, self._trips.make)
         )
-        self._usual_part = lru_cache(maxsize=PARTS)(self._part)
         self._refusals = Refusals()
         self._records = NearCache(cache_records, cache_max_age_s)
         self._owners: OrderedDict[str, tuple[TeamId | None, float]] = OrderedDict()
@@ -174,85 +169,60 @@ class DecisionStore:
         self._pace.refuse(address, until)
 
     async def charge(
-        self,
-        counters: tuple[Charge, ...],
-        *,
-        instance: Instance | None,
-        record: TokenRecord | None,
-        repeat_key: bytes | None,
-        peek: bool = False,
+        self, claim: Claim, *, repeat_key: bytes | None, peek: bool = False
     ) -> Charged | Stale:
-        """Charge all counters or none, if instance and record are still current.
+        """Charge all of a claim's counters or none, if its state is still current.
 
         With `peek` the answer is the one that a charge would get, and nothing is charged.
         """
-        if repeat_key is None and not peek and (quota := self._standing(counters)) is not None:
+        if not claim.counters:
+            repeat_key = None  # nothing is counted
+        if repeat_key is None and not peek and (quota := self._standing(claim)) is not None:
             return Charged(False, (quota,), self.now())
         if self._clustered:
-            return await self._charge_slots(counters, record, repeat_key, peek=peek)
-        if not counters and instance is None and record is None:
+            return await self._charge_slots(claim, repeat_key, peek=peek)
+        if not claim.counters and claim.instance is None and claim.record is None:
             return Charged(True, (), self.now())
-        mode = "peek" if peek else "charge"
-        asked = await self._asked(
-            counters, instance, record, repeat_key if counters else None, mode
-        )
-        if isinstance(asked, Stale):
-            return asked
-        status, quotas, now = asked
+        part = self._part(claim, repeat_key, peek=peek)
+        told = self._told(claim, await self._calls.charge(part))
+        if told is None:
+            return STALE
+        status, quotas, now = told
         return Charged(status != _STATUS_REFUSED, quotas, now)
 
     async def _charge_slots(
-        self,
-        counters: tuple[Charge, ...],
-        record: TokenRecord | None,
-        repeat_key: bytes | None,
-        *,
-        peek: bool,
+        self, claim: Claim, repeat_key: bytes | None, *, peek: bool
     ) -> Charged | Stale:
         """Charge a cluster: the user's slot first, with the proof, then the team's, the address's.
 
         What comes later is not charged for a request that the user's own counters refuse.
         """
-        slots: dict[str, list[Charge]] = {} if record is None else {f"u:{record.user}": []}
-        for counter in counters:
-            slots.setdefault(counter.tag, []).append(counter)
-        mode, repeated, now = "peek" if peek else "charge", False, self.now()
+        repeated, now = False, self.now()
         quotas: tuple[Quota, ...] = ()
-        repeat_key = repeat_key if counters else None
-        for i, there in enumerate(slots.values()):
-            first = i == 0
-            asked = await self._asked(
-                tuple(there), None, record if first else None, repeat_key if first else None, mode
-            )
-            if isinstance(asked, Stale):
-                return asked
-            status, more, now = asked
+        if claim.sent is None:
+            claim.sent = _by_slot(claim)
+        for there in claim.sent:
+            part = self._part(there, repeat_key, peek=peek or repeated)
+            repeat_key = None  # the first slot remembers it for all
+            told = self._told(there, await self._calls.charge(part))
+            if told is None:
+                return STALE
+            status, more, now = told
             quotas += more
             if status == _STATUS_REFUSED and not repeated:
                 return Charged(False, quotas, now)
-            if status == _STATUS_REPEATED:
-                mode, repeated = "peek", True
+            repeated = repeated or status == _STATUS_REPEATED
         return Charged(True, quotas, now)
 
-    async def _asked(
-        self,
-        counters: tuple[Charge, ...],
-        instance: Instance | None,
-        record: TokenRecord | None,
-        repeat_key: bytes | None,
-        mode: str,
-    ) -> tuple[int, tuple[Quota, ...], UnixMs] | Stale:
-        """What one script call says of one request."""
-        if repeat_key is None:
-            part = self._usual_part(counters, instance, record, None, mode)
-        else:
-            part = self._part(counters, instance, record, repeat_key, mode)
-        now, (status, stale, *numbers) = await self._calls.charge(part)
+    def _told(self, claim: Claim, result: Result) -> tuple[int, tuple[Quota, ...], UnixMs] | None:
+        """What a script call says of one claim, and what follows from it; None: it is stale."""
+        now, (status, stale, *numbers) = result
+        counters = claim.counters
         self._clock_offset_ms = now - time.time() * 1000
         if status == _STATUS_STALE:
-            self._forget(instance, record, stale)
+            self._forget(claim, stale)
             self._forget_refusals(counters)  # it is judged again, and must ask again
-            return STALE
+            return None
         quotas = tuple(
             [
                 Quota(counter.scope, counter.limit, numbers[2 * i], UnixMs(numbers[2 * i + 1]))
@@ -262,7 +232,7 @@ class DecisionStore:
         if status == _STATUS_REFUSED:
             for counter, quota in zip(counters, quotas, strict=True):
                 if quota.remaining == 0:
-                    self._refusals.note(self._keys.counter(counter), quota, now)
+                    self._refusals.note(counter, quota, now)
         else:
             self._forget_refusals(counters)
         return status, quotas, now
@@ -270,15 +240,15 @@ class DecisionStore:
     def _forget_refusals(self, counters: tuple[Charge, ...]) -> None:
         if self._refusals:
             for counter in counters:
-                self._refusals.clear(self._keys.counter(counter))
+                self._refusals.clear(counter)
 
-    def _standing(self, counters: tuple[Charge, ...]) -> Quota | None:
-        """A refusal of one of these counters that stands without asking Redis."""
+    def _standing(self, claim: Claim) -> Quota | None:
+        """A refusal of one of its counters that stands without asking Redis."""
         if not self._refusals:
             return None
         now = self.now()
-        for counter in counters:
-            if (quota := self._refusals.standing(self._keys.counter(counter), now)) is not None:
+        for counter in claim.counters:
+            if (quota := self._refusals.standing(counter, now)) is not None:
                 return quota
         return None
 
@@ -287,16 +257,18 @@ class DecisionStore:
         await self._calls.close()
         await end(self._loads.values(), again_s=AGAIN_S)
 
-    def _part(
-        self,
-        counters: tuple[Charge, ...],
-        instance: Instance | None,
-        record: TokenRecord | None,
-        repeat_key: bytes | None,
-        mode: str,
-    ) -> Part:
-        """A request's part of a script call: KEYS and ARGV in the order that charge.lua reads."""
-        names = self._keys
+    def _part(self, claim: Claim, repeat_key: bytes | None, *, peek: bool) -> Part:
+        """A claim's part of a script call; that of a plain charge is packed once."""
+        if peek or repeat_key is not None:
+            return self._packed(claim, repeat_key, "peek" if peek else "charge")
+        if claim.sent is None:
+            claim.sent = self._packed(claim, None, "charge")
+        part: Part = claim.sent
+        return part
+
+    def _packed(self, claim: Claim, repeat_key: bytes | None, mode: str) -> Part:
+        """KEYS and ARGV in the order that charge.lua reads."""
+        names, instance, record, counters = self._keys, claim.instance, claim.record, claim.counters
         keys: list[str] = []
         args: list[str | bytes | int] = [(instance is not None) + (record is not None)]
         if instance is not None:
@@ -305,11 +277,8 @@ class DecisionStore:
         if record is not None:
             keys.append(names.user_nonce(record.user))
             args.append(record.nonce)
-        if counters:
-            home: Charge | None = counters[0]
-        else:
-            home = None if record is None else of_user(record.user, Limit(1))
-        if repeat_key is not None and home is not None:
+        if repeat_key is not None:
+            home = slot_of_user(record.user) if record is not None else counters[0].tag
             keys.append(names.repeat(home, repeat_key))
             args.append(REPEAT_FREE_MS)
         else:
@@ -322,15 +291,15 @@ class DecisionStore:
             args.append(counter.limit.window_ms)
         return Part.of(keys, args)
 
-    def _forget(self, instance: Instance | None, record: TokenRecord | None, stale: int) -> None:
+    def _forget(self, claim: Claim, stale: int) -> None:
         """Drop what failed its proof: bit 0 is the first proof, bit 1 the second."""
         self._looked_up("stale")
-        if instance is not None:
-            if stale & 1 and self._instance and self._instance[0] is instance:
+        if claim.instance is not None:
+            if stale & 1 and self._instance and self._instance[0] is claim.instance:
                 self._instance = None
             stale >>= 1
-        if record is not None and stale & 1:
-            self._records.outdate(record)
+        if claim.record is not None and stale & 1:
+            self._records.outdate(claim.record)
 
     async def _load_instance(self) -> Instance:
         asked = time.monotonic()  # what is read is at least as new
@@ -379,3 +348,19 @@ class DecisionStore:
             del self._loads[key]
         if not task.cancelled():
             task.exception()  # whoever waits has it; where nobody does, it is no leak
+
+
+def _by_slot(claim: Claim) -> tuple[Claim, ...]:
+    """A claim on a cluster, by slot: the user's own first, with the proof of the record.
+
+    The instance-wide state is in a slot of its own and cannot be proven.
+    """
+    slots: dict[str, list[Charge]] = {}
+    if claim.record is not None:
+        slots[slot_of_user(claim.record.user)] = []
+    for counter in claim.counters:
+        slots.setdefault(counter.tag, []).append(counter)
+    return tuple(
+        Claim(tuple(there), record=claim.record if i == 0 else None)
+        for i, there in enumerate(slots.values())
+    )

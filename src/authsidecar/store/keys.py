@@ -127,6 +127,6 @@ class Keys:
         """LIST of admission times in milliseconds."""
         return f"{self.prefix}rate:{{{charge.tag}}}:{charge.name}"
 
-    def repeat(self, charge: Charge, repeat_key: bytes) -> str:
+    def repeat(self, tag: str, repeat_key: bytes) -> str:
         """STRING, empty: this client request was charged already; lives for ten seconds."""
-        return f"{self.prefix}repeat:{{{charge.tag}}}:{sha256(repeat_key).hexdigest()[:32]}"
+        return f"{self.prefix}repeat:{{{tag}}}:{sha256(repeat_key).hexdigest()[:32]}"

@@ -10,6 +10,7 @@ from collections import OrderedDict
 from typing import Final
 
 from authsidecar.model import Quota, UnixMs
+from authsidecar.ratelimit.charges import Charge
 
 FLOOD: Final = 3
 """Refusals by Redis within RECHECK_MS that make a flood."""
@@ -22,7 +23,7 @@ KEYS: Final = 10_000
 
 
 class Refusals:
-    """What Redis refused lately, by counter key."""
+    """What Redis refused lately, by counter and its limit: one with another limit is another."""
 
     def __init__(self, keys: int = KEYS) -> None:
         """Nothing is refused.
@@ -31,43 +32,43 @@ class Refusals:
             keys: how many are remembered, above 0.
         """
         self._keys = keys
-        self._seen: OrderedDict[str, tuple[int, UnixMs, Quota]] = OrderedDict()
+        self._seen: OrderedDict[Charge, tuple[int, UnixMs, Quota]] = OrderedDict()
 
     def __len__(self) -> int:
         """How many counters are remembered."""
         return len(self._seen)
 
-    def note(self, key: str, quota: Quota, now: UnixMs) -> None:
+    def note(self, counter: Charge, quota: Quota, now: UnixMs) -> None:
         """Redis has refused this counter just now."""
-        held = self._seen.get(key)
+        held = self._seen.get(counter)
         if held is None or (held[0] < FLOOD and not 0 <= now - held[1] < RECHECK_MS):
             times, since = 1, now
         elif held[0] < FLOOD:
             times, since = held[0] + 1, held[1]
         else:
             times, since = FLOOD, now  # it was asked about, and still refuses
-        self._seen[key] = (times, since, quota)
-        self._seen.move_to_end(key)
+        self._seen[counter] = (times, since, quota)
+        self._seen.move_to_end(counter)
         if len(self._seen) > self._keys:
             self._seen.popitem(last=False)
 
-    def clear(self, key: str) -> None:
+    def clear(self, counter: Charge) -> None:
         """Redis has admitted this counter just now."""
-        self._seen.pop(key, None)
+        self._seen.pop(counter, None)
 
-    def standing(self, key: str, now: UnixMs) -> Quota | None:
+    def standing(self, counter: Charge, now: UnixMs) -> Quota | None:
         """The refusal that stands without asking, or None: ask.
 
         When its time is over, one caller asks for all: it stands for the others meanwhile.
         """
-        held = self._seen.get(key)
+        held = self._seen.get(counter)
         if held is None or held[0] < FLOOD:
             return None
         _, since, quota = held
         if not since <= now < quota.reset_at:
-            del self._seen[key]
+            del self._seen[counter]
             return None
         if now >= since + RECHECK_MS:
-            self._seen[key] = (FLOOD, now, quota)
+            self._seen[counter] = (FLOOD, now, quota)
             return None
         return quota

@@ -4,20 +4,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authsidecar.model import Limit, Quota, UnixMs
+from authsidecar.ratelimit.charges import Charge
 from authsidecar.store.refusals import FLOOD, RECHECK_MS, Refusals
 
 FAR = 1_000_000
+LIMIT = Limit(200)
 
 
 def full(reset_at: int = FAR) -> Quota:
-    return Quota("user", Limit(200), 0, UnixMs(reset_at))
+    return Quota("user", LIMIT, 0, UnixMs(reset_at))
 
 
-def flooded(quota: Quota, at: int = 0, key: str = "k") -> Refusals:
+def counter(user: str, limit: Limit = LIMIT) -> Charge:
+    return Charge("user", f"u:{user}", "user", limit)
+
+
+KEY = counter("7")
+
+
+def flooded(quota: Quota, at: int = 0) -> Refusals:
     """Redis has refused a key often enough, just now."""
     refusals = Refusals()
     for _ in range(FLOOD):
-        refusals.note(key, quota, UnixMs(at))
+        refusals.note(KEY, quota, UnixMs(at))
     return refusals
 
 
@@ -27,46 +36,51 @@ def test_who_is_refused_now_and_then_is_always_asked_about() -> None:
     for turn in range(10):
         at = UnixMs(turn * RECHECK_MS)
         for _ in range(FLOOD - 1):
-            refusals.note("k", full(), at)
-            assert refusals.standing("k", at) is None
+            refusals.note(KEY, full(), at)
+            assert refusals.standing(KEY, at) is None
 
 
 def test_a_flood_is_refused_for_a_quarter_of_a_second_and_then_asked_about() -> None:
     """To the millisecond, and with what Redis said."""
     quota = full()
     refusals = flooded(quota, at=1000)
-    assert refusals.standing("k", UnixMs(1000)) is quota
-    assert refusals.standing("k", UnixMs(1000 + RECHECK_MS - 1)) is quota
-    assert refusals.standing("k", UnixMs(1000 + RECHECK_MS)) is None
-    assert refusals.standing("k", UnixMs(1000 + RECHECK_MS)) is quota, "one asks for all"
-    refusals.note("k", quota, UnixMs(1000 + RECHECK_MS))
-    assert refusals.standing("k", UnixMs(1000 + 2 * RECHECK_MS - 1)) is quota, "still a flood"
+    assert refusals.standing(KEY, UnixMs(1000)) is quota
+    assert refusals.standing(KEY, UnixMs(1000 + RECHECK_MS - 1)) is quota
+    assert refusals.standing(KEY, UnixMs(1000 + RECHECK_MS)) is None
+    assert refusals.standing(KEY, UnixMs(1000 + RECHECK_MS)) is quota, "one asks for all"
+    refusals.note(KEY, quota, UnixMs(1000 + RECHECK_MS))
+    assert refusals.standing(KEY, UnixMs(1000 + 2 * RECHECK_MS - 1)) is quota, "still a flood"
 
 
 def test_an_admission_ends_it() -> None:
     """A raised limit: the one that asked was admitted, so nobody is refused without asking."""
     refusals = flooded(full())
-    assert refusals.standing("k", UnixMs(RECHECK_MS)) is None
-    refusals.clear("k")
-    assert refusals.standing("k", UnixMs(RECHECK_MS)) is None
+    assert refusals.standing(KEY, UnixMs(RECHECK_MS)) is None
+    refusals.clear(KEY)
+    assert refusals.standing(KEY, UnixMs(RECHECK_MS)) is None
     assert len(refusals) == 0
 
 
 def test_a_refusal_never_stands_at_the_instant_that_its_window_opens() -> None:
     """Retry-After is exact in a flood, too."""
     refusals = flooded(full(reset_at=1010), at=1000)
-    assert refusals.standing("k", UnixMs(1009)) is not None
-    assert refusals.standing("k", UnixMs(1010)) is None
+    assert refusals.standing(KEY, UnixMs(1009)) is not None
+    assert refusals.standing(KEY, UnixMs(1010)) is None
 
 
 def test_a_refusal_of_one_key_says_nothing_of_another() -> None:
     """One flood hurts nobody else."""
-    assert flooded(full()).standing("other", UnixMs(0)) is None
+    assert flooded(full()).standing(counter("8"), UnixMs(0)) is None
+
+
+def test_a_refusal_ends_with_the_limit_that_was_refused() -> None:
+    """A process that knows of the raised limit asks Redis at once."""
+    assert flooded(full()).standing(counter("7", Limit(400)), UnixMs(0)) is None
 
 
 def test_a_clock_that_goes_back_ends_it() -> None:
     """A time before the refusal is none that it was made for."""
-    assert flooded(full(), at=1000).standing("k", UnixMs(999)) is None
+    assert flooded(full(), at=1000).standing(KEY, UnixMs(999)) is None
 
 
 def test_only_so_many_keys_are_remembered() -> None:
@@ -74,8 +88,12 @@ def test_only_so_many_keys_are_remembered() -> None:
     refusals = Refusals(keys=2)
     for key in ("a", "b", "a", "c"):
         for _ in range(FLOOD):
-            refusals.note(key, full(), UnixMs(0))
-    assert [refusals.standing(key, UnixMs(0)) is None for key in "abc"] == [False, True, False]
+            refusals.note(counter(key), full(), UnixMs(0))
+    assert [refusals.standing(counter(key), UnixMs(0)) is None for key in "abc"] == [
+        False,
+        True,
+        False,
+    ]
 
 
 @given(st.lists(st.integers(0, 400), max_size=60), st.integers(1, 2000))
@@ -84,9 +102,9 @@ def test_nothing_stands_longer_than_promised(gaps: list[int], reset_at: int) -> 
     refusals, now, asked = Refusals(), 0, list[int]()
     for gap in gaps:
         now += gap
-        if refusals.standing("k", UnixMs(now)) is None:
+        if refusals.standing(KEY, UnixMs(now)) is None:
             asked.append(now)
-            refusals.note("k", full(reset_at), UnixMs(now))
+            refusals.note(KEY, full(reset_at), UnixMs(now))
         else:
             assert now < reset_at
             assert any(now - then < RECHECK_MS for then in asked[-FLOOD:])
