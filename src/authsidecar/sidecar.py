@@ -222,6 +222,7 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
     telemetry = Telemetry(registry := CollectorRegistry(), log, settings.log.decisions)
     keys = Keys(settings.redis.prefix)
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(telemetry.kept())
         client = await stack.enter_async_context(store(settings))
         await _check_eviction(client, settings, log)
         await Registry(client, keys).first_start(api_enabled=settings.api.enabled_at_first_start)

@@ -4,14 +4,19 @@ Label values come from closed sets: a path, token, user or address is never one.
 names ids and the route's template, never a target, a header or any part of a token.
 """
 
+import asyncio
 import os
-from typing import Literal, NamedTuple
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from authsidecar import __version__
 from authsidecar.authorize import Outcome
+from authsidecar.ending import end
 from authsidecar.log import Log
 from authsidecar.model import AccessRequest, Allow, Deny, Kind, Proxy, Verdict
 
@@ -20,27 +25,69 @@ NEAR_LIMIT = 10
 
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 
+SHARED_S: Final = 0.25
+"""The age of what other processes see of this one's metrics, at the most, in seconds."""
+
 Decisions = Literal["all", "denied", "none"]
 
 
-def collected(registry: CollectorRegistry) -> CollectorRegistry:
-    """The metrics of all worker processes where there are several, else this one's.
+def shared() -> bool:
+    """Whether metrics are kept where other processes read them too.
 
     prometheus_client keeps them in files of PROMETHEUS_MULTIPROC_DIR, if that was set before it
     was imported.
     """
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    return "PROMETHEUS_MULTIPROC_DIR" in os.environ
+
+
+def collected(registry: CollectorRegistry) -> CollectorRegistry:
+    """The metrics of all worker processes where there are several, else this one's."""
+    if not shared():
         return registry
     summed = CollectorRegistry()
     MultiProcessCollector(summed)  # type: ignore[no-untyped-call]
     return summed
 
 
-class _Series(NamedTuple):
-    """The two series that one kind of decision moves."""
+class _Seconds(Histogram):
+    """A histogram that takes many observations at once."""
 
-    decisions: Counter
-    seconds: Histogram
+    def add(self, times: Sequence[int], total: float) -> None:
+        """Observe as many as are counted, by bucket; together they took `total` seconds."""
+        self._sum.inc(total)
+        for bucket, count in zip(self._buckets, times, strict=True):
+            if count:
+                bucket.inc(count)
+
+
+class _Tally:
+    """Decisions of one kind that its series do not have yet: plain numbers cost no lock."""
+
+    __slots__ = ("count", "decisions", "seconds", "times", "total")
+
+    def __init__(self, decisions: Counter, seconds: _Seconds) -> None:
+        self.decisions = decisions
+        self.seconds = seconds
+        self._clear()
+
+    def add(self, seconds: float | None) -> None:
+        """One more, that took so long if that was measured."""
+        self.count += 1
+        if seconds is not None:
+            self.times[bisect_left(_FAST, seconds)] += 1
+            self.total += seconds
+
+    def write(self) -> None:
+        """Have them in the series."""
+        if self.count:
+            self.decisions.inc(self.count)
+            self.seconds.add(self.times, self.total)
+            self._clear()
+
+    def _clear(self) -> None:
+        self.count = 0
+        self.times = [0] * (len(_FAST) + 1)
+        self.total = 0.0
 
 
 class Telemetry:
@@ -56,14 +103,16 @@ class Telemetry:
         """
         self._log = log
         self._decisions = decisions
-        self._series: dict[tuple[Proxy | None, str], _Series] = {}
+        self._tallies: dict[tuple[Proxy | None, str], _Tally] = {}
+        self._looked_up = dict.fromkeys(("hit", "miss", "stale"), 0)
+        registry.register(self)  # first, so that all that follow have been told when they are read
         self._count = Counter(
             "authsidecar_decisions",
             "Decisions by proxy, outcome (allow or deny) and reason code.",
             ["proxy", "outcome", "reason"],
             registry=registry,
         )
-        self._seconds = Histogram(
+        self._seconds = _Seconds(
             "authsidecar_decision_seconds",
             "Time from a readable subrequest to its answer.",
             ["proxy", "outcome"],
@@ -89,9 +138,8 @@ class Telemetry:
             ["result"],
             registry=registry,
         )
-        self._lookup_series = {
-            result: self._lookups.labels(result) for result in ("hit", "miss", "stale")
-        }
+        for result in self._looked_up:
+            self._lookups.labels(result)
         self._near = Counter(
             "authsidecar_near_limit",
             "Admitted requests that left less than a tenth of a limit.",
@@ -112,6 +160,35 @@ class Telemetry:
             multiprocess_mode="max",
         )
         build.labels(__version__).set(1)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: it has no series of its own."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Write down what was counted; the registry asks for it before it reads the series."""
+        for tally in self._tallies.values():
+            tally.write()
+        for result, count in self._looked_up.items():
+            if count:
+                self._lookups.labels(result).inc(count)
+                self._looked_up[result] = 0
+        return ()
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """Write down what is counted meanwhile, often where other processes read it too."""
+        task = asyncio.create_task(self._keep_collecting()) if shared() else None
+        try:
+            yield
+        finally:
+            await end([task] if task else [])
+            self.collect()
+
+    async def _keep_collecting(self) -> None:
+        while True:
+            await asyncio.sleep(SHARED_S)
+            self.collect()
 
     def decided(
         self,
@@ -181,27 +258,24 @@ class Telemetry:
 
     def looked_up(self, result: str) -> None:
         """Count one use of the near cache: hit, miss or stale."""
-        self._lookup_series[result].inc()
+        self._looked_up[result] += 1
 
     def warned(self, result: str) -> None:
         """Count one try to warn of a token's expiry: sent, failed or refused."""
         self._warnings.labels(result).inc()
 
     def _count_one(self, proxy: Proxy | None, verdict: Verdict, seconds: float | None) -> None:
-        allowed = isinstance(verdict, Allow)
         reason = "none" if isinstance(verdict, Allow) else verdict.reason.code
-        series = self._series.get((proxy, reason))
-        if series is None:
-            outcome = "allow" if allowed else "deny"
+        tally = self._tallies.get((proxy, reason))
+        if tally is None:
+            outcome = "allow" if isinstance(verdict, Allow) else "deny"
             asked = "none" if proxy is None else proxy.value
-            series = _Series(
+            tally = _Tally(
                 self._count.labels(asked, outcome, reason),
                 self._seconds.labels(asked, outcome),
             )
-            self._series[proxy, reason] = series
-        series.decisions.inc()
-        if seconds is not None:
-            series.seconds.observe(seconds)
+            self._tallies[proxy, reason] = tally
+        tally.add(seconds)
 
     def _tells(self, verdict: Verdict) -> bool:
         """Whether such a decision gets a line."""

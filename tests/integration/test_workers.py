@@ -63,6 +63,7 @@ def test_all_workers_answer_and_their_metrics_are_summed(sidecar: SidecarProcess
         return len(answered_by(sidecar)) == 2
 
     until(both_have_answered, "an answer of each", patience_s=30)
+    until(lambda: decisions(sidecar) >= asked, "the metrics of all")
     assert decisions(sidecar) == asked
 
 
@@ -89,4 +90,5 @@ def test_sighup_replaces_all_workers_and_loses_no_request(sidecar: SidecarProces
         return not now & before and len(now) == 2
 
     until(replaced, "two new workers", patience_s=30)
+    until(lambda: decisions(sidecar) >= asked, "the metrics of all")
     assert decisions(sidecar) == asked
