@@ -123,6 +123,7 @@ def key_rows() -> set[str]:
         "token": TokenId(1),
         "user": UserId(1),
         "team": TeamId(1),
+        "tag": "SLOT",
         "charge": charges.Charge("", "SLOT", "NAME", Limit(1)),
         "repeat_key": b"",
         "key": "DIGEST",

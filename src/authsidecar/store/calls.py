@@ -1,8 +1,8 @@
 """Charges that wait at the same time share one script call.
 
-While calls are under way, charges gather; when one returns, all that gathered go out together. So
-a call is as large as the load makes it, an idle process answers at once, and nothing ever waits
-for a timer. An unclear call is never sent again: it may have charged.
+While a call is under way, charges gather; when it returns, or when they are many, all that gathered
+go out together. So a call is as large as the load makes it, an idle process answers at once, and
+nothing ever waits for a timer. An unclear call is never sent again: it may have charged.
 """
 
 import asyncio
@@ -22,8 +22,12 @@ BATCH: Final = 128
 """The most requests that share one script call: Redis serves nobody else meanwhile."""
 
 IN_FLIGHT: Final = 2
-"""Calls under way at once: while Redis works on one, the next is packed. Measured 5 % faster than
-with one; more of them only make each smaller."""
+"""Calls under way at once, at the most: while Redis works on one, the next is packed."""
+
+BESIDE: Final = 16
+"""How many must wait for a call beside one that is under way. Fewer wait for it and go out with
+those who come meanwhile: a call costs by itself as much as two requests more in it. Measured at 32
+connections: 7 % less work for a request than with calls of any size, at the same speed."""
 
 AGAIN_S: Final = 0.05
 """After how long a call or a load that goes on after its end is cancelled again, in seconds."""
@@ -70,14 +74,8 @@ class Part(NamedTuple):
         return cls(keys[0], len(keys), len(args), bulk(*keys), bulk(*args))
 
 
-class Waiting:
-    """A request whose part is not answered yet."""
-
-    __slots__ = ("future", "part")
-
-    def __init__(self, future: "asyncio.Future[Result]", part: Part) -> None:
-        self.future = future
-        self.part = part
+Waiting = tuple["asyncio.Future[Result]", Part]
+"""A request whose part is not answered yet."""
 
 
 def packed(command: str, script: str, parts: Sequence[Part]) -> bytes:
@@ -105,7 +103,7 @@ class ChargeCalls:
     """Runs charge.lua for all who wait."""
 
     def __init__(self, pool: Any, trip: Trip) -> None:
-        """Nothing is sent yet.
+        """Nothing is sent yet; the event loop is the running one.
 
         Args:
             pool: redis-py's asyncio connection pool, or what does the same for one node.
@@ -119,6 +117,7 @@ class ChargeCalls:
         self._waiting: list[Waiting] = []
         self._under_way: set[asyncio.Task[None]] = set()
         self._woken = False
+        self._loop = asyncio.get_running_loop()  # asking for it is a system call
 
     def charge(self, part: Part) -> "asyncio.Future[Result]":
         """One request's answer, to be awaited; a StoreError if Redis did not answer well in time.
@@ -126,18 +125,17 @@ class ChargeCalls:
         Args:
             part: its part of the call.
         """
-        loop = asyncio.get_running_loop()
-        waiting = Waiting(loop.create_future(), part)
-        self._waiting.append(waiting)
-        if not self._woken and len(self._under_way) < IN_FLIGHT:
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self._waiting.append((future, part))
+        if not self._woken and self._may_call():
             self._woken = True
-            loop.call_soon(self._wake)
-        return waiting.future
+            self._loop.call_soon(self._wake)
+        return future
 
     async def close(self) -> None:
         """End what waits and what is under way."""
-        for waiting in self._waiting:
-            waiting.future.cancel()
+        for future, _ in self._waiting:
+            future.cancel()
         self._waiting.clear()
         await end(self._under_way, again_s=AGAIN_S)
         while self._idle:
@@ -146,12 +144,17 @@ class ChargeCalls:
     def _wake(self) -> None:
         """Send what waits, as far as calls may be under way."""
         self._woken = False
-        while self._waiting and len(self._under_way) < IN_FLIGHT:
+        while self._waiting and self._may_call():
             batch = self._waiting[:BATCH]
             del self._waiting[:BATCH]
-            task = asyncio.get_running_loop().create_task(self._call(batch))
+            task = self._loop.create_task(self._call(batch))
             self._under_way.add(task)
             task.add_done_callback(self._returned)
+
+    def _may_call(self) -> bool:
+        """Whether what waits now is worth a call."""
+        under_way = len(self._under_way)
+        return not under_way or (under_way < IN_FLIGHT and len(self._waiting) >= BESIDE)
 
     def _returned(self, task: "asyncio.Task[None]") -> None:
         self._under_way.discard(task)
@@ -164,23 +167,23 @@ class ChargeCalls:
             kind = error.kind if isinstance(error, StoreError) else "other"
             # Who came after the call began has waited for it: Redis would only be asked again.
             batch, self._waiting = batch + self._waiting, []
-            for waiting in batch:
-                if not waiting.future.done():
-                    waiting.future.set_exception(StoreError(kind, f"charge: {kind}"))
-                    waiting.future.exception()  # its request may be gone; that is no leak
+            for future, _ in batch:
+                if not future.done():
+                    future.set_exception(StoreError(kind, f"charge: {kind}"))
+                    future.exception()  # its request may be gone; that is no leak
         except asyncio.CancelledError:
-            for waiting in batch:
-                waiting.future.cancel()
+            for future, _ in batch:
+                future.cancel()
             raise
         else:
-            for waiting, result in zip(batch, results, strict=True):
-                if waiting.future.done():
+            for (future, _), result in zip(batch, results, strict=True):
+                if future.done():
                     continue
                 if isinstance(result, Exception):
-                    waiting.future.set_exception(result)
-                    waiting.future.exception()
+                    future.set_exception(result)
+                    future.exception()
                 else:
-                    waiting.future.set_result(result)
+                    future.set_result(result)
 
     async def _evaluate(self, batch: list[Waiting]) -> list[Result | Exception]:
         """Each request's answer, on a connection that nobody else uses meanwhile."""
@@ -203,7 +206,7 @@ class ChargeCalls:
 
     async def _answers(self, connection: Any, batch: list[Waiting]) -> list[Result | Exception]:
         """Run the script; load it where Redis lost it, never run an unclear call again."""
-        parts = [waiting.part for waiting in batch]
+        parts = [part for _, part in batch]
         try:
             now, *results = await run(connection, packed("EVALSHA", self._sha, parts))
         except exceptions.NoScriptError:  # nothing ran

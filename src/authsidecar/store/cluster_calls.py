@@ -5,6 +5,8 @@ node that is slow or gone holds up nobody whose keys are elsewhere.
 """
 
 import asyncio
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any
 
 from redis import exceptions
@@ -101,28 +103,28 @@ class _NodeCalls(ChargeCalls):
         return now, result
 
     async def _answers(self, connection: Any, batch: list[Waiting]) -> list[Result | Exception]:
-        slots: dict[int, list[Waiting]] = {}
-        for waiting in batch:
-            slots.setdefault(slot_of(waiting.part.key), []).append(waiting)
-        parts = {slot: [waiting.part for waiting in group] for slot, group in slots.items()}
+        slots: dict[int, list[Part]] = {}
+        for _, part in batch:
+            slots.setdefault(slot_of(part.key), []).append(part)
         answers = await _sent(
-            connection, {slot: packed("EVALSHA", self._sha, all_) for slot, all_ in parts.items()}
+            connection, {slot: packed("EVALSHA", self._sha, parts) for slot, parts in slots.items()}
         )
         lost = {
-            slot: packed("EVAL", self._script, parts[slot])
+            slot: packed("EVAL", self._script, slots[slot])
             for slot, reply in answers.items()
             if isinstance(reply, exceptions.NoScriptError)  # nothing ran
         }
         answers |= await _sent(connection, lost)
-        results: dict[int, Result | Exception] = {}
-        for slot, group in slots.items():
-            reply = answers[slot]
-            if isinstance(reply, Exception):
-                results |= {id(waiting): reply for waiting in group}
-            else:
-                now, *each = reply
-                results |= {id(w): (now, r) for w, r in zip(group, each, strict=True)}
-        return [results[id(waiting)] for waiting in batch]
+        results = {slot: _each(reply) for slot, reply in answers.items()}
+        return [next(results[slot_of(part.key)]) for _, part in batch]
+
+
+def _each(reply: Any) -> Iterator[Result | Exception]:
+    """The answers to the parts of one slot's call, in order; its error for all of them."""
+    if isinstance(reply, Exception):
+        return repeat(reply)
+    now, *results = reply
+    return ((now, result) for result in results)
 
 
 async def _sent(connection: Any, calls: dict[int, bytes]) -> dict[int, Any]:
