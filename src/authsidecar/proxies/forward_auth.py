@@ -75,18 +75,14 @@ def read(
     client = client_address(fields.forwarded_for, trusted_hops)
     if isinstance(client, Deny):
         return client
-    return AccessRequest(
-        proxy=proxy,
-        method=method,
-        path=path,
-        target=target,
-        client=client,
-        credential=find(fields.authorization),
-        preflight=method == "OPTIONS"
+    preflight = (
+        method == "OPTIONS"
         and bool(fields.origin and fields.preflight_method)
-        and not fields.authorization,
-        request_id=None if proxy in _WITHOUT_REQUEST_ID else _request_id(fields.request_id),
+        and not fields.authorization
     )
+    request_id = None if proxy in _WITHOUT_REQUEST_ID else _request_id(fields.request_id)
+    credential = find(fields.authorization)
+    return AccessRequest(proxy, method, path, target, client, credential, preflight, request_id)
 
 
 def _request_id(values: list[bytes]) -> str | None:

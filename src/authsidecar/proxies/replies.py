@@ -99,9 +99,10 @@ def render(
     quota = _quota(outcome.quotas, outcome.now)
     match outcome.verdict:
         case Allow() as allow:
-            identity = _identity(allow, client, decision_id)
+            identity = _identity(allow.principal, allow.read_sensitive, client)
             expiry = _expiry(outcome, allow, expiry_ms) if expiry_ms else ""
-            return Reply(200, f"{identity}{expiry}{quota}{NO_STORE}")
+            decision = f"{headers.DECISION_ID}: {decision_id}\r\n"
+            return Reply(200, f"{identity}{decision}{expiry}{quota}{NO_STORE}")
         case Deny() as deny:
             reply = refuse(deny, decision_id)
             if deny.reason.kind is Kind.RATE_LIMITED:
@@ -150,18 +151,6 @@ def _refusal(reason: Reason) -> str:
     return f"{JSON}{extra}{ANY_ORIGIN}{NO_STORE}"
 
 
-def _identity(allow: Allow, client: Address | None, decision_id: str) -> str:
-    return (
-        f"{_whom(allow.principal, allow.read_sensitive)}"
-        f"{headers.CLIENT_IP}: {NONE if client is None else _text(client)}\r\n"
-        f"{headers.DECISION_ID}: {decision_id}\r\n"
-    )
-
-
-_text = lru_cache(maxsize=4096)(str)
-"""An address as text; writing it anew costs as much as all other fields together."""
-
-
 def _expiry(outcome: Outcome, allow: Allow, expiry_ms: int) -> str:
     """When the token that the caller is known by expires, if that is soon."""
     if allow.principal is None or outcome.record is None:
@@ -173,8 +162,8 @@ def _expiry(outcome: Outcome, allow: Allow, expiry_ms: int) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _whom(who: Principal | None, read_sensitive: bool) -> str:
-    """What is the same on every answer to the same caller."""
+def _identity(who: Principal | None, read_sensitive: bool, client: Address | None) -> str:
+    """What is the same on every answer to the same caller from the same address."""
     return lines(
         (headers.USER_ID, NONE if who is None else str(who.user)),
         (headers.TEAM_ID, NONE if who is None else str(who.team)),
@@ -182,6 +171,7 @@ def _whom(who: Principal | None, read_sensitive: bool) -> str:
         (headers.TOKEN_ID, NONE if who is None else str(who.token)),
         (headers.PERMISSIONS, (NONE if who is None else " ".join(sorted(who.permissions))) or NONE),
         (headers.READ_SENSITIVE, "true" if read_sensitive else "false"),
+        (headers.CLIENT_IP, NONE if client is None else str(client)),
     )
 
 
@@ -191,19 +181,25 @@ def tightest(quotas: Sequence[Quota]) -> Quota:
 
 
 def _quota(quotas: Sequence[Quota], now: UnixMs) -> str:
-    if not quotas:
+    if len(quotas) == 1:
+        least = quotas[0]
+        policies, states = _policy(least.scope, least.limit), _state(least, now)
+    elif quotas:
+        least = tightest(quotas)
+        policies = ", ".join([_policy(q.scope, q.limit) for q in quotas])
+        states = ", ".join([_state(q, now) for q in quotas])
+    else:
         return ""
-    least = tightest(quotas) if len(quotas) > 1 else quotas[0]
-    policies = ", ".join([_policy(q.scope, q.limit) for q in quotas])
-    states = ", ".join(
-        [f'"{q.scope}";r={q.remaining};t={_seconds(q.reset_at - now)}' for q in quotas]
-    )
     return (
         f"X-RateLimit-Limit: {least.limit.requests}\r\n"
         f"X-RateLimit-Remaining: {least.remaining}\r\n"
         f"RateLimit-Policy: {policies}\r\n"
         f"RateLimit: {states}\r\n"
     )
+
+
+def _state(quota: Quota, now: UnixMs) -> str:
+    return f'"{quota.scope}";r={quota.remaining};t={_seconds(quota.reset_at - now)}'
 
 
 @lru_cache(maxsize=1024)
