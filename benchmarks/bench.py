@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import os
 import platform
 import shutil
 import socket
@@ -19,7 +18,7 @@ from typing import Any
 
 from redis import Redis
 
-from benchmarks import requests, results
+from benchmarks import cores, requests, results
 from benchmarks.growth import grow
 from benchmarks.load import FIRST_REFUSAL, drive, generator, statuses
 from benchmarks.meter import Meter, Round, cost
@@ -163,6 +162,8 @@ def contestants(directory: Path) -> Iterator[dict[str, Contestant]]:
             )
             for name, (server, sent, status) in asked.items()
         }
+        for server, _, _ in asked.values():
+            cores.give(server.pid)
         for one in found.values():
             statuses(one.port, (one.requests * 100)[: requests.USERS])
         yield found
@@ -203,7 +204,7 @@ def machine() -> dict[str, str]:
         platform.machine(),
     )
     return {
-        "processor": f"{len(os.sched_getaffinity(0))} cores, {model}",
+        "processor": f"{len(cores.ALL)} cores, {model}",
         "python": platform.python_version(),
         **{name: version(name) for name in ("authsidecar", "aiohttp", "redis", "uvloop", "limits")},
     }
@@ -222,6 +223,7 @@ def main() -> None:
     number = arguments.rounds or (2 if arguments.quick else 5)
     seconds = arguments.seconds or (1 if arguments.quick else 2)
     others = (1, min(seconds, 1)) if arguments.quick else (min(number, 3), seconds)
+    cores.leave_one()
     plan = {1: others, MAIN: (number, seconds), 256: others}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from authsidecar.routes.loading import released
 from authsidecar.store.keys import Keys
+from benchmarks import cores
 from benchmarks.load import drive, statuses
 from benchmarks.many_tokens import write_owners, write_tokens
 from benchmarks.requests import ALLOWLIST, subrequest
@@ -73,6 +74,7 @@ def grow(
                 **settings,
             )
             stack.callback(process.stop)
+            cores.give(process.pid)
             return process
 
         fewer, more = redis("fewer"), redis("more")

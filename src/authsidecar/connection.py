@@ -11,7 +11,7 @@ import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from aiohttp import HttpVersion11
 from aiohttp.base_protocol import BaseProtocol
@@ -255,8 +255,9 @@ class Connection(BaseProtocol):
         self._go_on()
 
     def _answered(self, reply: Reply) -> None:
-        message = cast(RawRequestMessage, self._answering)
+        message = self._answering
         self._answering = None
+        assert message is not None  # noqa: S101  # it is what was just answered
         self._write(reply, head=message.method == "HEAD", announce=message.version < HttpVersion11)
 
     def _write(self, reply: Reply, *, head: bool, announce: bool = False) -> None:
