@@ -27,6 +27,7 @@ from authsidecar.store.cluster_calls import ClusterCalls
 from authsidecar.store.keys import Keys
 from authsidecar.store.loading import Loader
 from authsidecar.store.near_cache import NearCache
+from authsidecar.store.records import unchanged
 from authsidecar.store.refusals import Refusals
 from authsidecar.store.trips import Observe, Trips
 
@@ -304,6 +305,7 @@ class DecisionStore:
     async def _load_instance(self) -> Instance:
         asked = time.monotonic()  # what is read is at least as new
         loaded = await self._trips.make("instance", self._loader.instance())
+        loaded = unchanged(self._instance[0] if self._instance else None, loaded)
         self._instance = (loaded, asked)
         return loaded
 

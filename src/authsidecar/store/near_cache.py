@@ -6,6 +6,7 @@ from hmac import compare_digest
 from typing import Final, NamedTuple
 
 from authsidecar.model import Credential, TokenId, TokenRecord
+from authsidecar.store.records import unchanged
 
 DUE: Final = (0.7, 0.9)
 """At which share of their greatest age records that are in use are read again, beside the requests
@@ -62,9 +63,11 @@ class NearCache:
         return held is not None and compare_digest(held.record.digest, credential.digest)
 
     def hold(self, record: TokenRecord, read_at: float) -> None:
-        """Keep a record that was read."""
+        """Keep a record that was read; one that is held already if it says the same."""
         if not self._kept:
             return
+        held = self._held.get(record.token)
+        record = unchanged(None if held is None else held.record, record)
         due_at = read_at + self._max_age_s * random.uniform(*DUE)  # noqa: S311  # no secret
         self._held[record.token] = Held(record, read_at, due_at)
         self._held.move_to_end(record.token)

@@ -1,9 +1,11 @@
 """How a record is written in Redis, both ways; anything unreadable grants nothing."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from dataclasses import fields
+from functools import lru_cache
+from typing import Final, TypeVar
 
-from authsidecar.allowlist import parse_lenient
+from authsidecar.allowlist import Allowlist, parse_lenient
 from authsidecar.model import Limit, Permission, Role, TeamId, TokenId, TokenRecord, UnixMs, UserId
 from authsidecar.policy import Instance
 
@@ -13,6 +15,8 @@ TEAM_FIELDS: Final = ("name", "mcp_enabled", "limit")
 INSTANCE_FIELDS: Final = ("api_enabled", "allowlist", "mcp_enabled")
 
 _BIGINT_DIGITS: Final = 19
+
+Snapshot = TypeVar("Snapshot", TokenRecord, Instance)
 
 Field = bytes | None
 """A hash field as redis-py reads it; None where it is absent."""
@@ -106,16 +110,34 @@ def token_record(
     )
 
 
-def instance(fields: Sequence[Field], nonce: bytes) -> Instance:
+def instance(row: Sequence[Field], nonce: bytes) -> Instance:
     """The instance-wide state; what was never written is off, an absent allowlist is everyone."""
-    api, allowlist, mcp = fields
+    api, allowlist, mcp = row
     text = None if allowlist is None else allowlist.decode("utf-8", "replace")
     return Instance(
         api_enabled=flag(api, absent=False),
-        allowlist=parse_lenient(text)[0],
+        allowlist=_allowlist(text),
         mcp_enabled=flag(mcp, absent=False),
         nonce=nonce,
     )
+
+
+@lru_cache(maxsize=4)
+def _allowlist(text: str | None) -> Allowlist:
+    """Ten thousand entries take their time, and are the same each time but for a change."""
+    return parse_lenient(text)[0]
+
+
+def unchanged(held: Snapshot | None, read: Snapshot) -> Snapshot:
+    """What is held if it says the same as what was just read, else that.
+
+    So all that is remembered of a snapshot, which is compared by identity, stays remembered.
+    """
+    if held is None or any(
+        getattr(held, one.name) != getattr(read, one.name) for one in fields(read)
+    ):
+        return read
+    return held
 
 
 def _limits(**texts: Field) -> Mapping[str, Limit]:

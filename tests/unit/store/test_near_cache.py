@@ -1,5 +1,6 @@
 """What a process keeps of token records, and for how long."""
 
+from dataclasses import replace
 from hashlib import sha256
 
 from authsidecar.model import Credential, Permission, Role, TeamId, TokenId, TokenRecord, UserId
@@ -42,6 +43,21 @@ def test_a_record_past_its_age_is_only_recognised() -> None:
     assert cache.find(credential(1), 105.1) is None
     assert cache.recognises(credential(1))
     assert not cache.recognises(credential(1, "wrong"))
+
+
+def test_a_record_that_says_the_same_stays_the_one_that_is_held() -> None:
+    """What is remembered of it stays remembered; its age begins anew. Any change is a new one."""
+    cache = NearCache(10, 5.0)
+    cache.hold(first := record(1), 100.0)
+    cache.hold(record(1), 104.0)
+    found = cache.find(credential(1), 108.0)
+    assert found is not None
+    assert found.record is first
+    for changed in ({"name": "other"}, {"nonce": b"new"}, {"role": None}):
+        cache.hold(read := replace(record(1), **changed), 104.0)
+        found = cache.find(credential(1), 108.0)
+        assert found is not None
+        assert found.record is read
 
 
 def test_records_that_are_read_together_are_due_at_different_times() -> None:
@@ -89,7 +105,7 @@ def test_only_the_very_record_is_outdated() -> None:
     """One that was read since is used on."""
     cache = NearCache(10, 5.0)
     cache.hold(old := record(1), 100.0)
-    cache.hold(record(1), 101.0)
+    cache.hold(replace(old, nonce=b"new"), 101.0)
     cache.outdate(old)
     found = cache.find(credential(1), 101.0)
     assert found is not None
