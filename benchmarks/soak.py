@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import random
 import statistics
 import sys
 import tempfile
@@ -31,6 +32,10 @@ SMOOTHING = 10
 
 FLAT = 0.05
 
+BUSY = (0.2, 2.0)
+"""How busy a user is, as a share of the average. Equally busy ones fill and free the pieces of
+their counters in step, and Redis's allocator keeps what was just freed for ten seconds."""
+
 
 def deviation(samples: Sequence[float], skip: int) -> float:
     """How far memory strays from where it was after warming up, as a share of that.
@@ -44,6 +49,13 @@ def deviation(samples: Sequence[float], skip: int) -> float:
         statistics.median(kept[at : at + SMOOTHING]) for at in range(0, len(kept), SMOOTHING)
     ]
     return max(abs(m - medians[0]) for m in medians) / medians[0]
+
+
+def unequal(sent: Sequence[bytes]) -> list[bytes]:
+    """Many of these requests in a random order, of some more often than of others."""
+    rng = random.Random(5)
+    weights = [rng.uniform(*BUSY) for _ in sent]
+    return rng.choices(sent, weights, k=20_000)
 
 
 def warm_up(minutes: float) -> int:
@@ -101,7 +113,7 @@ def main() -> int:
                 "sidecar": psutil.Process(sidecar.pid),
                 "Redis": psutil.Process(redis.pid),
             }
-            samples = uvloop.run(soak(sidecar.port, sent, rate, watched, minutes))
+            samples = uvloop.run(soak(sidecar.port, unequal(sent), rate, watched, minutes))
         finally:
             sidecar.stop()
             redis.stop()
