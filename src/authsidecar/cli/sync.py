@@ -112,7 +112,10 @@ async def _follow(session: Session, *, allow_empty: bool) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    task.add_done_callback(lambda _: stop.set())
     await stop.wait()
+    if task.done() and not task.cancelled():
+        task.result()  # it ends by itself only by a defect, which ends the command
     await end([task])
     log.event("info", "stopped")
     log.flush()

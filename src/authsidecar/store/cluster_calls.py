@@ -115,16 +115,16 @@ class _NodeCalls(ChargeCalls):
             if isinstance(reply, exceptions.NoScriptError)  # nothing ran
         }
         answers |= await _sent(connection, lost)
-        results = {slot: _each(reply) for slot, reply in answers.items()}
+        results = {slot: _each(answers[slot], parts) for slot, parts in slots.items()}
         return [next(results[slot_of(part.key)]) for _, part in batch]
 
 
-def _each(reply: Any) -> Iterator[Result | Exception]:
+def _each(reply: Any, parts: list[Part]) -> Iterator[Result | Exception]:
     """The answers to the parts of one slot's call, in order; its error for all of them."""
     if isinstance(reply, Exception):
         return repeat(reply)
     now, *results = reply
-    return ((now, result) for result in results)
+    return iter([(now, result) for result, _ in zip(results, parts, strict=True)])
 
 
 async def _sent(connection: Any, calls: dict[int, bytes]) -> dict[int, Any]:
