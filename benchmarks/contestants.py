@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 from authsidecar.addresses import Networks
 from authsidecar.authorize import Outcome
 from authsidecar.model import Credential, Deny, Limit, Proxy, Quota, TokenId, TokenRecord, UnixMs
-from authsidecar.policy import RATE_LIMITED, Policy, find_route, judge
+from authsidecar.policy import RATE_LIMITED, Case, Judgement, Policy, find_route, identify, judge
 from authsidecar.proxies.forward_auth import read
 from authsidecar.proxies.headers import Fields
 from authsidecar.proxies.replies import Reply, render
@@ -78,8 +78,12 @@ async def naive(redis_url: str) -> Handler:
         now, (status, _, remaining, reset_at) = await charge(
             [keys.counter(counter)], ["", 0, 0, "charge", 1, LIMIT, 60_000]
         )
-        judgement = judge(policy, access, route, instance, record, UnixMs(now))
-        verdict = judgement.verdict if status == ADMITTED else Deny(RATE_LIMITED)
+        known = identify(access, route, instance, record, UnixMs(now))
+        if isinstance(known, Judgement):
+            raise web.HTTPUnauthorized
+        verdict = judge(Case(policy, access.client, route, instance, known)).verdict
+        if status != ADMITTED:
+            verdict = Deny(RATE_LIMITED)
         quota = Quota("user", counter.limit, remaining, UnixMs(reset_at))
         outcome = Outcome(verdict, UnixMs(now), (quota,), route.template, record)
         return render(outcome, access.client, decision_id)

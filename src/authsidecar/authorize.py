@@ -31,7 +31,7 @@ from authsidecar.policy import (
     Policy,
     find_route,
     identify,
-    judge_known,
+    judge,
 )
 from authsidecar.ratelimit import charges
 from authsidecar.ratelimit.charges import Charge
@@ -246,7 +246,7 @@ def _settled(
     """An authenticated request: the same for the same snapshots, none of which ever changes."""
     case = Case(rules.policy, client, route, instance, record)
     counters = charges.of_principal(record, client, rules.limits, rules.ipv6_prefix)
-    return _Judged(judge_known(case), Claim(counters, instance, record), case)
+    return _Judged(judge(case), Claim(counters, instance, record), case)
 
 
 def _of_address(bucket: str | None, request: AccessRequest, rules: Rules) -> tuple[Charge, ...]:
@@ -268,7 +268,7 @@ async def _isolated(
     found = named(case.route, request.path)
     if found is None:
         return judgement
-    return judge_known(case._replace(resource=found._replace(team=await store.owner(found.uuid))))
+    return judge(case._replace(resource=found._replace(team=await store.owner(found.uuid))))
 
 
 def _known(request: AccessRequest, store: Store) -> TokenRecord | None:

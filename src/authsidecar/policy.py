@@ -1,9 +1,9 @@
 """What is decided, and in which order: Coolify's order, Coolify's words.
 
 Everything that can refuse a readable request is here: `find_route` (row 1 of the table in
-docs/reference/reason-codes.md), `authenticate` (row 2) and CHECKS (rows 4 to 10). The rate limit
-(row 3) stands between them; `judge` says which bucket a request is charged to, whatever the
-verdict, and authorize.py charges it. Pure: time and state are arguments.
+docs/reference/reason-codes.md), `identify` (row 2) and `judge` (rows 4 to 10, CHECKS). The rate
+limit (row 3) stands between them; each judgement says which bucket the request is charged to,
+whatever the verdict, and authorize.py charges it. Pure: time and state are arguments.
 """
 
 from collections.abc import Callable
@@ -200,32 +200,6 @@ def authenticate(
     return record
 
 
-def judge(  # noqa: PLR0917  # one value for each thing that is judged by
-    policy: Policy,
-    request: AccessRequest,
-    route: Route,
-    instance: Instance,
-    record: TokenRecord | None,
-    now: UnixMs,
-    resource: Resource | None = None,
-) -> Judgement:
-    """The verdict on a request that needs a token, by rows 1 (MCP), 2 and 4 to 10.
-
-    Args:
-        policy: what the operator configured.
-        request: the client's request.
-        route: its row, as `find_route` gave it.
-        instance: the instance-wide state.
-        record: what Redis holds under the credential's id, or None.
-        now: the time by Redis's clock.
-        resource: what the path names, if its team is to be judged too.
-    """
-    known = identify(request, route, instance, record, now)
-    if isinstance(known, Judgement):
-        return known
-    return judge_known(Case(policy, request.client, route, instance, known, resource))
-
-
 def identify(
     request: AccessRequest,
     route: Route,
@@ -233,7 +207,7 @@ def identify(
     record: TokenRecord | None,
     now: UnixMs,
 ) -> TokenRecord | Judgement:
-    """The record that a request proves to own, or its refusal, by rows 1 (MCP) to 3."""
+    """The record that a request proves to own, or its refusal, by rows 1 (MCP) and 2."""
     if route.guard is Guard.MCP and not instance.mcp_enabled:
         return Judgement(Deny(MCP_DISABLED, "the instance's MCP switch is off"), "unknown")
     if isinstance(request.credential, Deny):
@@ -242,7 +216,7 @@ def identify(
     return Judgement(proven, "failed") if isinstance(proven, Deny) else proven
 
 
-def judge_known(case: Case) -> Judgement:
+def judge(case: Case) -> Judgement:
     """The verdict on an authenticated request, by rows 4 to 10: the same for the same case."""
     denial = first_denial(case)
     return Judgement(_admit(case.record) if denial is None else denial, "principal")

@@ -11,6 +11,8 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from authsidecar.coolify.sync import Follower
+from tests.support.cli import invoke
 from tests.support.coolify import Coolify, contents, state, sync_once
 
 
@@ -51,6 +53,20 @@ async def test_look_sync_and_look_again(command, redis_client: Redis) -> None:
     assert json.loads(done.stdout)["applied"]["token_put"] == 25
     assert json.loads(second.stdout) == {"items": [], "new": 0, "gone": 0, "changed": 0}
     assert len((await state(redis_client))["tokens"]) == 25
+
+
+def test_a_follower_that_ends_by_itself_ends_the_command(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect is told; nobody goes on waiting for a signal, with nothing followed."""
+
+    async def broken(_: Follower) -> None:
+        raise TypeError
+
+    monkeypatch.setattr(Follower, "run", broken)
+    result = invoke("sync", "coolify", url=redis_url, SYNC__DSN="postgresql://x@127.0.0.1:1/x")
+    assert result.code == 1
+    assert "TypeError" in result.err
 
 
 async def test_an_emptied_database_is_refused_until_it_is_confirmed(

@@ -28,11 +28,10 @@ from authsidecar.policy import (
     check_permission,
     find_route,
     first_denial,
-    judge,
 )
 from authsidecar.policy import Case as PolicyCase
 from authsidecar.routes import Guard, Route, RouteTable, coolify
-from tests.support.cases import DIGEST, NOW, code, record, request
+from tests.support.cases import DIGEST, NOW, code, judged, record, request
 
 TABLE = coolify("4.3")
 POLICY = Policy(TABLE)
@@ -88,9 +87,14 @@ def denial(case: PolicyCase) -> str:
 
 
 def said(case: PolicyCase, credential: Credential | Deny) -> Judgement:
-    route = case.route
-    asked = request(route.method, route.template, client=case.client, credential=credential)
-    return judge(case.policy, asked, route, case.instance, case.record, NOW)
+    return judged(
+        case.route,
+        case.record,
+        instance=case.instance,
+        policy=case.policy,
+        client=case.client,
+        credential=credential,
+    )
 
 
 @given(cases(), PERMISSIONS)

@@ -18,7 +18,7 @@ from authsidecar.model import (
     UnixMs,
     UserId,
 )
-from authsidecar.policy import Instance, Judgement, Policy, judge
+from authsidecar.policy import Case, Instance, Judgement, Policy, identify, judge
 from authsidecar.routes import Guard, Route, RouteTable
 
 NOW = UnixMs(1_800_000_000_000)
@@ -69,7 +69,10 @@ def judged(
 ) -> Judgement:
     """What is said of a request for this route with this record."""
     asked = request(route.method, route.template, **changed)
-    return judge(policy, asked, route, instance, held or record(), now)
+    known = identify(asked, route, instance, held or record(), now)
+    if isinstance(known, Judgement):
+        return known
+    return judge(Case(policy, asked.client, route, instance, known))
 
 
 def code(judgement: Judgement) -> str:

@@ -52,7 +52,7 @@ def outcome(policy: Policy, method: str, path: str, **changed: object) -> tuple[
 
 
 def test_a_route_that_needs_a_token_is_handed_on() -> None:
-    """The row itself, for `judge`."""
+    """The row itself, to be judged by."""
     found = find_route(ROUTES, request("GET", "/api/v1/teams"))
     assert isinstance(found, Route)
     assert (found.template, found.permission) == ("/api/v1/teams", Permission.READ)

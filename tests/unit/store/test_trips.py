@@ -45,18 +45,20 @@ async def test_a_failure_is_told_by_a_closed_kind_and_nothing_else(
     assert SECRET not in str(raised.value)
 
 
+async def hanging(ended: asyncio.Event) -> None:
+    """Never ends by itself."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        ended.set()
+
+
 async def test_a_trip_ends_with_its_budget() -> None:
     """A command that never ends is cancelled, and told as a timeout."""
     ended = asyncio.Event()
 
-    async def hang() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
     with pytest.raises(StoreError) as raised:
-        await Trips(0.01, lambda *_: None).make("token", hang())
+        await Trips(0.01, lambda *_: None).make("token", hanging(ended))
     assert raised.value.kind == "timeout"
     assert ended.is_set()
 
@@ -115,13 +117,7 @@ async def test_a_trip_that_is_given_up_ends_its_command() -> None:
     """Whoever leaves takes along what was under way."""
     ended = asyncio.Event()
 
-    async def hang() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    trip = asyncio.ensure_future(Trips(10, lambda *_: None).make("token", hang()))
+    trip = asyncio.ensure_future(Trips(10, lambda *_: None).make("token", hanging(ended)))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     trip.cancel()
