@@ -752,14 +752,14 @@ async def test_a_connection_that_redis_closed_costs_no_request(
 
 
 async def test_a_loading_or_read_only_redis_has_its_own_kind(own: RedisProcess) -> None:
-    """A replica refuses to charge: `readonly`, not an unexplained failure."""
+    """A replica refuses to charge: `replica`, not an unexplained failure."""
     async with sidecar(own.tcp_url) as here, Redis.from_url(own.url) as client:
         assert await here.ask(67) == "allow"
         await client.config_set("replica-serve-stale-data", "yes")
         await client.execute_command("REPLICAOF", "127.0.0.1", "1")
         outcome = await here.outcome(67)
         assert isinstance(outcome.verdict, Deny)
-        assert outcome.verdict.detail == "redis: readonly"
+        assert outcome.verdict.detail == "redis: replica"
 
 
 async def test_a_cancelled_request_does_not_hurt_the_others(

@@ -6,17 +6,18 @@ nothing ever waits for a timer. An unclear call is never sent again: it may have
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 from redis import exceptions
 
 from authsidecar.authorize import StoreError
 from authsidecar.ending import end
 from authsidecar.model import UnixMs
-from authsidecar.store.trips import READONLY
+from authsidecar.store.trips import Trips, kind_of
 
 BATCH: Final = 128
 """The most requests that share one script call: Redis serves nobody else meanwhile."""
@@ -34,8 +35,6 @@ AGAIN_S: Final = 0.05
 
 Result = tuple[UnixMs, list[int]]
 """Redis's clock, and what charge.lua says of one request."""
-
-Trip = Callable[[str, Coroutine[Any, Any, Any]], Awaitable[Any]]
 
 
 def charge_script() -> str:
@@ -99,25 +98,47 @@ def packed(command: str, script: str, parts: Sequence[Part]) -> bytes:
     )
 
 
-class ChargeCalls:
-    """Runs charge.lua for all who wait."""
+class Pool(Protocol):
+    """Where script calls get their connections."""
 
-    def __init__(self, pool: Any, trip: Trip) -> None:
+    def make_connection(self) -> Any:
+        """A new connection of redis-py's, not open yet; who asked for it closes it."""
+
+    def renew(self) -> None:
+        """Have every connection opened anew before it is used again."""
+
+
+class ChargeCalls:
+    """Runs charge.lua for all who wait.
+
+    Script calls have connections of their own, one for each call that may be under way. One that
+    is not known to be in order after a call is closed and dropped, so none can be lost.
+    """
+
+    def __init__(self, pool: Pool, trips: Trips) -> None:
         """Nothing is sent yet; the event loop is the running one.
 
         Args:
-            pool: redis-py's asyncio connection pool, or what does the same for one node.
-            trip: bounds one trip and turns what goes wrong into a StoreError.
+            pool: makes connections to one node.
+            trips: bounds each trip and turns what goes wrong into a StoreError.
         """
         self._pool = pool
         self._idle: list[Any] = []
-        self._trip = trip
+        self._trips = trips
+        self._deadlines = trips.deadlines
         self._script = charge_script()
         self._sha = sha1(self._script.encode()).hexdigest()  # noqa: S324  # Redis names it so
         self._waiting: list[Waiting] = []
         self._under_way: set[asyncio.Task[None]] = set()
         self._woken = False
+        self._tick = -1
+        self._entered: list[asyncio.Future[Result]] = []
         self._loop = asyncio.get_running_loop()  # asking for it is a system call
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many connections are idle, and how many are used by calls under way."""
+        return len(self._idle), len(self._under_way)
 
     def charge(self, part: Part) -> "asyncio.Future[Result]":
         """One request's answer, to be awaited; a StoreError if Redis did not answer well in time.
@@ -126,6 +147,11 @@ class ChargeCalls:
             part: its part of the call.
         """
         future: asyncio.Future[Result] = self._loop.create_future()
+        if self._tick != self._deadlines.tick:
+            self._tick = self._deadlines.tick
+            self._entered = []
+            self._deadlines.at_end(partial(self._expire, self._entered))
+        self._entered.append(future)
         self._waiting.append((future, part))
         if not self._woken and self._may_call():
             self._woken = True
@@ -139,7 +165,7 @@ class ChargeCalls:
         self._waiting.clear()
         await end(self._under_way, again_s=AGAIN_S)
         while self._idle:
-            await self._release(self._idle.pop())
+            await self._idle.pop().disconnect(nowait=True)
 
     def _wake(self) -> None:
         """Send what waits, as far as calls may be under way."""
@@ -160,17 +186,20 @@ class ChargeCalls:
         self._under_way.discard(task)
         self._wake()
 
+    def _expire(self, entered: "list[asyncio.Future[Result]]") -> None:
+        """Refuse those of a tick whose budget is used up, sent or not."""
+        late = [future for future in entered if not future.done()]
+        _refuse(late, "timeout")
+        if late:
+            self._waiting = [one for one in self._waiting if not one[0].done()]
+
     async def _call(self, batch: list[Waiting]) -> None:
+        """Make one call; who waits for the next one has lost nothing if this one fails."""
         try:
-            results = await self._trip("charge", self._evaluate(batch))
+            results = await self._trips.make("charge", self._evaluate(batch))
         except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
             kind = error.kind if isinstance(error, StoreError) else "other"
-            # Who came after the call began has waited for it: Redis would only be asked again.
-            batch, self._waiting = batch + self._waiting, []
-            for future, _ in batch:
-                if not future.done():
-                    future.set_exception(StoreError(kind, f"charge: {kind}"))
-                    future.exception()  # its request may be gone; that is no leak
+            _refuse([future for future, _ in batch], kind)
         except asyncio.CancelledError:
             for future, _ in batch:
                 future.cancel()
@@ -190,16 +219,16 @@ class ChargeCalls:
         connection = await self._connection()
         try:
             answers = await self._answers(connection, batch)
-        except exceptions.ResponseError as error:
-            self._idle.append(connection)
-            if _demoted(error):  # the next attempt asks again who the primary is
-                await self._pool.disconnect(inuse_connections=False)
+        except exceptions.ResponseError as error:  # whole, so the connection is in order
+            if kind_of(error) in _LEAVE:
+                self._pool.renew()
                 await connection.disconnect(nowait=True)
+            else:
+                self._idle.append(connection)
             raise
         except BaseException:
             # An answer may still come: it must never be read as the next call's.
             await connection.disconnect(nowait=True)
-            await self._release(connection)
             raise
         self._idle.append(connection)
         return answers
@@ -216,33 +245,46 @@ class ChargeCalls:
     async def _connection(self) -> Any:
         """A connection that no other call uses, open as far as anybody knows.
 
-        They are redis-py's own, kept between calls: taking one from the pool and giving it back
-        costs as much as the call.
+        They are kept between calls: taking one from a pool and giving it back costs as much as
+        the call.
         """
-        if not self._idle:
-            connection = await self._pool.get_connection()
-            # The trip's budget bounds it. redis-py's own limit costs a task for each command, and
-            # on Python 3.11 it can swallow the very cancellation that the budget ends with.
-            connection.socket_timeout = None
-            return connection
-        connection = self._idle.pop()
-        # Redis closed it, or is not the one to ask any more: sending will open it again.
-        if connection.should_reconnect() or await connection.can_read():
+        while self._idle:
+            connection = self._idle.pop()
+            if await _usable(connection):
+                return connection
             await connection.disconnect(nowait=True)
+        return self._made()
+
+    def _made(self) -> Any:
+        """A new connection."""
+        connection = self._pool.make_connection()
+        # The trip's budget bounds it. redis-py's own limit costs a task for each command, and
+        # on Python 3.11 it can swallow the very cancellation that the budget ends with.
+        connection.socket_timeout = None
         return connection
 
-    async def _release(self, connection: Any) -> None:
-        connection.socket_timeout = self._pool.connection_kwargs.get("socket_timeout")
-        await self._pool.release(connection)
+
+_LEAVE: Final = frozenset({"replica", "noreplicas"})
+"""Kinds of a server that is no primary, or one that its replicas have left: the next call asks
+again who the primary is."""
 
 
-def _demoted(error: exceptions.ResponseError) -> bool:
-    """Whether a server says that it is no primary, or one that its replicas have left."""
-    return (
-        isinstance(error, exceptions.ReadOnlyError)
-        or READONLY in str(error)
-        or str(error).startswith("NOREPLICAS")
-    )
+async def _usable(connection: Any) -> bool:
+    """Whether a connection is open, to whom it should be, with nothing left to read."""
+    if not connection.is_connected or connection.should_reconnect():
+        return False
+    try:
+        return not await connection.can_read()
+    except (exceptions.RedisError, OSError):
+        return False
+
+
+def _refuse(futures: "Iterable[asyncio.Future[Result]]", kind: str) -> None:
+    """Tell all that have no answer yet that there is none."""
+    for future in futures:
+        if not future.done():
+            future.set_exception(StoreError(kind, f"charge: {kind}"))
+            future.exception()  # its request may be gone; that is no leak
 
 
 async def run(connection: Any, command: bytes) -> Any:

@@ -55,8 +55,8 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
             max_connections: commands under way at once, and as many pipelines; others wait.
             options: of RedisCluster.
         """
-        # Each command and each pipeline has one connection to a node; script calls have theirs.
-        super().__init__(max_connections=2 * max_connections + 4, **options)
+        # Each command and each pipeline has one connection to a node.
+        super().__init__(max_connections=2 * max_connections, **options)
         self._commands = asyncio.Semaphore(max_connections)
         self._pipelines = asyncio.Semaphore(max_connections)
         self._look: asyncio.Task[None] | None = None

@@ -11,25 +11,36 @@ from typing import Any
 
 from redis import exceptions
 from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from authsidecar.authorize import StoreError
-from authsidecar.store.calls import ChargeCalls, Part, Result, Trip, Waiting, bulk, packed, run
+from authsidecar.ending import end
+from authsidecar.store.calls import AGAIN_S, ChargeCalls, Part, Result, Waiting, bulk, packed, run
 from authsidecar.store.cluster import REDIRECTS, Cluster, answer, slot_of
+from authsidecar.store.trips import Trips, kind_of
 
 
 class ClusterCalls:
     """Runs charge.lua for all who wait, wherever their slots are."""
 
-    def __init__(self, client: Cluster, trip: Trip) -> None:
+    def __init__(self, client: Cluster, trips: Trips) -> None:
         """Nothing is sent yet.
 
         Args:
             client: the cluster's client.
-            trip: bounds one trip and turns what goes wrong into a StoreError.
+            trips: bounds each trip and turns what goes wrong into a StoreError.
         """
         self._client = client
-        self._trip = trip
+        self._trips = trips
         self._lines: dict[str, tuple[ClusterNode, _NodeCalls]] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many connections are idle, and how many are used by calls under way."""
+        counts = [line.connections for _, line in self._lines.values()]
+        return sum(idle for idle, _ in counts), sum(used for _, used in counts)
 
     async def charge(self, part: Part) -> Result:
         """One request's answer.
@@ -50,7 +61,7 @@ class ClusterCalls:
                     return await line.charge(part)
                 except exceptions.MovedError as error:
                     # In a task of its own, as all that is bounded in time: the request has none.
-                    following = self._trip("charge", self._client.moved(error))
+                    following = self._trips.make("charge", self._client.moved(error))
                     await asyncio.ensure_future(following)
                 except exceptions.AskError as error:
                     asked = self._client.nodes_manager.get_node(error.host, error.port)
@@ -60,25 +71,38 @@ class ClusterCalls:
         except StoreError:
             self._client.look_again()
             raise
-        except exceptions.RedisError:  # the cluster is down, or a slot is half way to another node
-            pass
+        except exceptions.RedisError as error:  # of this slot alone: it is down, or half moved
+            self._client.look_again()
+            kind = kind_of(error)
+            raise StoreError(kind, f"charge: {kind}") from None
         self._client.look_again()
-        raise StoreError("connection", "charge: no node serves the slot")
+        raise StoreError("cluster", "charge: no node serves the slot")
 
     async def close(self) -> None:
         """End what waits and what is under way."""
         for _, line in self._lines.values():
             await line.close()
         self._lines.clear()
+        await end(self._closing, again_s=AGAIN_S)
 
     def _line(self, node: ClusterNode) -> "_NodeCalls":
         """The calls of a node; redis-py may have made it anew."""
         held = self._lines.get(node.name)
         if held is not None and held[0] is node:
             return held[1]
-        line = _NodeCalls(_NodePool(node), self._trip)
+        self._leave_nodes_that_are_gone()
+        line = _NodeCalls(_NodePool(node), self._trips)
         self._lines[node.name] = (node, line)
         return line
+
+    def _leave_nodes_that_are_gone(self) -> None:
+        """Close the connections to nodes that the cluster has no more, or that were made anew."""
+        for name, (node, line) in tuple(self._lines.items()):
+            if self._client.nodes_manager.get_node(node_name=name) is not node:
+                del self._lines[name]
+                task = asyncio.get_running_loop().create_task(line.close_when_idle())
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
 
 
 class _NodeCalls(ChargeCalls):
@@ -86,21 +110,23 @@ class _NodeCalls(ChargeCalls):
 
     async def asked(self, part: Part) -> Result:
         """One request's answer from the node that is taking over its slot."""
-        result: Result = await self._trip("charge", self._asked(part))
-        return result
+        return await self._trips.make("charge", self._asked(part))
 
     async def _asked(self, part: Part) -> Result:
-        connection = await self._pool.get_connection()
+        connection = self._made()  # of its own, since this happens once in a long while
         try:
             await run(connection, b"*1\r\n" + bulk("ASKING"))
-            # The script's text: the node may not have it, and this happens once in a long while.
+            # The script's text: the node may not have it.
             now, result = await run(connection, packed("EVAL", self._script, [part]))
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
         finally:
-            await self._pool.release(connection)
+            await connection.disconnect(nowait=True)
         return now, result
+
+    async def close_when_idle(self) -> None:
+        """Close, once what is under way has ended by itself."""
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+        await self.close()
 
     async def _answers(self, connection: Any, batch: list[Waiting]) -> list[Result | Exception]:
         slots: dict[int, list[Part]] = {}
@@ -115,6 +141,10 @@ class _NodeCalls(ChargeCalls):
             if isinstance(reply, exceptions.NoScriptError)  # nothing ran
         }
         answers |= await _sent(connection, lost)
+        errors = [reply for reply in answers.values() if isinstance(reply, Exception)]
+        redirected = any(isinstance(error, exceptions.AskError) for error in errors)
+        if len(errors) == len(answers) and not redirected:  # it is the node, not a slot
+            raise errors[0]
         results = {slot: _each(answers[slot], parts) for slot, parts in slots.items()}
         return [next(results[slot_of(part.key)]) for _, part in batch]
 
@@ -135,24 +165,15 @@ async def _sent(connection: Any, calls: dict[int, bytes]) -> dict[int, Any]:
 
 
 class _NodePool:
-    """A node's connections, as ChargeCalls asks a pool for them."""
+    """A node as a pool of connections."""
 
     def __init__(self, node: ClusterNode) -> None:
         self._node = node
-        self.connection_kwargs = node.connection_kwargs
 
-    async def get_connection(self) -> Any:
-        connection: Any = self._node.acquire_connection()
-        try:
-            await self._node.disconnect_if_needed(connection)
-            await connection.connect()
-        except BaseException:
-            self._node.release(connection)
-            raise
-        return connection
+    def make_connection(self) -> Any:
+        return self._node.connection_class(
+            **{**self._node.connection_kwargs, "retry": Retry(NoBackoff(), 0)}
+        )
 
-    async def release(self, connection: Any) -> None:
-        self._node.release(connection)
-
-    async def disconnect(self, *, inuse_connections: bool = True) -> None:  # noqa: ARG002
-        await self._node.disconnect_free_connections()
+    def renew(self) -> None:
+        """The look at the cluster, which follows every failure, finds another node."""

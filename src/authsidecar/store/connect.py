@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
+from weakref import WeakSet
 
 from hiredis import pack_command
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -16,9 +17,11 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MaxConnectionsError, RedisError
 
 from authsidecar.ending import end
+from authsidecar.store.calls import IN_FLIGHT
 from authsidecar.store.cluster import Cluster
 from authsidecar.store.embedded import embedded
 
@@ -41,7 +44,8 @@ class Connection:
         username: wins over the url's.
         password: wins over the url's; the url's is then the sentinels' own.
         timeout_s: of connecting and of one command, in seconds.
-        max_connections: of one process.
+        max_connections: of one process, at most; script calls have two of them, and all else at
+            least one.
         tls: files for a rediss:// url, as redis-py names them.
     """
 
@@ -72,7 +76,7 @@ async def connected(how: Connection) -> AsyncIterator["Redis"]:
             sentinels, service, db = _sentinels(how)
             stack.push_async_callback(sentinels.aclose)
             pool = _SentinelPool(
-                service, sentinels, db=db, max_connections=how.max_connections, **_options(how)
+                service, sentinels, db=db, max_connections=_pooled(how), **_options(how)
             )
             client = _packing(pool)
             following = asyncio.create_task(pool.follow())
@@ -86,14 +90,19 @@ async def connected(how: Connection) -> AsyncIterator["Redis"]:
 
 def _alone(how: Connection, url: str) -> "Redis":
     options = {**_patience(how), **dict(how.tls), **_login(how)}
-    pool = BlockingConnectionPool.from_url(
+    pool = Pool.from_url(
         url,
-        max_connections=how.max_connections,
+        max_connections=_pooled(how),
         timeout=how.timeout_s,
         retry=Retry(NoBackoff(), 0),
         **options,
     )
     return _packing(pool)
+
+
+def _pooled(how: Connection) -> int:
+    """How many connections are left for the pool: script calls have their own."""
+    return max(1, how.max_connections - IN_FLIGHT)
 
 
 def _packing(pool: Any) -> "Redis":
@@ -129,6 +138,63 @@ def _options(how: Connection) -> dict[str, Any]:
 def _hosts(url: str, port: int) -> list[tuple[str, int]]:
     hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
     return [((one := urlsplit(f"//{host}")).hostname or "", one.port or port) for host in hosts]
+
+
+class Pool(BlockingConnectionPool):
+    """redis-py's connections; none is lost, whatever fails or is cancelled at whatever moment."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        """Nothing is connected yet; the arguments are redis-py's."""
+        super().__init__(*args, **options)
+        self._made = WeakSet[Any]()
+        self._releases: set[asyncio.Task[None]] = set()
+
+    def make_connection(self) -> Any:
+        """A new connection, not open yet."""
+        connection = super().make_connection()  # type: ignore[no-untyped-call]
+        self._made.add(connection)
+        return connection
+
+    def renew(self) -> None:
+        """Have every connection, also of script calls, opened anew before it is used again."""
+        for connection in self._made:
+            connection.mark_for_reconnect()
+
+    async def get_connection(self, *args: Any, **options: Any) -> Any:
+        """A connection that nobody else uses.
+
+        Raises:
+            MaxConnectionsError: all were in use for too long.
+        """
+        try:
+            connection = super().get_connection(*args, **options)  # type: ignore[no-untyped-call]
+            return await connection
+        except RedisConnectionError as error:
+            if isinstance(error.__cause__, TimeoutError) and not self.can_get_connection():
+                raise MaxConnectionsError("all connections are in use") from None
+            raise
+
+    async def ensure_connection(self, connection: Any) -> None:
+        """See that a connection is open, and to whom it should be."""
+        if connection.should_reconnect():
+            await connection.disconnect(nowait=True)
+        await super().ensure_connection(connection)
+
+    async def release(self, connection: Any) -> None:
+        """Give a connection back; it is given back although the caller is cancelled meanwhile.
+
+        redis-py's own waits for a lock, and forgets the connection if it is cancelled there.
+        """
+        task = asyncio.ensure_future(super().release(connection))
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+        await asyncio.shield(task)
+
+    async def aclose(self) -> None:
+        """Close every connection, once those that are being given back are back."""
+        while self._releases:
+            await asyncio.wait(self._releases)
+        await super().aclose()
 
 
 # Redis Cluster
@@ -174,7 +240,7 @@ class _Sentinels(Sentinel):
             self.sentinels = order
 
 
-class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
+class _SentinelPool(SentinelConnectionPool, Pool):
     """redis-py's connections to the current primary; who finds none free waits for one."""
 
     def __init__(self, service: str, sentinels: Sentinel, **options: Any) -> None:
@@ -191,7 +257,7 @@ class _SentinelPool(SentinelConnectionPool, BlockingConnectionPool):
         before = self.master_address
         address = await super().get_master_address()  # type: ignore[no-untyped-call]
         if before not in {None, address}:
-            await self.update_active_connections_for_reconnect()  # type: ignore[no-untyped-call]
+            self.renew()
         return address
 
     async def follow(self) -> None:

@@ -76,7 +76,8 @@ class DecisionStore:
             observe: told of every trip: operation, seconds, kind of error or None.
             looked_up: told of every use of the cache: "hit", "miss" or "stale".
         """
-        self._client: Any = client  # redis-py's own annotations mix sync, async, bytes and str
+        anyway: Any = client  # redis-py's own annotations mix sync, async, bytes and str
+        self._client = anyway
         self._keys = keys
         self._cache_records = cache_records
         self._owner_age_s = min(cache_max_age_s, OWNER_AGE_S)
@@ -86,10 +87,10 @@ class DecisionStore:
         self._looked_up = looked_up
         self._loader = Loader(client, keys, ordered=not self._clustered)
         self._trips = Trips(budget_ms / 1000, observe)
-        self._calls = (
-            ClusterCalls(client, self._trips.make)
-            if isinstance(client, Cluster)
-            else ChargeCalls(client.connection_pool, self._trips.make)
+        self._calls: ClusterCalls | ChargeCalls = (
+            ClusterCalls(anyway, self._trips)
+            if self._clustered
+            else ChargeCalls(anyway.connection_pool, self._trips)
         )
         self._refusals = Refusals()
         self._records = NearCache(cache_records, cache_max_age_s)
@@ -257,6 +258,7 @@ class DecisionStore:
         """End what is under way; the client is the caller's to close."""
         await self._calls.close()
         await end(self._loads.values(), again_s=AGAIN_S)
+        self._trips.close()
 
     def _part(self, claim: Claim, repeat_key: bytes | None, *, peek: bool) -> Part:
         """A claim's part of a script call; that of a plain charge is packed once."""

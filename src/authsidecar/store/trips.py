@@ -1,6 +1,6 @@
 """One trip to Redis: bounded in time, and what goes wrong said in a closed set of kinds."""
 
-import asyncio
+import re
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
@@ -9,27 +9,83 @@ from redis import exceptions
 
 from authsidecar.authorize import StoreError
 from authsidecar.store.breaker import Breaker
+from authsidecar.store.deadlines import Deadlines
 
 _T = TypeVar("_T")
 
-READONLY: Final = "READONLY"
-"""Redis before 7 says it within the error of the script that wanted to write."""
+REPLIES: Final = {
+    "READONLY": "replica",
+    "MASTERDOWN": "replica",
+    "NOREPLICAS": "noreplicas",
+    "MISCONF": "misconf",
+    "OOM": "full",
+    "LOADING": "loading",
+    "BUSY": "busy",
+    "NOAUTH": "auth",
+    "WRONGPASS": "auth",
+    "NOPERM": "permission",
+    "CLUSTERDOWN": "cluster",
+    "TRYAGAIN": "cluster",
+}
+"""The kind of an error reply, by Redis's own word for it."""
+
+KINDS: Final = ("timeout", "connection", "pool", *dict.fromkeys(REPLIES.values()), "open", "other")
+"""All kinds: closed, since they label a metric."""
+
+SILENT: Final = frozenset({"timeout", "connection"})
+"""Kinds that mean that Redis did not answer: only these open the circuit."""
+
+OURS: Final = frozenset({"pool", "other"})
+"""Kinds that say nothing about Redis."""
+
+# Redis before 7 says it within the error of the script that wanted to write.
+_WORD: Final = re.compile(rf"\b(?:{'|'.join(REPLIES)})\b")
 
 Observe = Callable[[str, float, str | None], None]
 """Told of every trip: what it was for, how many seconds it took, the kind of error or None."""
+
+
+def kind_of(error: BaseException) -> str:
+    """The closed kind of what went wrong.
+
+    Args:
+        error: what redis-py raised, or what a budget ended with.
+    """
+    if isinstance(error, TimeoutError | exceptions.TimeoutError):
+        return "timeout"
+    if isinstance(error, exceptions.MaxConnectionsError):
+        return "pool"
+    if isinstance(error, exceptions.RedisError):
+        word = getattr(error, "status_code", None)
+        if word in REPLIES:
+            return REPLIES[word]
+        if isinstance(error, exceptions.AuthenticationError):
+            return "auth"
+        # Behind sentinels, redis-py says of a demoted primary that the connection is lost.
+        if isinstance(error, exceptions.ReadOnlyError) or isinstance(
+            error.__context__, exceptions.ReadOnlyError
+        ):
+            return "replica"
+        if isinstance(error, exceptions.BusyLoadingError):
+            return "loading"
+        if found := _WORD.search(str(error)):
+            return REPLIES[found[0]]
+    if isinstance(error, exceptions.ConnectionError | OSError):
+        return "connection"
+    return "other"
 
 
 class Trips:
     """Makes trips within a budget; while Redis does not answer, most are not even tried."""
 
     def __init__(self, budget_s: float, observe: Observe) -> None:
-        """Nothing is sent yet.
+        """Nothing is sent yet; the event loop is the running one.
 
         Args:
             budget_s: how long one trip may take, in seconds.
             observe: told of every trip that was made.
         """
-        self._budget_s = budget_s
+        self.deadlines = Deadlines(budget_s)
         self._observe = observe
         self._breaker = Breaker()
 
@@ -47,26 +103,23 @@ class Trips:
         if not self._breaker.lets_through(start):
             command.close()
             raise StoreError("open", f"{operation}: Redis has not answered lately")
-        kind = "other"
         try:
-            async with asyncio.timeout(self._budget_s):
+            async with self.deadlines.limit():
                 answer = await command
-        except (TimeoutError, exceptions.TimeoutError):
-            kind = "timeout"
-        except exceptions.ReadOnlyError:
-            kind = "readonly"
-        except exceptions.BusyLoadingError:
-            kind = "loading"
-        except (exceptions.ConnectionError, OSError):
-            kind = "connection"
-        except exceptions.RedisError as error:
-            if READONLY in str(error):
-                kind = "readonly"
+        except (TimeoutError, OSError, exceptions.RedisError) as error:
+            kind = kind_of(error)
         else:
             self._breaker.answered()
             self._observe(operation, time.monotonic() - start, None)
             return answer
         now = time.monotonic()
-        self._breaker.failed(now)
+        if kind in SILENT:
+            self._breaker.failed(now)
+        elif kind not in OURS:
+            self._breaker.answered()
         self._observe(operation, now - start, kind)
         raise StoreError(kind, f"{operation}: {kind}")
+
+    def close(self) -> None:
+        """Time nothing any more."""
+        self.deadlines.close()

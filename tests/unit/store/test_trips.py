@@ -9,7 +9,7 @@ from redis import exceptions
 
 from authsidecar.authorize import StoreError
 from authsidecar.store.breaker import FAILURES
-from authsidecar.store.trips import Trips
+from authsidecar.store.trips import KINDS, Trips
 
 SECRET = "67|planted"  # what must not show
 
@@ -23,14 +23,21 @@ async def failing(error: BaseException) -> None:
     [
         (TimeoutError(SECRET), "timeout"),
         (exceptions.TimeoutError(SECRET), "timeout"),
-        (exceptions.ReadOnlyError(SECRET), "readonly"),
-        (exceptions.ResponseError(f"Error running script: -READONLY {SECRET}"), "readonly"),
+        (exceptions.ReadOnlyError(SECRET), "replica"),
+        (exceptions.ResponseError(f"Error running script: -READONLY {SECRET}"), "replica"),
+        (exceptions.MasterDownError(SECRET, status_code="MASTERDOWN"), "replica"),
+        (exceptions.ResponseError(f"NOREPLICAS Not enough good replicas {SECRET}"), "noreplicas"),
+        (exceptions.ResponseError(f"MISCONF Redis is configured to {SECRET}"), "misconf"),
+        (exceptions.OutOfMemoryError(SECRET, status_code="OOM"), "full"),
+        (exceptions.ResponseError(f"BUSY Redis is busy running a script {SECRET}"), "busy"),
         (exceptions.BusyLoadingError(SECRET), "loading"),
+        (exceptions.AuthenticationError(SECRET), "auth"),
+        (exceptions.NoPermissionError(SECRET, status_code="NOPERM"), "permission"),
         (exceptions.ConnectionError(SECRET), "connection"),
-        (exceptions.MaxConnectionsError(SECRET), "connection"),
+        (exceptions.MaxConnectionsError(SECRET), "pool"),
         (OSError(SECRET), "connection"),
         (exceptions.ResponseError(SECRET), "other"),
-        (exceptions.ClusterDownError(SECRET), "other"),
+        (exceptions.ClusterDownError(SECRET, status_code="CLUSTERDOWN"), "cluster"),
     ],
 )
 async def test_a_failure_is_told_by_a_closed_kind_and_nothing_else(
@@ -43,6 +50,7 @@ async def test_a_failure_is_told_by_a_closed_kind_and_nothing_else(
         await trips.make("charge", failing(error))
     assert (raised.value.kind, seen) == (kind, [("charge", kind)])
     assert SECRET not in str(raised.value)
+    assert kind in KINDS
 
 
 async def hanging(ended: asyncio.Event) -> None:
@@ -95,6 +103,15 @@ async def test_an_open_circuit_starts_nothing_and_is_not_observed() -> None:
         kinds.append(raised.value.kind)
     assert kinds == [*["connection"] * FAILURES, *["open"] * 3]
     assert len(started) == FAILURES == len(seen)
+
+
+async def test_error_replies_open_no_circuit() -> None:
+    """A Redis that says no has answered: only silence is not worth asking again."""
+    trips = Trips(1.0, lambda *_: None)
+    for _ in range(FAILURES + 1):
+        with pytest.raises(StoreError) as raised:
+            await trips.make("charge", failing(exceptions.ResponseError("NOREPLICAS")))
+        assert raised.value.kind == "noreplicas"
 
 
 async def test_a_cancelled_caller_is_no_failure_of_redis() -> None:

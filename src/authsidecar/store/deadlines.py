@@ -1,0 +1,97 @@
+"""Budgets that count turns of the event loop, so that our own delay is not taken for Redis's.
+
+A budget is divided into ticks. A tick is one timer of the event loop, and a late one counts once:
+while this process waits for the processor, no budget is used up. Before a deadline acts, the loop
+has read its sockets and run whoever waits for what was read.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final
+
+TICKS: Final = 10
+"""Into how many ticks a budget is divided: a deadline is late by one of them at the most."""
+
+SHORTEST_S: Final = 0.001
+"""The shortest tick, in seconds."""
+
+
+class Deadlines:
+    """Calls back when a budget is used up; made within the event loop that it counts."""
+
+    def __init__(self, budget_s: float) -> None:
+        """Nothing is timed yet.
+
+        Args:
+            budget_s: how long what is timed may take, in seconds.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._tick_s = max(budget_s / TICKS, SHORTEST_S)
+        # One more than fit into the budget: the tick under way is not a whole one.
+        self._ticks = round(budget_s / self._tick_s) + 1
+        self._due: deque[tuple[int, Callable[[], None]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        self.tick = 0
+
+    def at_end(self, act: Callable[[], None]) -> None:
+        """Call this once the budget of what begins now is used up.
+
+        Args:
+            act: called outside of any task.
+        """
+        self._due.append((self.tick + self._ticks, act))
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._tick_s, self._count)
+
+    def limit(self) -> "Limit":
+        """A context within which a task is cancelled when its budget is used up."""
+        return Limit(self, self._loop)
+
+    def close(self) -> None:
+        """Time nothing any more."""
+        self._due.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _count(self) -> None:
+        self.tick += 1
+        due = self._due
+        while due and due[0][0] <= self.tick:
+            # After whoever was woken by what the loop has just read.
+            self._loop.call_soon(due.popleft()[1])
+        self._timer = self._loop.call_later(self._tick_s, self._count) if due else None
+
+
+class Limit:
+    """Bounds what is awaited within: raises TimeoutError when the budget is used up."""
+
+    __slots__ = ("_deadlines", "_loop", "_over", "_timeout")
+
+    def __init__(self, deadlines: Deadlines, loop: asyncio.AbstractEventLoop) -> None:
+        """The budget begins when the context is entered."""
+        self._deadlines = deadlines
+        self._loop = loop
+        self._over = False
+        self._timeout = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        """Begin."""
+        await self._timeout.__aenter__()
+        self._deadlines.at_end(self._expire)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        """End, as asyncio.timeout does."""
+        self._over = True
+        await self._timeout.__aexit__(kind, error, at)
+
+    def _expire(self) -> None:
+        if not self._over:
+            self._timeout.reschedule(self._loop.time())
