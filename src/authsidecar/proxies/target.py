@@ -47,6 +47,9 @@ _MEMOISED: Final = 256
 
 _QUERY: Final = re.compile(rb"[!\"$-~]*")
 
+MOST_KEYS: Final = 1000
+"""Keys of a query that PHP reads (max_input_vars): what comes after them is not seen by Coolify."""
+
 
 def canonicalise(target: bytes) -> str | Deny:
     """The path that Laravel will route, decoded once, without its trailing slash.
@@ -75,6 +78,8 @@ def _canonicalise(target: bytes) -> str | Deny:
         return path
     if not _QUERY.fullmatch(query):
         return Deny(AMBIGUOUS_TARGET, "a refused byte in the query")
+    if query.count(b"&") + query.count(b";") >= MOST_KEYS:
+        return Deny(AMBIGUOUS_TARGET, f"more than {MOST_KEYS} keys in the query")
     if overrides_method(query):
         return Deny(METHOD_OVERRIDE, "a query key that PHP reads as _method")
     return path
@@ -98,21 +103,39 @@ def _path(raw: bytes) -> str | Deny:
     return path
 
 
+def _letters(text: str) -> str:
+    """A pattern of these letters, each literal or escaped."""
+    codes = [(letter, f"{ord(letter):x}") for letter in text]
+    return "".join(f"(?:{one}|%{hex_[0]}[{hex_[1].upper()}{hex_[1]}])" for one, hex_ in codes)
+
+
+def _override(separator: str, inside: str) -> re.Pattern[bytes]:
+    """A pattern of a key that PHP reads as `_method`.
+
+    Args:
+        separator: what stands before the key.
+        inside: what cannot stand in the index of one that is read as an array, as in a class.
+    """
+    # `_` is %5F, `.` %2E, a blank `+` or %20, `[` %5B, `]` %5D.
+    name = rf"(?:\+|%20)*+(?:[_.]|%5[Ff]|%2[Ee]){_letters('method')}"
+    index = rf"(?:\[|%5[Bb])(?:[^{inside}=%\]]++|%(?!00|5[Dd]))*+(?:\]|%5[Dd])"
+    return re.compile(rf"{separator}{name}(?:(?=[&;=]|%00|\Z)|{index})".encode())
+
+
+# A search that begins with one literal byte is quick, and no byte is looked at twice.
+_OVERRIDE: Final = _override("&", "&")
+_OVERRIDE_BY_SEMICOLON: Final = _override(";", "&;")
+
+
 def overrides_method(query: bytes) -> bool:
     """Whether PHP would find a variable named `_method` in this query.
 
     `;` separates nothing for PHP, but proxies rewrite it to `&`: both readings count.
+
+    Source: main/php_variables.c: blanks before a name are dropped, a NUL ends it, `.` becomes `_`,
+    and `[` begins an index if there is a `]`.
     """
-    if b"method" not in unquote_to_bytes(query):
-        return False
-    pairs = query.split(b"&") + query.replace(b";", b"&").split(b"&")
-    return any(_php_name(pair.partition(b"=")[0]) == b"_method" for pair in pairs)
-
-
-def _php_name(key: bytes) -> bytes:
-    """The variable that PHP makes of a query key (main/php_variables.c)."""
-    name, _, _ = unquote_to_bytes(key.replace(b"+", b" ")).partition(b"\0")
-    name, bracket, index = name.lstrip(b" ").partition(b"[")
-    if name and bracket and b"]" not in index:
-        name += b"_" + index  # an array that is never closed is a plain name after all
-    return name.replace(b" ", b"_").replace(b".", b"_")
+    return (
+        _OVERRIDE.search(b"&" + query) is not None
+        or _OVERRIDE_BY_SEMICOLON.search(query) is not None
+    )

@@ -1,5 +1,8 @@
 """The canonicaliser: the URI table of real proxies, and PHP's reading of `_method`."""
 
+import random
+from urllib.parse import unquote_to_bytes
+
 import pytest
 
 from authsidecar.model import Deny, Kind, Reason
@@ -9,6 +12,7 @@ from authsidecar.proxies.target import (
     ROUTE_UNKNOWN,
     TARGET_TOO_LONG,
     canonicalise,
+    overrides_method,
 )
 
 
@@ -214,6 +218,45 @@ def test_every_query_key_that_php_reads_as_method_is_refused(query: bytes) -> No
 def test_a_query_key_that_php_reads_otherwise_passes(query: bytes) -> None:
     """Only PHP's own `_method` is refused; other keys are the client's business."""
     assert canonicalise(b"/api/v1/servers?" + query) == "/api/v1/servers"
+
+
+def php_finds_method(query: bytes) -> bool:
+    """The same, word by word as main/php_variables.c has it, at a cost that does not matter."""
+
+    def name(key: bytes) -> bytes:
+        name, _, _ = unquote_to_bytes(key.replace(b"+", b" ")).partition(b"\0")
+        name, bracket, index = name.lstrip(b" ").partition(b"[")
+        if name and bracket and b"]" not in index:
+            name += b"_" + index  # an array that is never closed is a plain name after all
+        return name.replace(b" ", b"_").replace(b".", b"_")
+
+    keys = query.split(b"&") + query.replace(b";", b"&").split(b"&")
+    return any(name(key.partition(b"=")[0]) == b"_method" for key in keys)
+
+
+PIECES = (
+    *(b"_method", b"_", b"m", b"ethod", b"%6d", b"%6D", b"%5f", b"%5F", b"%2e", b"%2E", b"."),
+    *(b"[", b"]", b"%5b", b"%5D", b"&", b"&", b";", b"=", b"%00", b"+", b"%20", b"x", b"%", b"%5"),
+    *(b"%26", b"%3d", b"%68", b"%74eth", b"etho%64", b"%65tho%64", b"%4d", b"%6f", b"%6F"),
+)
+
+
+def test_a_key_is_an_override_exactly_where_php_reads_one() -> None:
+    """Fifty thousand queries of the pieces that matter, put together by chance."""
+    chance = random.Random(17)
+    found = 0
+    for _ in range(50_000):
+        query = b"".join(chance.choices(PIECES, k=chance.randrange(1, 9)))
+        assert overrides_method(query) == php_finds_method(query), query
+        found += php_finds_method(query)
+    assert found > 300
+
+
+def test_more_keys_than_php_reads_are_refused() -> None:
+    """What comes after the thousandth is not seen by Coolify; `;` counts as proxies read it."""
+    assert canonicalise(b"/api?" + b"a&" * 999) == "/api"
+    assert refused(b"/api?" + b"a&" * 1000) == AMBIGUOUS_TARGET
+    assert refused(b"/api?" + b"a&" * 500 + b"a;" * 500) == AMBIGUOUS_TARGET
 
 
 def test_a_target_over_16_kib_is_too_long() -> None:
