@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -48,6 +49,9 @@ GRACE_S: Final = 10.0
 DRAIN_S: Final = 0.2
 """How long a stop goes on answering connections that are open, each answer closing its own, in
 seconds: a proxy may have sent a request before it could know."""
+
+READY_AGE_S: Final = 1.0
+"""For how long `/readyz` repeats an answer, in seconds."""
 
 START_BUDGET_MS: Final = 2000
 """How long Redis may take to answer at start, in milliseconds."""
@@ -237,6 +241,7 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
             looked_up=telemetry.looked_up,
         )
         stack.push_async_callback(decisions.close)
+        telemetry.watch(lambda: decisions.connections)
         uses = await stack.enter_async_context(last_uses(client, keys, log))
         await _warm(decisions, log)
         authz = AuthzServer(
@@ -255,7 +260,7 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
         await _follow(stack, settings, client, log, registry)
         await stack.enter_async_context(_warning(settings, client, log, telemetry))
         app = application(
-            lambda: collected(registry), lambda: _ready(decisions), lambda: told(client, keys)
+            lambda: collected(registry), _Readiness(decisions), lambda: told(client, keys)
         )
         await _serve_on(stack, listeners, authz, app)
         yield authz
@@ -334,13 +339,27 @@ def _str(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-async def _ready(decisions: DecisionStore) -> dict[str, str]:
-    try:
-        await decisions.ping()
-        await decisions.instance(fresh=False)
-    except StoreError as error:
-        return {"redis": error.kind}
-    return {}
+class _Readiness:
+    """What is missing before requests can be decided, asked of Redis once a second at the most."""
+
+    def __init__(self, decisions: DecisionStore) -> None:
+        self._decisions = decisions
+        self._asking: asyncio.Task[dict[str, str]] | None = None
+        self._asked_at = 0.0
+
+    async def __call__(self) -> dict[str, str]:
+        now = time.monotonic()
+        if self._asking is None or (self._asking.done() and now - self._asked_at >= READY_AGE_S):
+            self._asked_at = now
+            self._asking = asyncio.create_task(self._ask())
+        return await asyncio.shield(self._asking)
+
+    async def _ask(self) -> dict[str, str]:
+        try:
+            await self._decisions.ready()
+        except StoreError as error:
+            return {"redis": error.kind}
+        return {}
 
 
 async def _serve_on(

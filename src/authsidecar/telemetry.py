@@ -6,8 +6,9 @@ names ids and the route's template, never a target, a header or any part of a to
 
 import asyncio
 import os
+import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, Literal
 
@@ -24,6 +25,12 @@ NEAR_LIMIT = 10
 """A counter is near its limit when less than one in NEAR_LIMIT of it is left."""
 
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+LAG_EVERY_S: Final = 0.1
+"""The time between two looks at how late the event loop is, in seconds."""
+
+SETTLED_S: Final = 1.0
+"""The least time between two log lines of how Redis answers, in seconds."""
 
 SHARED_S: Final = 0.25
 """The age of what other processes see of this one's metrics, at the most, in seconds."""
@@ -152,6 +159,22 @@ class Telemetry:
             ["result"],
             registry=registry,
         )
+        self._lag = Histogram(
+            "authsidecar_event_loop_lag_seconds",
+            "How late the event loop runs a timer: time that requests wait for this process.",
+            buckets=_FAST,
+            registry=registry,
+        )
+        self._connections = Gauge(
+            "authsidecar_redis_connections",
+            "Connections to Redis, idle or used by a command under way.",
+            ["state"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._redis: str | None = None
+        self._redis_since = 0.0
+        self._connected: Callable[[], tuple[int, int]] | None = None
         build = Gauge(
             "authsidecar_build_info",
             "Always 1; the version is a label.",
@@ -173,17 +196,38 @@ class Telemetry:
             if count:
                 self._lookups.labels(result).inc(count)
                 self._looked_up[result] = 0
+        if self._connected is not None:
+            idle, used = self._connected()
+            self._connections.labels("idle").set(idle)
+            self._connections.labels("used").set(used)
         return ()
+
+    def watch(self, connections: Callable[[], tuple[int, int]]) -> None:
+        """Tell how many connections to Redis there are.
+
+        Args:
+            connections: asked when the metrics are read: idle ones, used ones.
+        """
+        self._connected = connections
 
     @asynccontextmanager
     async def kept(self) -> AsyncIterator[None]:
         """Write down what is counted meanwhile, often where other processes read it too."""
-        task = asyncio.create_task(self._keep_collecting()) if shared() else None
+        tasks = [asyncio.create_task(self._watch_loop())]
+        if shared():
+            tasks.append(asyncio.create_task(self._keep_collecting()))
         try:
             yield
         finally:
-            await end([task] if task else [])
+            await end(tasks)
             self.collect()
+
+    async def _watch_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_EVERY_S
+            await asyncio.sleep(LAG_EVERY_S)
+            self._lag.observe(max(0.0, loop.time() - due))
 
     async def _keep_collecting(self) -> None:
         while True:
@@ -255,6 +299,12 @@ class Telemetry:
         self._trips.labels(operation).observe(seconds)
         if error is not None:
             self._errors.labels(error).inc()
+        if error != self._redis and time.monotonic() - self._redis_since >= SETTLED_S:
+            self._redis, self._redis_since = error, time.monotonic()
+            if error is None:
+                self._log.event("info", "redis_answers")
+            else:
+                self._log.event("warning", "redis_fails", kind=error)
 
     def looked_up(self, result: str) -> None:
         """Count one use of the near cache: hit, miss or stale."""

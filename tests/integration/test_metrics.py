@@ -17,6 +17,7 @@ from tests.integration.test_order_of_checks import ELSEWHERE_TESTED, REFUSALS
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.seed import bearer
 from tests.support.sidecar import SidecarProcess, get, start_sidecar
+from tests.support.waiting import until
 from tests.support.wire import ask, ask_all, subrequest
 from tests.support.world import READ, World, address, populate, world_of
 
@@ -25,6 +26,8 @@ NAMES = {
     "authsidecar_decision_seconds": {"proxy", "outcome"},
     "authsidecar_store_trip_seconds": {"operation"},
     "authsidecar_store_errors": {"kind"},
+    "authsidecar_redis_connections": {"state"},
+    "authsidecar_event_loop_lag_seconds": set(),
     "authsidecar_cache_lookups": {"result"},
     "authsidecar_near_limit": {"limit"},
     "authsidecar_warnings": {"result"},
@@ -244,18 +247,21 @@ async def test_health_and_readiness(tmp_path: Path) -> None:
 
     assert look("/healthz") == (200, {"status": "ok"})
     assert look("/readyz") == (200, {"status": "ready", "missing": {}})
+
+    def until_missing(missing: dict[str, str]) -> None:
+        """Return once that is what is missing; an answer is repeated for a second."""
+        what = (503, {"status": "not ready", "missing": missing})
+        until(lambda: look("/readyz") == what, f"missing {missing}")
+
     server.kill()
     assert look("/healthz") == (200, {"status": "ok"})
-    status, body = look("/readyz")
-    assert (status, body["status"]) == (503, "not ready")
-    assert body["missing"] == {"redis": "connection"}
+    until_missing({"redis": "connection"})
     server.start()
-    assert look("/readyz")[0] == 200
+    until(lambda: look("/readyz")[0] == 200, "ready")
     server.freeze()
-    status, body = look("/readyz")
-    assert (status, body["missing"]) == (503, {"redis": "timeout"})
+    until_missing({"redis": "timeout"})
     server.thaw()
-    assert look("/readyz")[0] == 200
+    until(lambda: look("/readyz")[0] == 200, "ready")
     assert get(sidecar.management_port, "/authz/traefik", {}).status == 404
     assert get(sidecar.port, "/metrics", {}).status == 404
     assert sidecar.stop() == 0

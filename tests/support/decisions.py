@@ -150,6 +150,7 @@ async def sidecar(
     lookups_per_second: int = 10,
     budget_ms: int = 5000,
     before: Callable[[], Awaitable[object]] | None = None,
+    how: Mapping[str, Any] = MappingProxyType({}),
     **options: Any,
 ) -> AsyncIterator[Sidecar]:
     """A store as `serve` makes it, with its own connections.
@@ -160,10 +161,11 @@ async def sidecar(
         lookups_per_second: the pace of a refused address.
         budget_ms: generous, since a loaded test machine is no outage.
         before: called before everything that is sent to Redis.
+        how: more of Connection's own.
         options: more of DecisionStore's own.
     """
     made = Sidecar(store=None)  # type: ignore[arg-type]  # the store tells it of its trips
-    async with connected(Connection(url, data_dir=None)) as client:  # type: ignore[arg-type]
+    async with connected(Connection(url, data_dir=None, **how)) as client:  # type: ignore[arg-type]
         if before is not None:
             pool = client.connection_pool
             pool.connection_class = _told(pool.connection_class, before)

@@ -97,7 +97,11 @@ def _whole(node: redis.Redis) -> bool:
 
 @contextlib.contextmanager
 def cluster(
-    directory: Path, *, primaries: int = 3, replicas: bool = True
+    directory: Path,
+    *,
+    primaries: int = 3,
+    replicas: bool = True,
+    options: tuple[str, ...] = (),
 ) -> Iterator[RedisCluster]:
     """A cluster of real servers.
 
@@ -105,6 +109,7 @@ def cluster(
         directory: where they work.
         primaries: how many share the slots.
         replicas: whether each has one replica.
+        options: more of every server's.
     """
     with contextlib.ExitStack() as stack:
         servers, buses = [], []
@@ -117,6 +122,7 @@ def cluster(
                 # A replica whose link is quiet for longer than this would not stand for election.
                 *("--cluster-replica-validity-factor", "0"),
                 *REPLICATION,
+                *options,
                 port=0,
             )
             stack.callback(server.stop)

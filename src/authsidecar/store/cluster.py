@@ -75,6 +75,13 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
             self.look_again()
         return self
 
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many connections to all nodes are idle, and how many are used."""
+        nodes = list(self.nodes_manager.nodes_cache.values())
+        idle = sum(len(node._free) for node in nodes)  # noqa: SLF001  # redis-py tells nobody
+        return idle, sum(len(node._connections) for node in nodes) - idle  # noqa: SLF001
+
     def look_again(self) -> None:
         """Ask who serves which slots, beside other work."""
         under_way = self._look is not None and not self._look.done()

@@ -15,9 +15,9 @@ from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
 
-from authsidecar.authorize import STALE, Charged, Claim, Stale
+from authsidecar.authorize import STALE, Charged, Claim, Stale, StoreError
 from authsidecar.ending import end
-from authsidecar.model import Credential, Quota, TeamId, TokenRecord, UnixMs
+from authsidecar.model import Credential, Limit, Quota, TeamId, TokenRecord, UnixMs
 from authsidecar.policy import Instance
 from authsidecar.ratelimit.charges import Charge, slot_of_user
 from authsidecar.ratelimit.pace import AddressPace
@@ -40,6 +40,9 @@ in another slot than the counters and cannot be proven with a charge."""
 
 OWNER_AGE_S: Final = 5.0
 """How long the owner of a resource is taken as read, in seconds: nothing proves it."""
+
+_READY_LIMIT: Final = Limit(1_000_000, 1000)
+"""Of the counter that tells whether Redis is well: never reached, and forgotten in a second."""
 
 _STATUS_STALE: Final = 0
 _STATUS_REFUSED: Final = 2
@@ -108,11 +111,36 @@ class DecisionStore:
         """By how much Redis's clock is ahead of this machine's, in milliseconds."""
         return self._clock_offset_ms
 
+    @property
+    def connections(self) -> tuple[int, int]:
+        """How many connections to Redis are idle, and how many are used."""
+        idle, used = self._calls.connections
+        if self._clustered:
+            free, taken = self._client.connections
+        else:
+            (free, _), (taken, _) = self._client.connection_pool.get_connection_count()
+        return idle + free, used + taken
+
     async def ping(self) -> None:
         """Ask Redis for the time, which also sets this process's idea of it."""
         near = {"near": self._keys.instance} if self._clustered else {}
         seconds, micros = await self._trips.make("ping", self._client.time(**near))
         self._clock_offset_ms = seconds * 1000 + micros / 1000 - time.time() * 1000
+
+    async def ready(self) -> None:
+        """Ask Redis what a request asks, with a counter that is nobody's.
+
+        Raises:
+            StoreError: what it would be refused for; never of kind "open".
+        """
+        claim = Claim((Charge("ready", "ready", "ready", _READY_LIMIT),))
+        try:
+            await self._calls.charge(self._part(claim, None, peek=False))
+            await self.instance(fresh=False)
+        except StoreError as error:
+            if error.kind != "open":
+                raise
+            raise StoreError(self._trips.cause, str(error)) from None
 
     def current(self) -> Instance | None:
         """The instance-wide state that this process holds, or None."""

@@ -81,6 +81,8 @@ class Trips:
     def __init__(self, budget_s: float, observe: Observe) -> None:
         """Nothing is sent yet; the event loop is the running one.
 
+        `cause` is the kind of the silence that has opened the circuit.
+
         Args:
             budget_s: how long one trip may take, in seconds.
             observe: told of every trip that was made.
@@ -88,6 +90,7 @@ class Trips:
         self.deadlines = Deadlines(budget_s)
         self._observe = observe
         self._breaker = Breaker()
+        self.cause = "open"
 
     async def make(self, operation: str, command: Coroutine[Any, Any, _T]) -> _T:
         """Run a command of redis-py's, or several that belong together.
@@ -115,6 +118,7 @@ class Trips:
         now = time.monotonic()
         if kind in SILENT:
             self._breaker.failed(now)
+            self.cause = kind
         elif kind not in OURS:
             self._breaker.answered()
         self._observe(operation, now - start, kind)
