@@ -153,6 +153,7 @@ async def test_a_503_says_when_to_come_back_and_readyz_says_why(
     server.freeze()
     try:
         [(_, answer)] = await asked(process, GOOD, 1, connections=1)
+        await asyncio.sleep(1.1)  # an answer of before is repeated for a second
         ready = await asyncio.to_thread(get, process.management_port, "/readyz", {})
         alive = await asyncio.to_thread(get, process.management_port, "/healthz", {})
         metrics = await asyncio.to_thread(get, process.management_port, "/metrics", {})
