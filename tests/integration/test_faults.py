@@ -18,11 +18,14 @@ import pytest
 
 from authsidecar.model import Limit
 from authsidecar.store.connect import Connection, connected
+from tests.support import seed
 from tests.support.decisions import Sidecar, rules, sidecar, world
 from tests.support.faults import OPTIONS, Admin, BrokenWire, Fault
 from tests.support.redis import start_redis
+from tests.support.sidecar import start_sidecar
 from tests.support.topologies import certificates, cluster, sentinels
 from tests.support.waiting import eventually
+from tests.support.wire import ask, subrequest
 
 ROUNDS = int(os.environ.get("AUTHSIDECAR_TEST_ROUNDS", "200"))
 CALLERS = 48
@@ -90,8 +93,8 @@ async def rounds(
     here: Sidecar, faults: Mapping[str, Fault], number: int, tell: Callable[[str], None]
 ) -> None:
     """Run so many rounds of these faults, each about as often, in a random order."""
-    seed = random.randrange(1 << 30)
-    chance = random.Random(seed)
+    number_of_run = random.randrange(1 << 30)
+    chance = random.Random(number_of_run)
     order = [name for i in range(number) for name in [list(faults)[i % len(faults)]]]
     chance.shuffle(order)
     crowd = Crowd(here)
@@ -116,7 +119,8 @@ async def rounds(
         await eventually(lambda: _at_rest(here), f"no connection in use after {name}", patience_s=5)
         most = max(most, sum(here.store.connections))
     tell(
-        f"seed {seed}: {len(order)} rounds, back after {sorted(took)[len(took) // 2]:.2f} s "
+        f"seed {number_of_run}: {len(order)} rounds, "
+        f"back after {sorted(took)[len(took) // 2]:.2f} s "
         f"(at most {max(took):.2f}), {most} connections, {dict(crowd.answers)}, late: {late}"
     )
     assert not crowd.wrong
@@ -191,6 +195,35 @@ async def test_a_short_spell_of_noreplicas_costs_no_connection(tmp_path: Path) -
             assert sum(here.store.connections) <= before + 2
     finally:
         server.stop()
+
+
+@pytest.mark.slow
+async def test_twenty_seconds_of_noreplicas_are_over_when_redis_is_well(tmp_path: Path) -> None:
+    """A real process, twenty requests a second: all 503, and then all of the next second pass."""
+    server = start_redis(tmp_path / "redis", *OPTIONS, port=0)
+    admin = Admin([server])
+    async with filled(server.tcp_url, admin):
+        process = start_sidecar(tmp_path / "sidecar", server.tcp_url, LIMITS__USER="100000")
+    good = subrequest(authorization=seed.bearer(67))
+
+    async def second() -> Counter[int]:
+        async def one(number: int) -> int:
+            await asyncio.sleep(number / 20)
+            return (await ask(process.port, good))[0].status
+
+        return Counter(await asyncio.gather(*(one(number) for number in range(20))))
+
+    try:
+        async with admin.noreplicas():
+            seen = Counter[int]()
+            for _ in range(20):
+                seen += await second()
+        after = await second()
+    finally:
+        process.stop()
+        server.stop()
+    assert seen == {503: 400}
+    assert after == {200: 20}
 
 
 async def test_no_connection_to_be_had_is_an_error_of_its_own_and_passes(tmp_path: Path) -> None:

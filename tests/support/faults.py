@@ -372,11 +372,11 @@ class BrokenWire:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 self._pairs.discard(pair)
+                for one in pair:
+                    one.close()
                 for way in ways:
                     way.cancel()
                 await asyncio.gather(*ways, return_exceptions=True)
-                for one in pair:
-                    one.close()
 
     async def _pump(
         self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, changed: bool
