@@ -129,10 +129,11 @@ class ChargeCalls:
         self._script = charge_script()
         self._sha = sha1(self._script.encode()).hexdigest()  # noqa: S324  # Redis names it so
         self._waiting: list[Waiting] = []
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._taken = 0
+        self._under_way: dict[asyncio.Task[None], tuple[int, list[Waiting]]] = {}
         self._woken = False
         self._tick = -1
-        self._entered: list[asyncio.Future[Result]] = []
+        self._mark: list[int] = []
         self._loop = asyncio.get_running_loop()  # asking for it is a system call
 
     @property
@@ -148,10 +149,7 @@ class ChargeCalls:
         """
         future: asyncio.Future[Result] = self._loop.create_future()
         if self._tick != self._deadlines.tick:
-            self._tick = self._deadlines.tick
-            self._entered = []
-            self._deadlines.at_end(partial(self._expire, self._entered))
-        self._entered.append(future)
+            self._begin_tick()
         self._waiting.append((future, part))
         if not self._woken and self._may_call():
             self._woken = True
@@ -174,7 +172,8 @@ class ChargeCalls:
             batch = self._waiting[:BATCH]
             del self._waiting[:BATCH]
             task = self._loop.create_task(self._call(batch))
-            self._under_way.add(task)
+            self._under_way[task] = self._taken, batch
+            self._taken += len(batch)
             task.add_done_callback(self._returned)
 
     def _may_call(self) -> bool:
@@ -183,15 +182,31 @@ class ChargeCalls:
         return not under_way or (under_way < IN_FLIGHT and len(self._waiting) >= BESIDE)
 
     def _returned(self, task: "asyncio.Task[None]") -> None:
-        self._under_way.discard(task)
+        del self._under_way[task]
         self._wake()
 
-    def _expire(self, entered: "list[asyncio.Future[Result]]") -> None:
-        """Refuse those of a tick whose budget is used up, sent or not."""
-        late = [future for future in entered if not future.done()]
-        _refuse(late, "timeout")
-        if late:
-            self._waiting = [one for one in self._waiting if not one[0].done()]
+    def _begin_tick(self) -> None:
+        """Have those who come in this tick refused when their budget is used up.
+
+        Requests are numbered as they come, so that nothing is kept of each: `_taken` were taken
+        from those who wait, and the mark of a tick is the number of the first one after it.
+        """
+        self._tick = self._deadlines.tick
+        self._mark.append(self._taken + len(self._waiting))
+        self._mark = []
+        self._deadlines.at_end(partial(self._expire, self._mark))
+
+    def _expire(self, mark: list[int]) -> None:
+        """Refuse who came before a mark and has no answer yet, sent or not."""
+        end_ = mark[0] if mark else self._taken + len(self._waiting)
+        for first, batch in self._under_way.values():
+            if first < end_:
+                _refuse(batch[: end_ - first], "timeout")
+        unsent = end_ - self._taken
+        if unsent > 0:
+            _refuse(self._waiting[:unsent], "timeout")
+            del self._waiting[:unsent]
+            self._taken += unsent
 
     async def _call(self, batch: list[Waiting]) -> None:
         """Make one call; who waits for the next one has lost nothing if this one fails."""
@@ -199,7 +214,7 @@ class ChargeCalls:
             results = await self._trips.make("charge", self._evaluate(batch))
         except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
             kind = error.kind if isinstance(error, StoreError) else "other"
-            _refuse([future for future, _ in batch], kind)
+            _refuse(batch, kind)
         except asyncio.CancelledError:
             for future, _ in batch:
                 future.cancel()
@@ -279,9 +294,9 @@ async def _usable(connection: Any) -> bool:
         return False
 
 
-def _refuse(futures: "Iterable[asyncio.Future[Result]]", kind: str) -> None:
+def _refuse(waiting: Iterable[Waiting], kind: str) -> None:
     """Tell all that have no answer yet that there is none."""
-    for future in futures:
+    for future, _ in waiting:
         if not future.done():
             future.set_exception(StoreError(kind, f"charge: {kind}"))
             future.exception()  # its request may be gone; that is no leak
