@@ -5,6 +5,7 @@ one variable, and the client's may win. So another spelling of a name that is ou
 proxy sets for us, is refused (pitfalls 1 and 9).
 """
 
+import re
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final
@@ -94,9 +95,19 @@ class Fields:
                 field = classify(name)
             if field:
                 getattr(self, field).append(value)
+                if field is Field.RESERVED:
+                    break  # it is refused, whatever else there is
+
+
+# The first letters of all names that mean anything here.
+_OURS: Final = re.compile(
+    rb"(?i:x[-_.](?:auth|forwarded|http[-_.]method)|authorization|origin|access[-_.]control)"
+)
 
 
 def _classify(name: bytes) -> Field:
+    if _OURS.match(name) is None:
+        return Field.OTHER
     lower = name.lower()
     if (field := _FIELDS.get(lower)) is not None:
         return field

@@ -117,7 +117,7 @@ def _override(separator: str, inside: str) -> re.Pattern[bytes]:
         inside: what cannot stand in the index of one that is read as an array, as in a class.
     """
     # `_` is %5F, `.` %2E, a blank `+` or %20, `[` %5B, `]` %5D.
-    name = rf"(?:\+|%20)*+(?:[_.]|%5[Ff]|%2[Ee]){_letters('method')}"
+    name = rf"(?:\++|%20)*+(?:[_.]|%5[Ff]|%2[Ee]){_letters('method')}"
     index = rf"(?:\[|%5[Bb])(?:[^{inside}=%\]]++|%(?!00|5[Dd]))*+(?:\]|%5[Dd])"
     return re.compile(rf"{separator}{name}(?:(?=[&;=]|%00|\Z)|{index})".encode())
 
