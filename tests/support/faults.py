@@ -39,6 +39,7 @@ class Admin:
         servers: what the faults are done to, all at once.
         password: the servers' own.
         until_well: returns once servers that were started again are well.
+        load_delay_us: how long each key takes while a server loads, in microseconds.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Admin:
         self.servers = servers
         self.password = password
         self.until_well = until_well
+        self.load_delay_us = "500"
 
     async def do(self, *command: str, password: str | None = None) -> list[Any]:
         """The answers of all servers to one command."""
@@ -135,7 +137,7 @@ class Admin:
     @asynccontextmanager
     async def loading(self) -> AsyncIterator[None]:
         """It reads its data."""
-        await self.config("key-load-delay", "500")
+        await self.config("key-load-delay", self.load_delay_us)
         reload = asyncio.ensure_future(self._each("DEBUG", "RELOAD"))
         try:
             yield

@@ -53,26 +53,32 @@ def kind_of(error: BaseException) -> str:
     """
     if isinstance(error, TimeoutError | exceptions.TimeoutError):
         return "timeout"
-    if isinstance(error, exceptions.MaxConnectionsError):
-        return "pool"
-    if isinstance(error, exceptions.RedisError):
-        word = getattr(error, "status_code", None)
-        if word in REPLIES:
-            return REPLIES[word]
-        if isinstance(error, exceptions.AuthenticationError):
+    # redis-py says of a login that is refused, and of a primary that was demoted behind sentinels,
+    # that the connection is lost; what it had read stands behind that.
+    for one in (error, error.__cause__, error.__context__):
+        if isinstance(one, exceptions.RedisError) and (kind := _reply(one)) is not None:
+            return kind
+    return "connection" if isinstance(error, exceptions.ConnectionError | OSError) else "other"
+
+
+def _reply(error: exceptions.RedisError) -> str | None:
+    """The kind of an error reply; None if it is none, or says nothing known."""
+    match error:
+        case exceptions.MaxConnectionsError():
+            return "pool"
+        case exceptions.AuthenticationError():
             return "auth"
-        # Behind sentinels, redis-py says of a demoted primary that the connection is lost.
-        if isinstance(error, exceptions.ReadOnlyError) or isinstance(
-            error.__context__, exceptions.ReadOnlyError
-        ):
+        case exceptions.ReadOnlyError():
             return "replica"
-        if isinstance(error, exceptions.BusyLoadingError):
+        case exceptions.BusyLoadingError():
             return "loading"
-        if found := _WORD.search(str(error)):
-            return REPLIES[found[0]]
-    if isinstance(error, exceptions.ConnectionError | OSError):
-        return "connection"
-    return "other"
+        case _:
+            pass
+    word = getattr(error, "status_code", None)
+    if word not in REPLIES:
+        found = _WORD.search(str(error))
+        word = found[0] if found else None
+    return None if word is None else REPLIES[word]
 
 
 class Trips:
