@@ -135,11 +135,11 @@ class _DyingChanges(FencedChanges):
     writes_left = 0
 
     @contextlib.asynccontextmanager
-    async def multi(self) -> AsyncIterator[Any]:
+    async def multi(self, *, allow_oom: bool = False) -> AsyncIterator[Any]:
         if self.writes_left == 0:
             raise _KilledError
         self.writes_left -= 1
-        async with super().multi() as pipe:
+        async with super().multi(allow_oom=allow_oom) as pipe:
             yield pipe
 
 

@@ -147,7 +147,7 @@ def _run(work: Callable[[], Awaitable[None]]) -> None:
     """Run a coroutine; what Redis does to it is said in one line."""
     import asyncio
 
-    from redis.exceptions import RedisError
+    from redis.exceptions import OutOfMemoryError, RedisError
 
     from authsidecar.authorize import StoreError
     from authsidecar.sidecar import StartError
@@ -160,6 +160,11 @@ def _run(work: Callable[[], Awaitable[None]]) -> None:
         asyncio.run(main())
     except (StartError, EmbeddedRedisError) as error:
         raise RefusedError(str(error)) from None
+    except OutOfMemoryError:
+        raise RefusedError(
+            "Redis is full: it has no room for more (maxmemory); make room or raise maxmemory, "
+            "and repeat the command"
+        ) from None
     except (RedisError, StoreError, TimeoutError) as error:
         why = str(error) or type(error).__name__
         raise RefusedError(

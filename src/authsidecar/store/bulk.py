@@ -57,13 +57,16 @@ class FencedChanges(Changes):
         self._fence = fence
 
     @asynccontextmanager
-    async def multi(self) -> AsyncIterator[Any]:
+    async def multi(self, *, allow_oom: bool = False) -> AsyncIterator[Any]:
         """A pipeline whose commands are one MULTI, once the caller executes it.
+
+        Args:
+            allow_oom: make it on a full Redis too.
 
         Raises:
             FenceBroken: before it, or out of the execution.
         """
-        async with super().multi() as pipe:
+        async with super().multi(allow_oom=allow_oom) as pipe:
             await pipe.watch(self._fence.key)
             if await pipe.get(self._fence.key) != self._fence.value:
                 raise FenceBroken
@@ -165,7 +168,7 @@ class Bulk(Registry):
     async def drop_owners(self, owners: Sequence[Owner]) -> None:
         """Forget whose these resources are."""
         for batch in _batches(owners):
-            async with self._changes.multi() as pipe:
+            async with self._changes.multi(allow_oom=True) as pipe:
                 for owner in batch:
                     pipe.hdel(self._keys.owners(owner_bucket(owner.uuid)), owner.uuid)
                 await pipe.execute()
@@ -174,7 +177,7 @@ class Bulk(Registry):
         """Remove users whose memberships and tokens were dropped before."""
         keys = self._keys
         for batch in _batches(users):
-            async with self._changes.multi() as pipe:
+            async with self._changes.multi(allow_oom=True) as pipe:
                 for user in batch:
                     pipe.srem(keys.users, user.id)
                     pipe.delete(keys.user(user.id), keys.user_teams(user.id))
@@ -187,7 +190,7 @@ class Bulk(Registry):
         keys = self._keys
         for batch in _batches(teams):
             members = await self._members_of(batch)
-            async with self._changes.multi() as pipe:
+            async with self._changes.multi(allow_oom=True) as pipe:
                 for team in batch:
                     pipe.srem(keys.teams, team.id)
                     pipe.delete(keys.team(team.id), keys.team_members(team.id))
@@ -197,7 +200,7 @@ class Bulk(Registry):
     async def drop_members(self, members: Sequence[Member]) -> None:
         """Remove memberships alone: what becomes of tokens is the caller's to say."""
         for batch in _batches(members):
-            async with self._changes.multi() as pipe:
+            async with self._changes.multi(allow_oom=True) as pipe:
                 for member in batch:
                     pipe.hdel(self._keys.team_members(member.team), member.user)
                     pipe.srem(self._keys.user_teams(member.user), member.team)
@@ -207,7 +210,7 @@ class Bulk(Registry):
     async def drop_tokens(self, tokens: Sequence[Token]) -> None:
         """Revoke tokens."""
         for batch in _batches(tokens):
-            async with self._changes.multi() as pipe:
+            async with self._changes.multi(allow_oom=True) as pipe:
                 self._drop_tokens(pipe, batch)
                 self._changes.renew(pipe, {token.user for token in batch})
                 await pipe.execute()

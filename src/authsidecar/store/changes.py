@@ -1,6 +1,8 @@
 """How the state is changed: a change and the renewal of the nonces that prove it are one MULTI.
 
-So the very next request on any process is judged by the new state.
+So the very next request on any process is judged by the new state. A change that can take rights
+away must not fail for want of room in Redis: it is made with `allow_oom` (see full.py). What adds
+users, teams or tokens is not, so that it never drives Redis past its limit.
 """
 
 import secrets
@@ -13,6 +15,8 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from authsidecar.model import UserId
+from authsidecar.store.cluster import Cluster
+from authsidecar.store.full import FullPipeline
 from authsidecar.store.keys import Keys
 from authsidecar.store.loading import NONCE_BYTES
 
@@ -32,13 +36,27 @@ class Changes:
         self._client: Any = client  # redis-py's own annotations mix sync, async, bytes and str
         self._keys = keys
 
-    def multi(self) -> AbstractAsyncContextManager[Any]:
-        """A pipeline whose commands are one MULTI, once the caller executes it."""
-        pipe: AbstractAsyncContextManager[Any] = self._client.pipeline(transaction=True)
+    def multi(self, *, allow_oom: bool = False) -> AbstractAsyncContextManager[Any]:
+        """A pipeline whose commands are one MULTI, once the caller executes it.
+
+        Args:
+            allow_oom: make it on a full Redis too; its answers are then one for each key.
+        """
+        pipe: AbstractAsyncContextManager[Any]
+        if isinstance(self._client, Cluster):
+            pipe = self._client.change(allow_oom=allow_oom)
+        elif allow_oom:
+            pipe = FullPipeline(self._client)
+        else:
+            pipe = self._client.pipeline(transaction=True)
         return pipe
 
     async def transaction(
-        self, change: Callable[[Any], Awaitable[_T]], watched: Iterable[str]
+        self,
+        change: Callable[[Any], Awaitable[_T]],
+        watched: Iterable[str],
+        *,
+        allow_oom: bool = False,
     ) -> _T:
         """Read under WATCH, then write in one MULTI; again from the start if it moved.
 
@@ -46,8 +64,9 @@ class Changes:
             change: reads on the pipeline, calls its `multi` once it is to write, and tells what
                 the transaction answers.
             watched: the keys that decide what is written.
+            allow_oom: write on a full Redis too.
         """
-        async with self._client.pipeline(transaction=True) as pipe:
+        async with Changes.multi(self, allow_oom=allow_oom) as pipe:
             while True:
                 try:
                     await pipe.watch(*watched)

@@ -19,6 +19,7 @@ from redis.commands import AsyncCoreCommands
 from redis.crc import key_slot
 
 from authsidecar.ending import end
+from authsidecar.store.full import SET_IN_FULL, as_script, beside, single
 
 REFRESH_S: Final = 1.0
 """How long one look at the cluster may take, in seconds."""
@@ -136,6 +137,10 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
         """Commands that are sent together: `transaction` says whether in the order of Steps."""
         return Steps(self) if transaction else _Pipeline(self)  # type: ignore[abstract]
 
+    def change(self, *, allow_oom: bool) -> Any:
+        """A change, made on nodes that are full too with `allow_oom`."""
+        return Steps(self, allow_oom=allow_oom)  # type: ignore[abstract]
+
     async def piped(self, commands: Coroutine[Any, Any, Any]) -> Any:
         """Run a pipeline, when there is room."""
         async with self._pipelines:
@@ -164,12 +169,13 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
 
     async def _wait(self, key: str, replicas: int, timeout_ms: int) -> int:
         # WAIT counts for its own connection, and what is written now comes after all before.
-        mark = ("SET", _beside(key, "written"), "", "PX", 1000)
+        mark = ("EVAL", SET_IN_FULL, 1, beside(key, "written"), "", 1000, "")
         node = await self.node(slot_of(key))
-        *_, found = await on(node, [mark, ("WAIT", replicas, timeout_ms)])
-        if isinstance(found, Exception):
-            raise found
-        return int(found)
+        answers = await on(node, [mark, ("WAIT", replicas, timeout_ms)])
+        for one in answers:
+            if isinstance(one, Exception):
+                raise one
+        return int(answers[-1])
 
 
 @contextlib.contextmanager
@@ -208,9 +214,15 @@ class Steps(AsyncCoreCommands):
     of the writers that read before they write one goes after the other.
     """
 
-    def __init__(self, client: Cluster) -> None:
-        """Nothing is sent yet."""
+    def __init__(self, client: Cluster, *, allow_oom: bool = False) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            client: the cluster.
+            allow_oom: make the change on full nodes too (see full.py).
+        """
         self._client = client
+        self._allow_oom = allow_oom
         self._commands: list[tuple[Any, ...]] = []
         self._locks: list[str] = []
         self._owner = secrets.token_hex(12)
@@ -240,8 +252,9 @@ class Steps(AsyncCoreCommands):
         """Keep other writers that watch any of these keys out until this one is done."""
         await self._unlock()
         self._gathering = False
-        for lock in sorted({_beside(key, "lock") for key in names}):
-            while not await self._client.set(lock, self._owner, nx=True, px=LOCK_MS):  # noqa: ASYNC110
+        for lock in sorted({beside(key, "lock") for key in names}):
+            take = (SET_IN_FULL, 1, lock, self._owner, LOCK_MS, "NX")
+            while not await self._client.eval(*take):  # noqa: ASYNC110
                 await asyncio.sleep(_LOCK_PAUSE_S)
             self._locks.append(lock)
 
@@ -255,7 +268,7 @@ class Steps(AsyncCoreCommands):
         Raises:
             RedisError: part of it may be done; doing all of it again is harmless.
         """
-        commands = [one for command in self._commands for one in _single(command)]
+        commands = [one for command in self._commands for one in single(command)]
         self._commands = []
         answers: list[Any] = [None] * len(commands)
         *before, nonces = _ordered(commands)
@@ -276,14 +289,14 @@ class Steps(AsyncCoreCommands):
         for _ in range(REDIRECTS):
             node = await self._client.node(slot_of(key))
             self._client.written[node.name] = key
-            replies = await self._client.piped(on(node, [("MULTI",), *commands, ("EXEC",)]))
-            *queued, done = replies
-            refused = next((r for r in queued if isinstance(r, Exception)), None)
+            replies = await self._client.piped(on(node, self._sent(commands)))
+            refused = next((r for r in replies if isinstance(r, Exception)), None)
             if isinstance(refused, exceptions.MovedError):
                 await self._client.moved(refused)
                 continue
             if refused is not None:
                 raise refused
+            *_, done = replies
             for place, answer in zip(places, done, strict=True):
                 if isinstance(answer, Exception):
                     raise answer
@@ -291,8 +304,14 @@ class Steps(AsyncCoreCommands):
             return
         raise exceptions.ClusterError("the slot moved on and on")
 
+    def _sent(self, commands: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """Commands of one slot as what a node runs as one; the last answer is theirs."""
+        if self._allow_oom:
+            return [as_script(commands)]
+        return [("MULTI",), *commands, ("EXEC",)]
+
     async def _read(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        parts = _single(args)
+        parts = single(args)
         if len(parts) == 1:
             return await self._client.execute_command(*args, **options)
         return sum([await self._client.execute_command(*part) for part in parts])
@@ -318,19 +337,6 @@ def _ordered(commands: Sequence[tuple[Any, ...]]) -> list[list[list[int]]]:
             phase = 2 if name in _SHRINK else 1
         phases[phase].setdefault(slot_of(key), []).append(place)
     return [list(phase.values()) for phase in phases]
-
-
-def _single(command: tuple[Any, ...]) -> list[tuple[Any, ...]]:
-    """A command of several keys as commands of one each."""
-    if command[0] in {"DEL", "EXISTS"}:
-        return [(command[0], key) for key in command[1:]]
-    return [command]
-
-
-def _beside(key: str, name: str) -> str:
-    """Another key in the same slot, which begins alike."""
-    tagged = 0 <= key.find("{") < key.find("}") - 1
-    return f"{key}:{name}" if tagged else f"{key}:{name}:{{{key}}}"
 
 
 async def on(node: ClusterNode, commands: Sequence[tuple[Any, ...]]) -> list[Any]:

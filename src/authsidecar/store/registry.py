@@ -3,9 +3,10 @@
 Each change takes along whatever depends on it, and is seen by the very next request.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
+from redis import exceptions
 from redis.asyncio import Redis
 
 from authsidecar.model import Limit, Role, TeamId, TokenId, UnixMs, UserId
@@ -67,7 +68,7 @@ class Registry(Listing):
             return len(tokens)
 
         watched = [keys.user(user), keys.user_teams(user), keys.user_tokens(user)]
-        return await self._changes.transaction(change, watched)
+        return await self._changes.transaction(change, watched, allow_oom=True)
 
     # Teams and members
 
@@ -102,7 +103,7 @@ class Registry(Listing):
             return len(tokens)
 
         watched = [keys.team(team), keys.team_members(team), keys.team_tokens(team)]
-        return await self._changes.transaction(change, watched)
+        return await self._changes.transaction(change, watched, allow_oom=True)
 
     async def set_team_mcp(self, team: TeamId, enabled: bool) -> bool:
         """Turn a team's MCP switch; False if there is no such team."""
@@ -124,7 +125,7 @@ class Registry(Listing):
             self._changes.renew(pipe, [user])
             return True
 
-        return await self._changes.transaction(change, needed)
+        return await self._changes.transaction(change, needed, allow_oom=True)
 
     async def remove_member(self, team: TeamId, user: UserId) -> int | None:
         """Remove a membership and the tokens it carried: how many; None if it is not there."""
@@ -143,7 +144,7 @@ class Registry(Listing):
             return len(tokens)
 
         watched = [keys.team_members(team), keys.user_tokens(user)]
-        return await self._changes.transaction(change, watched)
+        return await self._changes.transaction(change, watched, allow_oom=True)
 
     # Tokens
 
@@ -152,18 +153,24 @@ class Registry(Listing):
         return TokenId(await self._changes.next_id("token"))
 
     async def put_tokens(self, tokens: Iterable[Token]) -> None:
-        """Write tokens whole, new or again; ids given later are above all of these."""
+        """Write tokens whole, new or again; ids given later are above all of these.
+
+        Where Redis is full, those that are there are written, since their rights may become less;
+        then OutOfMemoryError says that the new ones are not.
+        """
         tokens = tuple(tokens)
         if not tokens:
             return
         old = await self.tokens_of(t.id for t in tokens)
-        async with self._changes.multi() as pipe:
-            for moved in old:
-                self._unlist(pipe, moved)
-            for token in tokens:
-                self._put_token(pipe, token)
-            self._changes.renew(pipe, {t.user for t in (*tokens, *old)})
-            await pipe.execute()
+        try:
+            await self._put_tokens(tokens, old)
+        except exceptions.OutOfMemoryError:
+            there = {t.id for t in old}
+            if changed := [t for t in tokens if t.id in there]:
+                await self._put_tokens(changed, old, allow_oom=True)
+            if len(changed) < len(tokens):
+                raise
+            return
         await self._changes.raise_last_id("token", max(t.id for t in tokens))
 
     async def forget_expired(self, before: UnixMs) -> None:
@@ -180,7 +187,7 @@ class Registry(Listing):
             self._changes.renew(pipe, [t.user for t in tokens])
             return bool(tokens)
 
-        return await self._changes.transaction(change, [self._keys.token(token)])
+        return await self._changes.transaction(change, [self._keys.token(token)], allow_oom=True)
 
     # Limits
 
@@ -206,7 +213,7 @@ class Registry(Listing):
             self._changes.renew(pipe, [UserId(int(owner))])
             return True
 
-        return await self._changes.transaction(change, [key])
+        return await self._changes.transaction(change, [key], allow_oom=True)
 
     async def reset(self, counter: Charge) -> bool:
         """Forget what a counter has admitted; False if it was empty."""
@@ -228,13 +235,15 @@ class Registry(Listing):
             for name, value in given.items()
             if value is not None
         }
-        async with self._changes.multi() as pipe:
+        async with self._changes.multi(allow_oom=True) as pipe:
             pipe.hset(self._keys.instance, mapping=fields)
             self._changes.renew_instance(pipe)
             await pipe.execute()
 
     async def first_start(self, *, api_enabled: bool) -> bool:
         """Set the API switch of an installation that never had one; False if it had."""
+        if await self._client.hexists(self._keys.instance, "api_enabled"):
+            return False  # nothing is to be written, which a full Redis would refuse
         async with self._changes.multi() as pipe:
             pipe.hsetnx(self._keys.instance, "api_enabled", int(api_enabled))
             self._changes.renew_instance(pipe)
@@ -256,7 +265,19 @@ class Registry(Listing):
             self._changes.renew(pipe, members)
             return True
 
-        return await self._changes.transaction(change, [key, members_key])
+        return await self._changes.transaction(change, [key, members_key], allow_oom=True)
+
+    async def _put_tokens(
+        self, tokens: Collection[Token], old: Collection[Token], *, allow_oom: bool = False
+    ) -> None:
+        """Write tokens in the place of those that had their ids, all in one change."""
+        async with self._changes.multi(allow_oom=allow_oom) as pipe:
+            for moved in old:
+                self._unlist(pipe, moved)
+            for token in tokens:
+                self._put_token(pipe, token)
+            self._changes.renew(pipe, {t.user for t in (*tokens, *old)})
+            await pipe.execute()
 
     def _put_token(self, pipe: Any, token: Token) -> None:
         key, fields = self._keys.token(token.id), token.fields()
