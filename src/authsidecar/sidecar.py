@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from authsidecar import __version__
 from authsidecar.addresses import Networks
 from authsidecar.authorize import Rules, StoreError
-from authsidecar.config import Settings
+from authsidecar.config import Settings, reread
 from authsidecar.connection import Connections
 from authsidecar.coolify.source import SourceError
 from authsidecar.coolify.status import owner, shown, told
@@ -118,6 +118,7 @@ def connection(settings: Settings) -> Connection:
         # The budget ends a request's wait; the connection's own patience must not end it sooner.
         timeout_s=max(1.0, section.budget_ms / 1000),
         tls=tuple((name, str(path)) for name, path in tls.items() if path),
+        again=(lambda: connection(reread(settings))) if settings.files else None,
     )
 
 

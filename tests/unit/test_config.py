@@ -17,6 +17,7 @@ from authsidecar.config import (
     load,
     loading,
     reference,
+    reread,
     warnings,
 )
 from authsidecar.config.catalogue import SETTINGS
@@ -602,3 +603,29 @@ def test_schema_describes_every_key():
         for part in node["properties"].values():
             described = schema["$defs"][part["$ref"].split("/")[-1]] if "$ref" in part else part
             assert described["description"]
+
+
+def test_files_of_values_are_read_again(tmp_path: Path) -> None:
+    """What a secret's file holds now is taken; what can't be used stays as it was."""
+    password, limit, url = (tmp_path / name for name in ("password", "limit", "url"))
+    password.write_text("first\n")
+    url.write_text("redis://first.internal")
+    limit.write_text("5")
+    settings = load(
+        None,
+        {
+            "AUTHSIDECAR_REDIS__PASSWORD_FILE": str(password),
+            "AUTHSIDECAR_REDIS__URL_FILE": str(url),
+            "AUTHSIDECAR_LIMITS__USER__LIMIT_FILE": str(limit),
+        },
+    )
+    password.write_text("second\n")
+    url.write_text("no url")
+    limit.write_text("6")
+    again = reread(settings)
+    assert again.redis.password is not None
+    assert again.redis.password.get_secret_value() == "second"
+    assert again.redis.url == "redis://first.internal"
+    assert again.limits == settings.limits
+    password.unlink()
+    assert reread(again).redis == again.redis

@@ -2,7 +2,7 @@
 
 from authsidecar.config.advice import warnings
 from authsidecar.config.describe import example, json_schema, reference
-from authsidecar.config.loading import DEFAULT_FILE, ConfigError, load
+from authsidecar.config.loading import DEFAULT_FILE, ConfigError, load, reread
 from authsidecar.config.sections import Settings, default_data_dir
 from authsidecar.config.values import Endpoint
 
@@ -16,5 +16,6 @@ __all__ = [
     "json_schema",
     "load",
     "reference",
+    "reread",
     "warnings",
 ]

@@ -1,6 +1,7 @@
 """From the file and the environment to Settings, or to every problem at once."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path as FilePath
 from typing import Any, Final
 
@@ -15,8 +16,10 @@ from authsidecar.config.sources import (
     Layer,
     environment_layers,
     file_layer,
+    null,
     one_line,
     shown,
+    value_in,
 )
 
 DEFAULT_FILE: Final = "/etc/authsidecar/config.yaml"
@@ -68,7 +71,31 @@ def load(path: str | None, environ: Mapping[str, str]) -> Settings:
         raise ConfigError(tuple(problems), _coolify(values)) from None
     if problems:
         raise ConfigError(tuple(problems), settings.coolify)
+    settings.keep_files({path: one.file for path, one in given.items() if one.file is not None})
     return settings
+
+
+def reread(settings: Settings) -> Settings:
+    """The same settings, with what the files of `_FILE` variables hold now.
+
+    A secret that is rotated is written into its file while the process runs. What can't be read
+    or used now stays as it was.
+    """
+    for path, file in settings.files.items():
+        with suppress(OSError, ValueError):  # pydantic's own error is a ValueError
+            settings = _replaced(settings, path, null(SETTINGS[path], value_in(file)))
+    return settings
+
+
+def _replaced(settings: Settings, path: Path, value: str | None) -> Settings:
+    """The same with another value; only what stands right in a section, as all secrets do."""
+    name, *inner = path
+    section = getattr(settings, name)
+    if len(inner) != 1:
+        return settings
+    values = {field: getattr(section, field) for field in type(section).model_fields}
+    renewed = type(section).model_validate({**values, inner[0]: value})
+    return settings.model_copy(update={name: renewed})
 
 
 def _coolify(values: Mapping[str, Any]) -> Coolify | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from authsidecar.config.buckets import Limits
@@ -383,6 +383,17 @@ class Settings(BaseSettings):
     log: Log = Log()
     mail: Mail = Mail()
     sync: Sync = Sync()
+
+    _files: dict[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def files(self) -> Mapping[tuple[str, ...], str]:
+        """The files of `_FILE` variables, by the settings whose values they hold."""
+        return self._files
+
+    def keep_files(self, files: Mapping[tuple[str, ...], str]) -> None:
+        """Note which values came from files, so that these can be read again."""
+        self._files = dict(files)
 
     @property
     def peer_networks(self) -> tuple[Network, ...]:

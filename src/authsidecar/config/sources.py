@@ -43,11 +43,13 @@ class Given:
         value: a text, several for a list, or None for null.
         origin: "FILE:LINE" or a variable's name.
         item_origins: the same for each item of a list.
+        file: the path of the file that holds the value alone, if it came from one.
     """
 
     value: str | tuple[str, ...] | None = field(repr=False)
     origin: str
     item_origins: tuple[str, ...] = ()
+    file: str | None = None
 
 
 @dataclass(slots=True)
@@ -126,9 +128,9 @@ def _unknown_variable(name: str, valid: list[str]) -> str:
 
 
 def _put_file(layer: Layer, setting: Setting, path: str, variable: str) -> None:
-    """Read a variable's value from the file that it names, less one newline at the end."""
+    """Read a variable's value from the file that it names."""
     try:
-        text = FilePath(path).read_bytes().decode()
+        text = value_in(path)
     except (OSError, ValueError) as error:
         where = one_line(path) or shown(path)
         layer.problems.append(
@@ -136,8 +138,16 @@ def _put_file(layer: Layer, setting: Setting, path: str, variable: str) -> None:
             "allowed: the path of a readable UTF-8 file that holds the value"
         )
         return
-    text = text.removesuffix("\n").removesuffix("\r")
-    _put_text(layer, setting, text, f"{variable} ({one_line(path)})")
+    _put_text(layer, setting, text, f"{variable} ({one_line(path)})", file=path)
+
+
+def value_in(path: str) -> str:
+    """The value that a file holds, less one newline at its end.
+
+    Raises:
+        OSError, ValueError: it can't be read, or is no UTF-8.
+    """
+    return FilePath(path).read_bytes().decode().removesuffix("\n").removesuffix("\r")
 
 
 def _why(error: OSError | ValueError) -> str:
@@ -146,7 +156,9 @@ def _why(error: OSError | ValueError) -> str:
     return (error.strerror or "no such file") if isinstance(error, OSError) else "not a path"
 
 
-def _put_text(layer: Layer, setting: Setting, text: str, origin: str) -> None:
+def _put_text(
+    layer: Layer, setting: Setting, text: str, origin: str, *, file: str | None = None
+) -> None:
     if setting.kind == "list":
         items = _items(text)
         if items is None:
@@ -157,10 +169,10 @@ def _put_text(layer: Layer, setting: Setting, text: str, origin: str) -> None:
         else:
             layer.put(setting, Given(items, origin, (origin,) * len(items)))
     else:
-        layer.put(setting, Given(_null(setting, text), origin))
+        layer.put(setting, Given(null(setting, text), origin, file=file))
 
 
-def _null(setting: Setting, text: str) -> str | None:
+def null(setting: Setting, text: str) -> str | None:
     """Read an empty text, `none` or `null` as null where that is allowed; a secret is verbatim."""
     nulls = ("",) if setting.kind == "secret" else ("", "none", "null")
     return None if setting.nullable and text.lower() in nulls else text

@@ -184,6 +184,8 @@ def _said() -> Iterator[None]:
     try:
         yield
     except exceptions.RedisClusterException as error:
+        if isinstance(error.__cause__, exceptions.AuthenticationError):
+            raise error.__cause__ from None
         raise exceptions.ConnectionError(str(error)) from None
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -15,15 +15,16 @@ from hiredis import pack_command
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, MaxConnectionsError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MaxConnectionsError, RedisError
 
 from authsidecar.ending import end
 from authsidecar.store.calls import IN_FLIGHT
 from authsidecar.store.cluster import Cluster
 from authsidecar.store.embedded import embedded
+from authsidecar.store.login import Login, Words, renewing, words
 
 EMBEDDED: Final = "embedded"
 
@@ -47,6 +48,8 @@ class Connection:
         max_connections: of one process, at most; script calls have two of them, and all else at
             least one.
         tls: files for a rediss:// url, as redis-py names them.
+        again: reads all of this anew, which may block; None where nothing can have changed. Its
+            logins are taken once Redis refuses those of before.
     """
 
     url: str
@@ -56,6 +59,7 @@ class Connection:
     timeout_s: float = 1.0
     max_connections: int = 32
     tls: tuple[tuple[str, str], ...] = ()
+    again: "Callable[[], Connection] | None" = None
 
 
 @asynccontextmanager
@@ -89,14 +93,17 @@ async def connected(how: Connection) -> AsyncIterator["Redis"]:
 
 
 def _alone(how: Connection, url: str) -> "Redis":
-    options = {**_patience(how), **dict(how.tls), **_login(how)}
     pool = Pool.from_url(
         url,
         max_connections=_pooled(how),
         timeout=how.timeout_s,
         retry=Retry(NoBackoff(), 0),
-        **options,
+        **_patience(how),
+        **dict(how.tls),
     )
+    for name in ("username", "password"):
+        pool.connection_kwargs.pop(name, None)
+    pool.connection_kwargs |= _login(how, of_server)
     return _packing(pool)
 
 
@@ -114,16 +121,30 @@ def _patience(how: Connection) -> dict[str, Any]:
     return {"socket_timeout": how.timeout_s, "socket_connect_timeout": how.timeout_s}
 
 
-def _login(how: Connection) -> dict[str, Any]:
-    login = {"username": how.username, "password": how.password}
-    return {name: value for name, value in login.items() if value is not None}
+def of_server(how: Connection) -> Words:
+    """The login of a server or of a cluster's node."""
+    user, password = _in_url(how.url)
+    return words(
+        user if how.username is None else how.username,
+        password if how.password is None else how.password,
+    )
 
 
-def _url_login(url: str) -> dict[str, Any]:
-    """The login that a url of several hosts has."""
-    user, colon, password = urlsplit(url).netloc.rpartition("@")[0].partition(":")
-    login = {"username": unquote(user), "password": unquote(password) if colon else ""}
-    return {name: value for name, value in login.items() if value}
+def of_sentinels(how: Connection) -> Words:
+    """The sentinels' own login, which is in the url where that of the servers is not."""
+    return () if how.password is None else words(*_in_url(how.url))
+
+
+def _in_url(url: str) -> tuple[str, str]:
+    user, _, password = urlsplit(url).netloc.rpartition("@")[0].partition(":")
+    return unquote(user), unquote(password)
+
+
+def _login(how: Connection, of: Callable[[Connection], Words]) -> dict[str, Any]:
+    again = how.again
+    if again is None and not of(how):
+        return {}
+    return {"credential_provider": Login(of(how), None if again is None else lambda: of(again()))}
 
 
 def _tls(how: Connection) -> dict[str, Any]:
@@ -132,7 +153,7 @@ def _tls(how: Connection) -> dict[str, Any]:
 
 def _options(how: Connection) -> dict[str, Any]:
     """How the servers behind sentinels, and the nodes of a cluster, are reached."""
-    return {**_patience(how), **_tls(how), **_url_login(how.url), **_login(how)}
+    return {**_patience(how), **_tls(how), **_login(how, of_server)}
 
 
 def _hosts(url: str, port: int) -> list[tuple[str, int]]:
@@ -233,6 +254,11 @@ class _Sentinels(Sentinel):
         asking.sentinels = order = list(self.sentinels)
         try:
             return await super(_Sentinels, asking).discover_master(service_name)
+        except MasterNotFoundError as error:
+            order.append(order.pop(0))
+            if AuthenticationError.__name__ in str(error):  # redis-py only names it
+                raise AuthenticationError("a sentinel refuses the login") from None
+            raise
         except BaseException:
             order.append(order.pop(0))
             raise
@@ -272,10 +298,13 @@ class _SentinelPool(SentinelConnectionPool, Pool):
 def _sentinels(how: Connection) -> tuple[Sentinel, str, int]:
     """The sentinels, the name of the service that they watch, and its database."""
     service, _, db = urlsplit(how.url).path.lstrip("/").partition("/")
-    own_login = _url_login(how.url) if how.password is not None else {}
-    own = {**_patience(how), **_tls(how), **own_login, "retry": Retry(NoBackoff(), 0)}
+    login = _login(how, of_sentinels)
+    own = {**_patience(how), **_tls(how), **login, "retry": Retry(NoBackoff(), 0)}
     hosts = _hosts(how.url, SENTINEL_PORT)
     sentinels = _Sentinels(hosts, sentinel_kwargs=own)  # type: ignore[no-untyped-call]
+    for one in sentinels.sentinels:
+        pool = one.connection_pool
+        pool.connection_class = renewing(pool.connection_class)
     return sentinels, unquote(service), int(db or 0)
 
 
@@ -288,7 +317,7 @@ def _packed(connection: type[Any]) -> type[Any]:
     back to where the primary was.
     """
 
-    class Packed(connection):  # type: ignore[misc]  # a class that is only known at run time
+    class Packed(renewing(connection)):  # type: ignore[misc]  # only known at run time
         def pack_command(self, *args: Any) -> list[bytes]:
             name, *rest = args
             return [pack_command((*str(name).split(), *rest))]
