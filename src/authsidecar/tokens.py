@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Final
 
-from authsidecar.model import Permission, Role, TeamId, UnixMs, UserId
+from redis.exceptions import RedisError
+
+from authsidecar.model import Permission, Role, TeamId, TokenId, UnixMs, UserId
 from authsidecar.policy import ELEVATED, PRIVILEGED, ROOTS
 from authsidecar.refusal import Refusal
 from authsidecar.store.nouns import Token
@@ -42,6 +44,20 @@ class Issued:
 
     token: Token
     plain: str = field(repr=False)
+
+
+class LeftoverError(Exception):
+    """A token may be there whose secret nobody was shown.
+
+    Attributes:
+        token: its id.
+        why: what went wrong.
+    """
+
+    def __init__(self, token: TokenId, why: str) -> None:
+        super().__init__(f"token {token}: {why}")
+        self.token = token
+        self.why = why
 
 
 def completed(permissions: Iterable[Permission]) -> frozenset[Permission]:
@@ -123,6 +139,9 @@ async def issue(
         name: 3 to 255 characters.
         permissions: at least one.
         days: one of EXPIRY_DAYS, or None: it does not expire.
+
+    Raises:
+        LeftoverError: it may have been stored, and could not be taken back.
     """
     if days is not None and days not in EXPIRY_DAYS:
         offered = ", ".join(map(str, EXPIRY_DAYS))
@@ -145,10 +164,23 @@ async def issue(
         expires_at=None if days is None else UnixMs(now + days * DAY_MS),
         created_at=now,
     )
-    await registry.put_tokens([token])
-    if await withdraw(registry, [token]):
+    try:
+        await registry.put_tokens([token])
+        withdrawn = await withdraw(registry, [token])
+    except BaseException as error:
+        await _unmake(registry, token, error)
+        raise
+    if withdrawn:
         return Refusal(f"user {user} has just lost its role in team {team}; nothing was issued")
     return Issued(token, f"{token.id}|{secret}")
+
+
+async def _unmake(registry: Registry, token: Token, error: BaseException) -> None:
+    """Take back a token that may have been stored, and whose secret nobody will be shown."""
+    try:
+        await registry.remove_token(token.id)
+    except (RedisError, OSError):
+        raise LeftoverError(token.id, str(error) or type(error).__name__) from None
 
 
 async def withdraw(registry: Registry, written: Iterable[Token]) -> Mapping[int, str]:

@@ -8,6 +8,7 @@ import click
 from authsidecar.cli.errors import MisconfiguredError
 from authsidecar.cli.options import Command, Group, given
 from authsidecar.cli.output import Output
+from authsidecar.cli.streams import write
 
 
 @click.command("check-config", cls=Command)
@@ -66,7 +67,7 @@ def schema() -> None:
     """
     from authsidecar.config import json_schema
 
-    click.echo(json.dumps(json_schema(), indent=2))
+    write(json.dumps(json_schema(), indent=2))
 
 
 @config.command()
@@ -79,4 +80,4 @@ def example() -> None:
     """
     from authsidecar.config import example as text
 
-    click.echo(text(), nl=False)
+    write(text(), newline=False)

@@ -7,6 +7,7 @@ import click
 from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import Command, Group, NamedType, given
 from authsidecar.cli.session import Session, on_registry
+from authsidecar.cli.streams import write
 from authsidecar.model import Proxy
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def echo(listen: str) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with echoing(host.strip("[]"), int(port)) as address:
-            click.echo(json.dumps({"listening": address}) if options.json else address)
+            write(json.dumps({"listening": address}) if options.json else address)
             await stop.wait()
 
     try:

@@ -10,6 +10,7 @@ from authsidecar.cli.errors import MisconfiguredError, RefusedError
 from authsidecar.cli.options import ADDRESS, Command
 from authsidecar.cli.output import printable, styled
 from authsidecar.cli.session import Session, interruptible, on_silent_registry
+from authsidecar.cli.streams import is_terminal
 from authsidecar.model import Address, Deny
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def as_data(found: "Explanation") -> dict[str, Any]:
 
 def trace(found: "Explanation") -> str:
     """An explanation for people: a line a check, then the answer."""
-    terminal = sys.stdout.isatty()
+    terminal = is_terminal(sys.stdout)
     lines = []
     for row in found.rows:
         mark, colour = MARKS[row.result]

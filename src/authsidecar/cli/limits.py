@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from authsidecar.cli.options import ID, TOKEN_ID, Group
-from authsidecar.cli.session import Session, on_registry, present
+from authsidecar.cli.session import Session, changing, on_registry, present
 from authsidecar.model import Limit, TeamId, TokenId, UserId
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def limit() -> None:
     help="Length of the window.",
 )
 @on_registry
+@changing
 async def set_(  # noqa: PLR0917  # click passes by name
     session: Session,
     user: int | None,
@@ -118,6 +119,7 @@ async def show(session: Session, user: int | None, token: int | None, team: int 
 @limit.command()
 @_holder
 @on_registry
+@changing
 async def clear(session: Session, user: int | None, token: int | None, team: int | None) -> None:
     """Take a limit back; the configured one applies again.
 
@@ -135,6 +137,7 @@ async def clear(session: Session, user: int | None, token: int | None, team: int
 @limit.command()
 @_holder
 @on_registry
+@changing
 async def reset(session: Session, user: int | None, token: int | None, team: int | None) -> None:
     """Forget what was counted: the full limit is there again.
 

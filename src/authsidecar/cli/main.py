@@ -23,8 +23,9 @@ from authsidecar.cli import (
     tokens,
     users,
 )
-from authsidecar.cli.errors import MisconfiguredError, RefusedError
+from authsidecar.cli.errors import MisconfiguredError, OutputError, RefusedError
 from authsidecar.cli.options import Group
+from authsidecar.cli.streams import complete, leave, tell, write
 
 DONE = 0
 REFUSED = 1
@@ -45,7 +46,7 @@ def cli(context: click.Context) -> None:
       authsidecar explain POST /api/v1/deploy --token-file token.txt
     """
     if context.invoked_subcommand is None:
-        click.echo(context.get_help())
+        write(context.get_help())
 
 
 for command in (
@@ -82,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = cli.main(list(arguments), prog_name="authsidecar", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        tell(error.format_message())
         return WRONG_USAGE
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "authsidecar"
@@ -93,6 +94,8 @@ def run(arguments: Sequence[str]) -> int:
         for problem in error.problems:
             _say(problem, WRONG_USAGE)
         return WRONG_USAGE
+    except OutputError as error:
+        return REFUSED if error.left else _say(str(error), REFUSED)
     except RefusedError as error:
         return _say(str(error), REFUSED)
     except (click.Abort, KeyboardInterrupt):
@@ -103,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _say(problem: str, code: int) -> int:
-    click.echo(f"authsidecar: {' '.join(problem.split())}", err=True)
+    tell(f"authsidecar: {' '.join(problem.split())}")
     return code
 
 
@@ -118,4 +121,9 @@ def _where(error: BaseException) -> str:
 
 def main() -> None:
     """Run the command line of this process."""
-    sys.exit(run(sys.argv[1:]))
+    complete()
+    try:
+        code = run(sys.argv[1:])
+    finally:
+        leave()
+    sys.exit(code)

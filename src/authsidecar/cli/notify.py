@@ -7,7 +7,7 @@ import click
 
 from authsidecar.cli.errors import MisconfiguredError, RefusedError
 from authsidecar.cli.options import Command
-from authsidecar.cli.session import Session, on_registry
+from authsidecar.cli.session import Session, changing, on_registry
 
 if TYPE_CHECKING:
     from authsidecar.expiry.rounds import Options
@@ -33,6 +33,7 @@ def notify(once: bool) -> None:
 
 
 @on_registry
+@changing
 async def _once(session: Session) -> None:
     from collections import Counter
 

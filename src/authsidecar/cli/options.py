@@ -9,6 +9,7 @@ import click
 
 from authsidecar import __version__
 from authsidecar.addresses import parse_address
+from authsidecar.cli.streams import write
 from authsidecar.credentials import LARGEST_ID
 from authsidecar.model import Address
 
@@ -40,7 +41,7 @@ def _remember(context: click.Context, parameter: click.Parameter, value: Any) ->
 
 def _version(context: click.Context, _: click.Parameter, value: bool) -> None:
     if value and not context.resilient_parsing:
-        click.echo(f"authsidecar {__version__}")
+        write(f"authsidecar {__version__}")
         context.exit()
 
 
@@ -56,6 +57,19 @@ def _global_options() -> list[click.Parameter]:
     ]
 
 
+def _help(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        write(context.get_help())
+        context.exit()
+
+
+def _written(option: click.Option | None) -> click.Option | None:
+    """The help option, writing as everything else is written."""
+    if option is not None:
+        option.callback = _help
+    return option
+
+
 class Command(click.Command):
     """A command that takes the global options as well as its own."""
 
@@ -63,6 +77,10 @@ class Command(click.Command):
         """Add the global options after the command's own."""
         super().__init__(*args, **kwargs)
         self.params += _global_options()
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """The option that shows the help."""
+        return _written(super().get_help_option(ctx))
 
 
 class Group(click.Group):
@@ -75,6 +93,10 @@ class Group(click.Group):
         """Add the global options after the group's own."""
         super().__init__(*args, **kwargs)
         self.params += _global_options()
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        """The option that shows the help."""
+        return _written(super().get_help_option(ctx))
 
 
 class AddressType(click.ParamType[Address]):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import click
 
 from authsidecar.cli.options import Options
+from authsidecar.cli.streams import is_terminal, tell, write
 
 
 class Output:
@@ -29,13 +30,16 @@ class Output:
             data: for --json.
             text: for people.
             quiet: what is left of it with --quiet; None: nothing.
+
+        Raises:
+            OutputError: it can't be written.
         """
         if self.is_json:
-            click.echo(json.dumps(data))
+            write(json.dumps(data))
         elif not self._quiet:
-            click.echo(text)
+            write(text)
         elif quiet is not None:
-            click.echo(quiet)
+            write(quiet)
 
     def listing(
         self, columns: Sequence[str], items: Iterable[Mapping[str, object]], *, empty: str
@@ -46,30 +50,33 @@ class Output:
             columns: the keys that the table shows, in order.
             items: what is listed.
             empty: what is said to people if there is none.
+
+        Raises:
+            OutputError: it can't be written.
         """
         rows = list(items)
         if self.is_json:
-            click.echo(json.dumps({"items": rows}))
+            write(json.dumps({"items": rows}))
         elif rows:
-            click.echo(self._table(columns, rows))
+            write(self._table(columns, rows))
         else:
             self.note(empty)
 
     def note(self, text: str) -> None:
         """Tell people something beside the result."""
         if not self._quiet:
-            click.echo(text, err=True)
+            tell(text)
 
     def warn(self, text: str) -> None:
         """Tell people of what is legal but unwise."""
         if not self._quiet:
-            label = styled("warning:", sys.stderr.isatty(), fg="yellow")
-            click.echo(f"{label} {text}", err=True)
+            label = styled("warning:", is_terminal(sys.stderr), fg="yellow")
+            tell(f"{label} {text}")
 
     def progress(self, text: str) -> None:
         """Rewrite the last line of a terminal; nothing anywhere else."""
-        if not self._quiet and sys.stderr.isatty():
-            click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+        if not self._quiet and is_terminal(sys.stderr):
+            tell(f"\r\x1b[K{text}", newline=False)
 
     def _table(self, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:
         head = [column.replace("_", " ").upper() for column in columns]
@@ -79,7 +86,7 @@ class Output:
             "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
             for line in (head, *cells)
         ]
-        return "\n".join([styled(lines[0], sys.stdout.isatty(), bold=True), *lines[1:]])
+        return "\n".join([styled(lines[0], is_terminal(sys.stdout), bold=True), *lines[1:]])
 
 
 def cell(value: object) -> str:

@@ -10,6 +10,7 @@ from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import Group, given
 from authsidecar.cli.output import Output
 from authsidecar.cli.session import load_settings
+from authsidecar.cli.streams import tell, write
 
 if TYPE_CHECKING:
     from authsidecar.routes import Route, RouteTable
@@ -134,7 +135,7 @@ def import_(file: str, form: str, base: str) -> None:
 
     rows = _imported(_text(file), file)
     try:
-        click.echo(tsv(rows) if form == "tsv" else as_extra(rows, coolify(base)), nl=False)
+        write(tsv(rows) if form == "tsv" else as_extra(rows, coolify(base)), newline=False)
     except RouteError as error:
         raise RefusedError(str(error)) from None
     Output(given()).note(f"{len(rows)} routes")
@@ -198,7 +199,7 @@ def _imported(text: str, name: str) -> "tuple[Row, ...]":
 
     found = read(text)
     for line, message in found.problems:
-        click.echo(f"{name}:{line}: {message}", err=True)
+        tell(f"{name}:{line}: {message}")
     if found.problems:
         raise RefusedError(f"{name} cannot be read whole; nothing was guessed, nothing is written")
     return found.rows

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, TypeVar
 
+from authsidecar.cli import streams
 from authsidecar.cli.errors import MisconfiguredError, RefusedError
 from authsidecar.cli.options import Options, given
 from authsidecar.cli.output import Output
@@ -91,6 +92,17 @@ def on_registry(command: Coroutine[P]) -> Callable[P, None]:
     return _callback(command, connect)
 
 
+def changing(command: Coroutine[P]) -> Coroutine[P]:
+    """Have a command say that it has run, if it can't write its result."""
+
+    @functools.wraps(command)
+    async def told(session: Session, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        with streams.done():
+            await command(session, *args, **kwargs)
+
+    return told
+
+
 def on_own_registry(command: Coroutine[P]) -> Callable[P, None]:
     """The same for a command that changes what a sync would own: refused while there is one."""
 
@@ -104,7 +116,7 @@ def on_own_registry(command: Coroutine[P]) -> Callable[P, None]:
                 "Coolify owns users, teams, tokens and settings here: change them in Coolify, "
                 "or take them back with `authsidecar sync coolify release`"
             )
-        await command(session, *args, **kwargs)
+        await changing(command)(session, *args, **kwargs)
 
     return on_registry(unless_synced)
 

@@ -12,7 +12,8 @@ import click
 from authsidecar.cli.errors import MisconfiguredError, RefusedError
 from authsidecar.cli.options import Command, Group, given
 from authsidecar.cli.output import printable
-from authsidecar.cli.session import Session, load_settings, on_registry
+from authsidecar.cli.session import Session, changing, load_settings, on_registry
+from authsidecar.cli.streams import done, write
 
 if TYPE_CHECKING:
     from authsidecar.coolify.sync import Options
@@ -67,7 +68,7 @@ async def _dry_run(session: Session, *, allow_empty: bool) -> None:
                     {"change": change.sign, "noun": change.noun, "fact": printable(change.text)}
                 )
             else:
-                click.echo(f"{change.sign} {change.noun} {printable(change.text)}")
+                write(f"{change.sign} {change.noun} {printable(change.text)}")
     new, gone, changed = counts["+"], counts["-"], counts["~"]
     session.out.result(
         {"items": items, "new": new, "gone": gone, "changed": changed},
@@ -76,6 +77,7 @@ async def _dry_run(session: Session, *, allow_empty: bool) -> None:
 
 
 @on_registry
+@changing
 async def _once(session: Session, *, allow_empty: bool) -> None:
     from authsidecar.coolify.sync import Follower
     from authsidecar.sidecar import logger
@@ -139,7 +141,8 @@ def install_triggers(dsn_file: str | None) -> None:
 
     dsn = _dsn(dsn_file)
     _run(lambda: triggers.run(dsn, triggers.installing()))
-    click.echo("triggers installed; set sync.instant: true")
+    with done():
+        write("triggers installed; set sync.instant: true")
 
 
 @coolify.command("remove-triggers", cls=Command)
@@ -157,11 +160,13 @@ def remove_triggers(dsn_file: str | None) -> None:
 
     dsn = _dsn(dsn_file)
     _run(lambda: triggers.run(dsn, triggers.removing()))
-    click.echo("triggers removed")
+    with done():
+        write("triggers removed")
 
 
 @coolify.command("release", cls=Command)
 @on_registry
+@changing
 async def release(session: Session) -> None:
     """Manage tokens and settings here again, from what was synced last.
 

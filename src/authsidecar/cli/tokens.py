@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
-from authsidecar.cli.errors import RefusedError
+from authsidecar.cli.errors import OutputError, RefusedError
 from authsidecar.cli.options import ID, TOKEN_ID, Group, NamedType
 from authsidecar.cli.output import printable
 from authsidecar.cli.session import (
@@ -16,6 +16,7 @@ from authsidecar.cli.session import (
     on_registry,
     present,
 )
+from authsidecar.cli.streams import keep, tell
 from authsidecar.model import Permission, TeamId, TokenId, UnixMs, UserId
 from authsidecar.times import for_people, rfc3339
 
@@ -60,7 +61,7 @@ async def create(  # noqa: PLR0917  # click passes by name
     permissions: tuple[Permission, ...],
     expires: str,
 ) -> None:
-    """Create a token and show it, this once.
+    """Create a token and show it, this once; if it can't be shown, it is taken back.
 
     Every permission above read needs an owner or admin of the team. root stands alone;
     read:sensitive brings read.
@@ -71,10 +72,10 @@ async def create(  # noqa: PLR0917  # click passes by name
       authsidecar token create --user 7 --team 3 --name deploys --permission read \\
           --permission deploy --expires 90 --quiet > token.txt
     """
-    from authsidecar.tokens import issue
+    from authsidecar.tokens import LeftoverError, issue
 
-    issued = done(
-        await issue(
+    try:
+        answer = await issue(
             session.registry,
             user=UserId(user),
             team=TeamId(team),
@@ -82,15 +83,38 @@ async def create(  # noqa: PLR0917  # click passes by name
             permissions=permissions,
             days=None if expires == "never" else int(expires),
         )
-    )
+    except LeftoverError as error:
+        raise RefusedError(
+            f"Redis failed under way ({error.why}); token {error.token} may have been made, and "
+            f"nobody knows it: `authsidecar token revoke {error.token}` once Redis is back"
+        ) from None
+    issued = done(answer)
     data = as_data(issued.token)
     del data["created_at"]
-    session.out.result(
-        {"id": data.pop("id"), "token": issued.plain, **data}, issued.plain, quiet=issued.plain
-    )
+    shown = {"id": data.pop("id"), "token": issued.plain, **data}
+    try:
+        session.out.result(shown, issued.plain, quiet=issued.plain)
+        keep()
+    except OutputError as error:
+        raise await _taken_back(session, issued.token.id, error) from None
     expiry = issued.token.expires_at
     when = "it never expires" if expiry is None else f"it expires {for_people(expiry)}"
     session.out.note(f"Store it now: it is not shown again. {when[0].upper()}{when[1:]}.")
+
+
+async def _taken_back(session: Session, token: TokenId, error: OutputError) -> RefusedError:
+    """Revoke a token whose secret nobody was shown; what is said of it."""
+    from redis.exceptions import RedisError
+
+    try:
+        await session.registry.remove_token(token)
+        await session.until_replicated()
+    except (RedisError, OSError):
+        return RefusedError(
+            f"{error}; token {token} was made, is shown to nobody and could not be taken back: "
+            f"`authsidecar token revoke {token}`"
+        )
+    return RefusedError(f"{error}; the new token was taken back")
 
 
 @token.command("list")
@@ -195,7 +219,7 @@ async def import_(session: Session, file: BinaryIO) -> None:
 
     def refused(line: int, why: str) -> None:
         session.out.progress("")
-        click.echo(f"line {line}: {printable(why)}", err=True)
+        tell(f"line {line}: {printable(why)}")
         if len(errors) < ERRORS_KEPT:
             errors.append({"line": line, "reason": why})
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import click
-
+from authsidecar.cli.streams import tell, write
 from authsidecar.config import Settings, load
 from authsidecar.demo import table
 from authsidecar.demo.answers import Result, results
@@ -80,7 +79,7 @@ async def run(*, check: bool) -> int:
             raise
         return INTERRUPTED if check else 0
     except (ProxyUnavailableError, StartError) as error:
-        click.echo(f"authsidecar: {error}", err=True)
+        tell(f"authsidecar: {error}")
         return 1
     finally:
         for number in SIGNALS:
@@ -112,7 +111,7 @@ async def _check() -> int:
 
 def _say(text: str) -> None:
     """Print; in colours only on a terminal, and only if nobody minds."""
-    click.echo(text, color=False if os.environ.get("NO_COLOR") else None)
+    write(text, colours=False if os.environ.get("NO_COLOR") else None)
 
 
 @asynccontextmanager
