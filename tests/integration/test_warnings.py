@@ -11,7 +11,9 @@ from collections import Counter
 
 import pytest
 from prometheus_client import CollectorRegistry
+from redis.asyncio import Redis
 
+from authsidecar.config import load
 from authsidecar.coolify.status import OWNER
 from authsidecar.expiry.channel import NotTakenError, UnreachableError
 from authsidecar.expiry.notice import HOUR_MS, LATE_MS, Due
@@ -327,6 +329,27 @@ def test_a_wrong_password_is_a_failure_that_shows_no_password(redis_url, tmp_pat
     assert (result.code, mailbox.mails) == (1, [])
     assert "SMTPAuthenticationError 535" in result.err
     assert "not the password" not in result.err + result.out
+
+
+@pytest.mark.filterwarnings("ignore:Requiring AUTH")  # aiosmtpd does not see that all is TLS
+async def test_a_rotated_mail_password_is_read_from_its_file(redis_url, tmp_path, monkeypatch):
+    """What the file holds when a mail goes out counts; nobody restarts anything."""
+    pem = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(pem))
+    file = tmp_path / "password"
+    file.write_text("not the password")
+    with smtp_server(tls="tls", certificate=pem, login=True) as mailbox:
+        how = settings(mailbox, MAIL__TLS="tls", MAIL__USERNAME="mailer")
+        how |= {"MAIL__PASSWORD_FILE": str(file)}
+        found = load(None, {f"AUTHSIDECAR_{name}": value for name, value in how.items()})
+        async with Redis.from_url(redis_url) as client:
+            await expiring(seed.registry(client), 1)
+            options = Options.of(found)
+            (channel,) = options.channels
+            rounds = Rounds(channel, options, client, KEYS, log=QUIET, count=lambda _: None)
+            assert (await rounds.once())[Result.FAILED] == 1
+            file.write_text(LOGIN[1].decode() + "\n")
+            assert (await rounds.once())[Result.SENT] == 1
 
 
 def test_the_mail_says_what_the_token_was_used_for(redis_url):

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.headerregistry import Address
@@ -30,6 +31,8 @@ class Mail:
         username: of the login, or None.
         password: of the login, or None.
         sender: the From address.
+        again: reads the settings anew before each mail, since a password may have been rotated in
+            its file; None where nothing can have changed.
         context: which certificates to trust; None: the system's.
         name: the channel's.
     """
@@ -40,12 +43,13 @@ class Mail:
     username: str | None
     password: str | None = field(repr=False)
     sender: str
+    again: Callable[[], Settings] | None = field(default=None, repr=False)
     context: ssl.SSLContext | None = None
     name: str = "mail"
 
     @classmethod
-    def of(cls, settings: Settings) -> Self | None:
-        """The server that the settings name, if they do."""
+    def of(cls, settings: Settings, again: Callable[[], Settings] | None = None) -> Self | None:
+        """The server that the settings name, if they do; `again` reads these settings anew."""
         if settings.host is None or settings.sender is None:
             return None
         password = settings.password.get_secret_value() if settings.password else None
@@ -56,6 +60,7 @@ class Mail:
             settings.username,
             password,
             settings.sender,
+            again,
         )
 
     async def send(self, notice: Notice) -> None:
@@ -68,12 +73,13 @@ class Mail:
         message = composed(notice, self.sender)
         try:
             async with asyncio.timeout(SEND_S):
+                username, password = await self._login()
                 await aiosmtplib.send(
                     message,
                     hostname=self.host,
                     port=self.port,
-                    username=self.username,
-                    password=self.password,
+                    username=username,
+                    password=password,
                     use_tls=self.tls == "tls",
                     start_tls=self.tls == "starttls",
                     tls_context=self.context,
@@ -83,6 +89,12 @@ class Mail:
             raise NotTakenError(_said(error)) from None
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
             raise UnreachableError(_said(error)) from None
+
+    async def _login(self) -> tuple[str | None, str | None]:
+        if self.again is None:
+            return self.username, self.password
+        now = await asyncio.to_thread(self.again)
+        return now.username, now.password.get_secret_value() if now.password else None
 
 
 def composed(notice: Notice, sender: str) -> EmailMessage:

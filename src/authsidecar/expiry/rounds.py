@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 
 from redis import exceptions
 
-from authsidecar.config import Settings
+from authsidecar.config import Settings, reread
 from authsidecar.coolify.status import owner
 from authsidecar.ending import end
 from authsidecar.expiry.channel import SEND_S, Channel, NotTakenError, UnreachableError
@@ -84,7 +84,8 @@ class Options:
                 raise NoDriverError(
                     "mail.host: needs aiosmtplib: pip install 'authsidecar[mail]'"
                 ) from None
-            if (mail := Mail.of(section)) is not None:
+            again = (lambda: reread(settings).mail) if settings.files else None
+            if (mail := Mail.of(section, again)) is not None:
                 channels.append(mail)
         return cls(tuple(channels), section.lead_times_hours, section.synced_tokens)
 
