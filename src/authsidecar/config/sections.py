@@ -147,7 +147,11 @@ class Redis(Section):
         description="Time that a revocation waits for its replicas, in milliseconds.",
     )
     max_connections: int = Field(
-        default=32, ge=1, le=10_000, description="Connections to Redis per worker, at most."
+        default=32,
+        ge=1,
+        le=10_000,
+        description="Connections to Redis per worker, at most; decisions have two of them, and all "
+        "else at least one.",
     )
     eviction_policy: Literal["refuse", "warn"] = Field(
         default="refuse",
