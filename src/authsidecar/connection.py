@@ -11,7 +11,7 @@ import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from aiohttp import HttpVersion11
 from aiohttp.base_protocol import BaseProtocol
@@ -20,6 +20,7 @@ from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from authsidecar.proxies.replies import Reply
+from authsidecar.strangers import MAX_STRANGERS, Dropped, RefuseStranger, Strangers
 from authsidecar.wire import encoded
 
 MAX_FIELD_BYTES: Final = 32 * 1024
@@ -30,6 +31,15 @@ IDLE_S: Final = 3600.0
 sends a request just when we close."""
 
 _READ_BYTES: Final = 64 * 1024
+
+SHARE_BYTES: Final = 4096
+"""How much of what one connection sent is parsed in one tick of the loop."""
+
+_LONG_HEAD_SHARES: Final = 16
+
+SHARE_REQUESTS: Final = 4
+"""How many requests of one connection are answered in one tick: then others have their turn. No
+proxy sends a request before it has the answer to the one before."""
 
 
 class Asked(NamedTuple):
@@ -60,15 +70,29 @@ Refuse = Callable[[HttpProcessingError, str], Reply]
 class Connections:
     """All connections of a listener; called for each new one."""
 
-    def __init__(self, answer: Answer, refuse: Refuse) -> None:
+    def __init__(
+        self,
+        answer: Answer,
+        refuse: Refuse,
+        *,
+        trusts: Callable[[str], bool] = lambda _: True,
+        refuse_stranger: RefuseStranger = lambda _start, _peer: Reply(403, ""),
+        dropped: Dropped = lambda _cause, _peer: None,
+    ) -> None:
         """Nothing is listened on yet.
 
         Args:
             answer: answers a request.
             refuse: answers what could not be parsed.
+            trusts: whether a peer may ask.
+            refuse_stranger: answers one that may not.
+            dropped: told of connections that are closed because there are too many, or because
+                a request does not come.
         """
         self.answer = answer
         self.refuse = refuse
+        self.trusts = trusts
+        self.strangers = Strangers(refuse_stranger, most=MAX_STRANGERS, dropped=dropped)
         self.draining = False
         self._open: set[Connection] = set()
         self._unsent: list[tuple[Connection, bytes, bool]] = []
@@ -101,6 +125,7 @@ class Connections:
             grace_s: how long to wait, in seconds.
         """
         self.draining = True
+        self.strangers.close()
         for one in tuple(self._open):
             one.end()
         with contextlib.suppress(TimeoutError):
@@ -133,6 +158,8 @@ class Connection(BaseProtocol):
         "_idle_timer",
         "_peer",
         "_requests",
+        "_turn_due",
+        "_unparsed",
     )
 
     def __init__(self, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:
@@ -142,26 +169,31 @@ class Connection(BaseProtocol):
             connections: who answers, and knows of this one while it is open.
             loop: the running event loop.
         """
-        parser = HttpRequestParser(
+        super().__init__(loop)
+        self._connections = connections
+        self._requests: deque[tuple[RawRequestMessage, bool] | HttpProcessingError] = deque()
+        self._answering: RawRequestMessage | None = None
+        self._ending = False
+        self._active_at = 0.0
+        self._unparsed = b""
+        self._turn_due = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody has connected: a proxy, or one who is not spoken to any further."""
+        self._peer = _peer(transport)
+        if not self._connections.trusts(self._peer):
+            self._connections.strangers.take(cast(asyncio.Transport, transport), self._peer)
+            return
+        super().connection_made(transport)
+        self._parser = HttpRequestParser(
             self,
-            loop,
+            self._loop,
             _READ_BYTES,
             max_line_size=MAX_FIELD_BYTES,
             max_field_size=MAX_FIELD_BYTES,
             max_headers=MAX_HEADERS,
             auto_decompress=False,
         )
-        super().__init__(loop, parser)
-        self._connections = connections
-        self._requests: deque[tuple[RawRequestMessage, bool] | HttpProcessingError] = deque()
-        self._answering: RawRequestMessage | None = None
-        self._ending = False
-        self._active_at = 0.0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A proxy has connected."""
-        super().connection_made(transport)
-        self._peer = _peer(transport)
         self._connections.made(self)
         self._active_at = self._loop.time()
         self._idle_timer = self._loop.call_later(IDLE_S, self._close_if_idle)
@@ -171,6 +203,7 @@ class Connection(BaseProtocol):
         super().connection_lost(exc)
         self._idle_timer.cancel()
         self._requests.clear()
+        self._unparsed = b""
         self._connections.lost(self)
         self._parser = None
 
@@ -180,6 +213,25 @@ class Connection(BaseProtocol):
     def data_received(self, data: bytes) -> None:
         """Answer what has arrived whole."""
         self._active_at = self._loop.time()
+        if self._unparsed or len(data) > SHARE_BYTES:
+            self._unparsed += data
+            self._parse_share()
+        else:
+            self._parse(data)
+        self._go_on()
+
+    def _parse_share(self) -> None:
+        """Parse some of what arrived; not before all that was parsed is answered.
+
+        A long head is no more work than a short one, so it does not wait for other turns.
+        """
+        shares = _LONG_HEAD_SHARES
+        while shares and self._unparsed and not self._requests and self._answering is None:
+            shares -= 1
+            data, self._unparsed = self._unparsed[:SHARE_BYTES], self._unparsed[SHARE_BYTES:]
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         try:
             while data and not self._ending and self._parser is not None:
                 messages, upgraded, data = self._parser.feed_data(data)
@@ -191,9 +243,8 @@ class Connection(BaseProtocol):
         except HttpProcessingError as error:
             self._requests.append(error)
             self._ending = True
-        self._go_on()
-        if self._requests:  # whoever sends faster than it reads must wait
-            self._pause_reading_for_buffer()
+        if self._ending:
+            self._unparsed = b""  # nothing of that is read as a request
 
     def resume_writing(self) -> None:
         """The peer reads again."""
@@ -229,9 +280,11 @@ class Connection(BaseProtocol):
                 return
 
     def _go_on(self) -> None:
-        """Answer until something must be waited for."""
+        """Answer until something must be waited for, or others have their turn."""
         requests = self._requests
-        while requests and self._answering is None and not self._paused:
+        share = SHARE_REQUESTS
+        while requests and share and self._answering is None and not self._paused:
+            share -= 1
             request = requests.popleft()
             if isinstance(request, HttpProcessingError):
                 self._write(self._connections.refuse(request, self._peer), head=False)
@@ -247,8 +300,20 @@ class Connection(BaseProtocol):
                 self._answered(answer.value)
             else:
                 _Waiting(coroutine, self._answered_later).on(awaited)
-        if self._buffer_paused and not requests:
+        if requests or self._unparsed:  # whoever sends faster than it reads must wait
+            if not self._buffer_paused:
+                self._pause_reading_for_buffer()
+            if self._answering is None and not self._paused and not self._turn_due:
+                self._turn_due = True
+                self._loop.call_soon(self._next_turn)
+        elif self._buffer_paused:
             self._resume_reading_for_buffer()
+
+    def _next_turn(self) -> None:
+        self._turn_due = False
+        if self._unparsed:
+            self._parse_share()
+        self._go_on()
 
     def _answered_later(self, reply: Reply) -> None:
         self._answered(reply)

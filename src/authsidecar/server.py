@@ -97,7 +97,13 @@ class AuthzServer:
 
     def connections(self) -> Connections:
         """The connections that this answers on, to be listened with."""
-        return Connections(self.answer, self._unreadable)
+        return Connections(
+            self.answer,
+            self._unreadable,
+            trusts=self._trusts,
+            refuse_stranger=self._stranger,
+            dropped=self._telemetry.connection_dropped,
+        )
 
     async def answer(self, asked: Asked) -> Reply:
         """Answer one subrequest, whatever goes wrong."""
@@ -174,6 +180,14 @@ class AuthzServer:
         elif isinstance(error, BadHttpMethod):  # Envoy passes on whatever the client made up
             reason = METHOD_NOT_ALLOWED
         return self._refused(None, Deny(reason), self._decision_ids(), peer)
+
+    def _stranger(self, start: bytes, peer: str) -> Reply:
+        """The answer to a peer that is not trusted; `start` is where its request begins."""
+        words = start.partition(b"\r\n")[0].split(b" ", 2)
+        target = words[1].decode("latin-1") if len(words) == 3 else ""
+        proxy = _ENDPOINTS.get(target) or _endpoint(target)
+        deny = Deny(UNTRUSTED_PEER, "not one of trusted_peers")
+        return self._refused(proxy, deny, self._decision_ids(), peer)
 
     def _defect(self, error: Exception) -> Deny:
         """What is answered when this program is wrong: a refusal."""

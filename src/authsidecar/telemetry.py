@@ -8,8 +8,9 @@ import asyncio
 import os
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
@@ -19,7 +20,9 @@ from authsidecar import __version__
 from authsidecar.authorize import Outcome
 from authsidecar.ending import end
 from authsidecar.log import Log
-from authsidecar.model import AccessRequest, Allow, Deny, Kind, Proxy, Verdict
+from authsidecar.log_pace import LogPace
+from authsidecar.model import AccessRequest, Address, Allow, Deny, Kind, Proxy, Verdict
+from authsidecar.proxies.forward_auth import UNTRUSTED_PEER
 
 NEAR_LIMIT = 10
 """A counter is near its limit when less than one in NEAR_LIMIT of it is left."""
@@ -31,6 +34,9 @@ LAG_EVERY_S: Final = 0.1
 
 SETTLED_S: Final = 1.0
 """The least time between two log lines of how Redis answers, in seconds."""
+
+UNREADABLE_LINES: Final = 20
+"""How many lines a second one peer gets about what could not be read, of each reason."""
 
 SHARED_S: Final = 0.25
 """The age of what other processes see of this one's metrics, at the most, in seconds."""
@@ -112,6 +118,9 @@ class Telemetry:
         self._decisions = decisions
         self._tallies: dict[tuple[Proxy | None, str], _Tally] = {}
         self._looked_up = dict.fromkeys(("hit", "miss", "stale"), 0)
+        self._refusals = LogPace(self._line)
+        self._unreadables = LogPace(self._line, lines=UNREADABLE_LINES)
+        self._drops = LogPace(lambda fields: log.event("warning", "connection_dropped", **fields))
         registry.register(self)  # first, so that all that follow have been told when they are read
         self._count = Counter(
             "authsidecar_decisions",
@@ -175,6 +184,12 @@ class Telemetry:
         self._redis: str | None = None
         self._redis_since = 0.0
         self._connected: Callable[[], tuple[int, int]] | None = None
+        self._dropped = Counter(
+            "authsidecar_connections_dropped",
+            "Connections that were closed although the peer had not ended them, by cause.",
+            ["cause"],
+            registry=registry,
+        )
         build = Gauge(
             "authsidecar_build_info",
             "Always 1; the version is a label.",
@@ -220,6 +235,8 @@ class Telemetry:
             yield
         finally:
             await end(tasks)
+            for pace in (self._refusals, self._unreadables, self._drops):
+                pace.close()
             self.collect()
 
     async def _watch_loop(self) -> None:
@@ -259,21 +276,15 @@ class Telemetry:
         self._count_one(proxy, verdict, seconds)
         if not self._tells(verdict):
             return
-        record = outcome.record
-        self._log.line(
-            "info",
-            "decision",
-            {
-                **_told(proxy, verdict, decision_id),
-                "method": request.method,
-                "route": outcome.route,
-                "client": str(request.client),
-                "user": record.user if record else None,
-                "team": record.team if record else None,
-                "token": record.token if record else None,
-                "ms": round(seconds * 1000, 3),
-            },
-        )
+        fields = partial(_decision, proxy, outcome, decision_id, request, seconds)
+        if (
+            outcome.record is None
+            and isinstance(verdict, Deny)
+            and verdict.reason.kind is Kind.RATE_LIMITED
+        ):
+            self._refusals.line(_network(request.client), fields)
+        else:
+            self._line(fields())
 
     def unreadable(self, proxy: Proxy | None, deny: Deny, decision_id: str, peer: str) -> None:
         """Count and log a request that was refused before it could be read.
@@ -286,7 +297,19 @@ class Telemetry:
         """
         self._count_one(proxy, deny, None)
         if self._tells(deny):
-            self._log.line("info", "decision", {**_told(proxy, deny, decision_id), "peer": peer})
+            pace = self._refusals if deny.reason is UNTRUSTED_PEER else self._unreadables
+            fields = partial(_unreadable, proxy, deny, decision_id, peer)
+            pace.line((peer, deny.reason.code), fields)
+
+    def connection_dropped(self, cause: str, peer: str) -> None:
+        """Count and log a connection that was closed although its peer had not ended it.
+
+        Args:
+            cause: why, from a closed set.
+            peer: the address that called.
+        """
+        self._dropped.labels(cause).inc()
+        self._drops.line((cause, peer), lambda: {"cause": cause, "peer": peer})
 
     def trip(self, operation: str, seconds: float, error: str | None) -> None:
         """Count one trip to Redis.
@@ -327,11 +350,41 @@ class Telemetry:
             self._tallies[proxy, reason] = tally
         tally.add(seconds)
 
+    def _line(self, fields: Mapping[str, object]) -> None:
+        self._log.line("info", "decision", fields)
+
     def _tells(self, verdict: Verdict) -> bool:
         """Whether such a decision gets a line."""
         return self._decisions == "all" or (
             self._decisions == "denied" and isinstance(verdict, Deny)
         )
+
+
+def _decision(
+    proxy: Proxy, outcome: Outcome, decision_id: str, request: AccessRequest, seconds: float
+) -> dict[str, object]:
+    """The fields of a readable request's line."""
+    record = outcome.record
+    return {
+        **_told(proxy, outcome.verdict, decision_id),
+        "method": request.method,
+        "route": outcome.route,
+        "client": str(request.client),
+        "user": record.user if record else None,
+        "team": record.team if record else None,
+        "token": record.token if record else None,
+        "ms": round(seconds * 1000, 3),
+    }
+
+
+def _unreadable(proxy: Proxy | None, deny: Deny, decision_id: str, peer: str) -> dict[str, object]:
+    """The fields of the line of a request that could not be read."""
+    return {**_told(proxy, deny, decision_id), "peer": peer}
+
+
+def _network(client: Address) -> bytes:
+    """What has a pace of its own: an IPv4 address, or the 64 bits that one IPv6 host has."""
+    return client.packed[:8]
 
 
 def _told(proxy: Proxy | None, verdict: Verdict, decision_id: str) -> dict[str, object]:

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
-from authsidecar.connection import Asked, Connections
+from authsidecar.connection import SHARE_REQUESTS, Asked, Connections
 from authsidecar.proxies.replies import Reply
 from tests.support.wire import Wire
 
@@ -140,3 +141,37 @@ async def test_a_peer_that_leaves_before_its_answer_leaves_nothing_behind() -> N
         assert asyncio.get_running_loop().time() - start < 4  # it was gone already
         gate.set()
         await made.wait()
+
+
+async def test_a_connection_has_its_share_of_a_tick_and_no_more() -> None:
+    """However many requests it sends at once, others have their turn between them."""
+    tick = 0
+    answered: Counter[int] = Counter()
+    loop = asyncio.get_running_loop()
+
+    async def at_once(asked: Asked) -> Reply:
+        answered[tick] += 1
+        return await told(asked)
+
+    def next_tick() -> None:
+        nonlocal tick
+        tick += 1
+        ticking = loop.call_soon(next_tick)
+        if sum(answered.values()) == sent:
+            ticking.cancel()
+
+    sent = 500
+    async with listening(at_once) as (port, _), Wire(port) as wire:
+        next_tick()
+        wire.send(b"".join(REQUEST % n for n in range(sent)))
+        bodies = [(await wire.answer()).body for _ in range(sent)]
+        assert bodies == [b"/%d" % n for n in range(sent)]
+    assert max(answered.values()) == SHARE_REQUESTS
+
+
+async def test_a_long_head_in_pieces_is_one_request() -> None:
+    """What is longer than a connection's share of a tick arrives whole."""
+    long = REQUEST[:-2] % 0 + b"X-Long: " + b"x" * 30_000 + b"\r\n\r\n"
+    async with listening(told) as (port, _), Wire(port) as wire:
+        wire.send((long + REQUEST % 1) * 3)
+        assert [(await wire.answer()).body for _ in range(6)] == [b"/0", b"/1"] * 3
