@@ -61,10 +61,13 @@ class Asked(NamedTuple):
 
 
 Answer = Callable[[Asked], Coroutine[Any, Any, Reply]]
-"""Answers a request; never raises. It runs outside of any task: it may await futures and tasks."""
+"""Answers a request. It runs outside of any task: it may await futures and tasks."""
 
 Refuse = Callable[[HttpProcessingError, str], Reply]
 """Answers what could not be parsed, to this peer."""
+
+Fail = Callable[[BaseException, str], Reply]
+"""Answers a request whose own answer raised this, to this peer."""
 
 
 class Connections:
@@ -75,6 +78,7 @@ class Connections:
         answer: Answer,
         refuse: Refuse,
         *,
+        fail: Fail = lambda _error, _peer: Reply(503, ""),
         trusts: Callable[[str], bool] = lambda _: True,
         refuse_stranger: RefuseStranger = lambda _start, _peer: Reply(403, ""),
         dropped: Dropped = lambda _cause, _peer: None,
@@ -84,6 +88,7 @@ class Connections:
         Args:
             answer: answers a request.
             refuse: answers what could not be parsed.
+            fail: answers a request whose answer raised.
             trusts: whether a peer may ask.
             refuse_stranger: answers one that may not.
             dropped: told of connections that are closed because there are too many, or because
@@ -91,6 +96,7 @@ class Connections:
         """
         self.answer = answer
         self.refuse = refuse
+        self.fail = fail
         self.trusts = trusts
         self.strangers = Strangers(refuse_stranger, most=MAX_STRANGERS, dropped=dropped)
         self.draining = False
@@ -287,7 +293,7 @@ class Connection(BaseProtocol):
             share -= 1
             request = requests.popleft()
             if isinstance(request, HttpProcessingError):
-                self._write(self._connections.refuse(request, self._peer), head=False)
+                self._refused(request)
                 return
             message, body = request
             self._answering = message
@@ -298,8 +304,10 @@ class Connection(BaseProtocol):
                 awaited = coroutine.send(None)
             except StopIteration as answer:
                 self._answered(answer.value)
+            except BaseException as error:  # noqa: BLE001  # whatever it is, the peer waits
+                self._failed(error)
             else:
-                _Waiting(coroutine, self._answered_later).on(awaited)
+                _Waiting(coroutine, self._answered_later, self._failed_later).on(awaited)
         if requests or self._unparsed:  # whoever sends faster than it reads must wait
             if not self._buffer_paused:
                 self._pause_reading_for_buffer()
@@ -318,6 +326,28 @@ class Connection(BaseProtocol):
     def _answered_later(self, reply: Reply) -> None:
         self._answered(reply)
         self._go_on()
+
+    def _failed_later(self, error: BaseException) -> None:
+        self._failed(error)
+        self._go_on()
+
+    def _failed(self, error: BaseException) -> None:
+        """Answer a request whose answer raised; what no answer can be made to is cut off."""
+        if not isinstance(error, Exception | asyncio.CancelledError):
+            self.abort()
+            raise error
+        try:
+            self._answered(self._connections.fail(error, self._peer))
+        except Exception:
+            self.abort()
+            raise
+
+    def _refused(self, error: HttpProcessingError) -> None:
+        try:
+            self._write(self._connections.refuse(error, self._peer), head=False)
+        except Exception:
+            self.abort()
+            raise
 
     def _answered(self, reply: Reply) -> None:
         message = self._answering
@@ -338,7 +368,11 @@ class Connection(BaseProtocol):
         if last:
             self._requests.clear()
             self._ending = True
-        data = encoded(reply, connection=connection, head=head)
+        try:
+            data = encoded(reply, connection=connection, head=head)
+        except Exception as error:  # noqa: BLE001  # an answer that cannot be sent is none
+            reply = self._connections.fail(error, self._peer)
+            data = encoded(reply, connection=connection, head=head)
         self._connections.send(self, data, last=last)
         if self._requests:  # pipelined: who does not read must be noticed before the next one
             self._connections.flush()
@@ -356,24 +390,44 @@ class Connection(BaseProtocol):
 class _Waiting:
     """An answer that waits: goes on as soon as what it awaits is there."""
 
-    __slots__ = ("_coroutine", "_then")
+    __slots__ = ("_coroutine", "_failed", "_then")
 
     def __init__(
-        self, coroutine: Coroutine[Any, Any, Reply], then: Callable[[Reply], None]
+        self,
+        coroutine: Coroutine[Any, Any, Reply],
+        then: Callable[[Reply], None],
+        failed: Callable[[BaseException], None],
     ) -> None:
+        """One of the two is called in the end.
+
+        Args:
+            coroutine: it has begun already.
+            then: called with what it returns.
+            failed: called with what it raises.
+        """
         self._coroutine = coroutine
         self._then = then
+        self._failed = failed
 
-    def on(self, awaited: "asyncio.Future[Any]") -> None:
-        # What a task does with a future that is yielded to it.
-        awaited._asyncio_future_blocking = False  # noqa: SLF001
-        awaited.add_done_callback(self._go_on)
+    def on(self, awaited: "asyncio.Future[Any] | None") -> None:
+        """Wait for what the coroutine has just yielded, as a task does."""
+        if awaited is None:  # asyncio.sleep(0): the next tick
+            asyncio.get_running_loop().call_soon(self._go_on, None)
+            return
+        try:
+            awaited._asyncio_future_blocking = False  # noqa: SLF001
+            awaited.add_done_callback(self._go_on)
+        except AttributeError as error:  # no future
+            self._coroutine.close()
+            self._failed(error)
 
-    def _go_on(self, _: "asyncio.Future[Any]") -> None:
+    def _go_on(self, _: "asyncio.Future[Any] | None") -> None:
         try:
             awaited = self._coroutine.send(None)
         except StopIteration as answer:
             self._then(answer.value)
+        except BaseException as error:  # noqa: BLE001  # whatever it is, the peer waits
+            self._failed(error)
         else:
             self.on(awaited)
 

@@ -34,6 +34,9 @@ HEADERS_TOO_LARGE: Final = Reason(
 REQUEST_UNREADABLE: Final = Reason(
     "request_unreadable", Kind.MALFORMED, 400, "The request cannot be read."
 )
+INTERNAL_ERROR: Final = Reason(
+    "internal_error", Kind.UNAVAILABLE, 503, "The sidecar failed to decide."
+)
 
 PREFIX: Final = b"/authz/"
 _ENDPOINTS: Final = {
@@ -100,6 +103,7 @@ class AuthzServer:
         return Connections(
             self.answer,
             self._unreadable,
+            fail=self._failed,
             trusts=self._trusts,
             refuse_stranger=self._stranger,
             dropped=self._telemetry.connection_dropped,
@@ -108,6 +112,7 @@ class AuthzServer:
     async def answer(self, asked: Asked) -> Reply:
         """Answer one subrequest, whatever goes wrong."""
         decision_id = self._decision_ids()
+        proxy = None
         try:
             proxy = _ENDPOINTS.get(asked.target) or _endpoint(asked.target)
             if proxy is None:
@@ -127,13 +132,13 @@ class AuthzServer:
                 return self._let_in(decision_id) if self._report_only else refusal
             try:
                 outcome = await authorize(access, self._rules, self._store)
-            except Exception as error:  # noqa: BLE001  # unclear means refused
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # unclear means refused
                 outcome = Outcome(self._defect(error), self._store.now())
             reply = self._decided(proxy, access, outcome, decision_id, start=start)
             if proxy is Proxy.DIRECT and isinstance(outcome.verdict, Allow):
                 return await self._switched(access, outcome, decision_id)
         except Exception as error:  # noqa: BLE001  # unclear means refused
-            return refuse(self._defect(error), decision_id)
+            return self._refused(proxy, self._defect(error), decision_id, asked.peer)
         else:
             return reply
 
@@ -189,10 +194,14 @@ class AuthzServer:
         deny = Deny(UNTRUSTED_PEER, "not one of trusted_peers")
         return self._refused(proxy, deny, self._decision_ids(), peer)
 
-    def _defect(self, error: Exception) -> Deny:
+    def _failed(self, error: BaseException, peer: str) -> Reply:
+        """The answer to a request whose own answer raised or was cancelled."""
+        return self._refused(None, self._defect(error), self._decision_ids(), peer)
+
+    def _defect(self, error: BaseException) -> Deny:
         """What is answered when this program is wrong: a refusal."""
         self._log.event("error", "defect", error=type(error).__name__)
-        return Deny(STORE_UNAVAILABLE, "a defect of the sidecar")
+        return Deny(INTERNAL_ERROR, type(error).__name__)
 
     async def _switched(self, access: AccessRequest, outcome: Outcome, decision_id: str) -> Reply:
         """Set the API switch as an admitted request asks, and answer as Coolify does."""

@@ -5,6 +5,7 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -17,14 +18,14 @@ REQUEST = b"GET /%d HTTP/1.1\r\nHost: sidecar.test\r\n\r\n"
 
 @asynccontextmanager
 async def listening(
-    answer: Callable[[Asked], Awaitable[Reply]],
+    answer: Callable[[Asked], Awaitable[Reply]], **options: Any
 ) -> AsyncIterator[tuple[int, Connections]]:
     """Connections that answer on a free port."""
 
     async def answered(asked: Asked) -> Reply:
         return await answer(asked)
 
-    connections = Connections(answered, lambda _error, _peer: Reply(400, ""))
+    connections = Connections(answered, lambda _error, _peer: Reply(400, ""), **options)
     server = await asyncio.get_running_loop().create_server(connections, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1], connections
@@ -175,3 +176,99 @@ async def test_a_long_head_in_pieces_is_one_request() -> None:
     async with listening(told) as (port, _), Wire(port) as wire:
         wire.send((long + REQUEST % 1) * 3)
         assert [(await wire.answer()).body for _ in range(6)] == [b"/0", b"/1"] * 3
+
+
+class _NoFuture:
+    def __await__(self):
+        yield self
+
+
+async def _cancelled() -> None:
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    loop.call_soon(future.cancel)
+    await future
+
+
+async def _raises_later() -> None:
+    await asyncio.ensure_future(asyncio.sleep(0.01))
+    raise ZeroDivisionError
+
+
+async def _raises() -> None:
+    raise ZeroDivisionError
+
+
+async def _awaits_no_future() -> None:
+    await _NoFuture()
+
+
+@pytest.mark.parametrize("how", [_raises, _raises_later, _cancelled, _awaits_no_future])
+@pytest.mark.parametrize("behind", [0, 1])
+async def test_an_answer_that_fails_is_answered_all_the_same(how, behind: int) -> None:
+    """Raised at once, after waiting, or cancelled: 503, and the connection goes on."""
+
+    async def answer(asked: Asked) -> Reply:
+        if asked.target == "/0":
+            await how()
+        return await told(asked)
+
+    errors: list[BaseException] = []
+
+    def fail(error: BaseException, _peer: str) -> Reply:
+        errors.append(error)
+        return Reply(503, "")
+
+    async with listening(answer, fail=fail) as (port, connections), Wire(port) as wire:
+        wire.send(REQUEST % 0 + REQUEST % 1 * behind)
+        assert (await wire.answer()).status == 503
+        if not behind:
+            wire.send(REQUEST % 1)
+        assert (await wire.answer()).body == b"/1"
+        assert len(errors) == 1
+        begun = asyncio.get_running_loop().time()
+        await connections.end(20)
+        assert asyncio.get_running_loop().time() - begun < 10
+        assert await wire.ended()
+
+
+async def test_an_answer_that_cannot_be_sent_is_one_that_fails() -> None:
+    """A header that is not Latin-1, say."""
+
+    async def answer(asked: Asked) -> Reply:
+        return Reply(200, "X: \u2192\r\n") if asked.target == "/0" else await told(asked)
+
+    async with listening(answer) as (port, _), Wire(port) as wire:
+        assert (await wire.ask(REQUEST % 0)).status == 503
+        assert (await wire.ask(REQUEST % 1)).body == b"/1"
+
+
+async def test_where_even_the_failure_fails_the_connection_ends() -> None:
+    """Nobody waits for ever."""
+
+    def fail(_error: BaseException, _peer: str) -> Reply:
+        raise ZeroDivisionError
+
+    async def answer(_: Asked) -> Reply:
+        await _raises_later()
+        raise AssertionError
+
+    raised = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: raised.append(context["exception"]))
+    async with listening(answer, fail=fail) as (port, _), Wire(port) as wire:
+        wire.send(REQUEST % 0)
+        with contextlib.suppress(ConnectionError):
+            assert await wire.ended()
+    assert [type(error) for error in raised] == [ZeroDivisionError]
+
+
+async def test_an_answer_may_wait_for_the_next_tick() -> None:
+    """asyncio.sleep(0) yields no future."""
+
+    async def answer(asked: Asked) -> Reply:
+        await asyncio.sleep(0)
+        return await told(asked)
+
+    async with listening(answer) as (port, _), Wire(port) as wire:
+        assert (await wire.ask(REQUEST % 1)).body == b"/1"

@@ -7,15 +7,17 @@ import pkgutil
 import re
 import socket as socketlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 import authsidecar
 from authsidecar.model import Limit, Reason, TeamId
 from authsidecar.store.keys import Keys, owner_bucket
+from tests.support import broken
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.seed import bearer
-from tests.support.sidecar import Answer, SidecarProcess, start_sidecar
+from tests.support.sidecar import Answer, SidecarProcess, get, start_sidecar
 from tests.support.wire import Wire, ask, subrequest
 from tests.support.world import (
     DEPLOY,
@@ -253,6 +255,7 @@ REFUSALS: dict[str, tuple[int, str | None, Refusal]] = {
 ELSEWHERE_TESTED = {
     "untrusted_peer": "test_only_trusted_peers_may_ask",
     "store_unavailable": "test_without_redis_nobody_is_let_in_on_a_guess",
+    "internal_error": "test_a_decision_that_fails_is_a_refusal_of_its_own",
 }
 
 
@@ -1191,3 +1194,25 @@ async def test_without_redis_nobody_is_let_in_on_a_guess(
         refused(await world.ask(token=number), 401, "token_unknown")
     assert sidecar.stop() == 0
     server.stop()
+
+
+@pytest.mark.parametrize("path", [broken.RAISES, broken.RAISES_LATER, broken.CANCELLED])
+async def test_a_decision_that_fails_is_a_refusal_of_its_own(
+    path: str, server: RedisProcess, tmp_path: Path
+) -> None:
+    """Raised at once or after waiting: 503 that is not Redis's, and the next one passes."""
+    sidecar = start_sidecar(tmp_path, server.url, program=("-P", str(Path(broken.__file__))))
+    async with world_of(sidecar, server), Wire(sidecar.port) as wire:
+        for proxy in ("traefik", "nginx"):
+            answer = await wire.ask(subrequest(uri=path, authorization=bearer(READ), proxy=proxy))
+            if proxy == "nginx":
+                assert (answer.status, answer.header("X-Authz-Status")) == (403, "503")
+            else:
+                refused(answer, 503, "internal_error", "The sidecar failed to decide.")
+            following = await wire.ask(subrequest(authorization=bearer(READ), proxy=proxy))
+            assert following.status == 200
+        metrics = get(sidecar.management_port, "/metrics", {}).body.decode()
+    assert 'proxy="traefik",reason="internal_error"} 1.0' in metrics
+    assert 'reason="store_unavailable"' not in metrics
+    assert sidecar.stop() == 0
+    assert "Traceback" not in sidecar.log

@@ -138,7 +138,7 @@ def outside_a_task(coroutine: Coroutine[Any, Any, Any]) -> "asyncio.Future[Any]"
     except StopIteration as answer:
         tell(answer.value)
     else:
-        _Waiting(telling, tell).on(awaited)
+        _Waiting(telling, tell, ended.set_exception).on(awaited)
     return ended
 
 

@@ -168,7 +168,11 @@ def get(port: int, path: str, headers: Mapping[str, str]) -> Answer:
 
 
 def start_sidecar(
-    directory: Path, redis_url: str, *arguments: str, **settings: str
+    directory: Path,
+    redis_url: str,
+    *arguments: str,
+    program: tuple[str, ...] = ("-m", "authsidecar"),
+    **settings: str,
 ) -> SidecarProcess:
     """Start a sidecar on free ports; ends with the test run.
 
@@ -176,6 +180,7 @@ def start_sidecar(
         directory: where it logs; created if missing.
         redis_url: its Redis.
         arguments: more words for `authsidecar serve`.
+        program: what Python runs.
         settings: more settings by the environment's names without the prefix, `LIMITS__USER="5"`.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -191,7 +196,7 @@ def start_sidecar(
         **{f"AUTHSIDECAR_{name}": value for name, value in settings.items()},
     }
     process = SidecarProcess(
-        port, management_port, environ, directory / f"sidecar-{port}.log", arguments
+        port, management_port, environ, directory / f"sidecar-{port}.log", arguments, program
     )
     atexit.register(process.stop)
     process.start()

@@ -1,0 +1,36 @@
+"""`python broken.py serve`: a sidecar whose decisions on some paths raise or are cancelled."""
+
+import asyncio
+
+from authsidecar import server
+from authsidecar.authorize import Outcome, Rules, Store
+from authsidecar.cli import main
+from authsidecar.model import AccessRequest
+
+RAISES = "/api/v1/teams/1"
+RAISES_LATER = "/api/v1/teams/2"
+CANCELLED = "/api/v1/teams/3"
+
+
+def break_decisions() -> None:
+    decide = server.authorize
+
+    async def broken(access: AccessRequest, rules: Rules, store: Store) -> Outcome:
+        if access.path == RAISES:
+            raise ZeroDivisionError
+        if access.path == RAISES_LATER:
+            await asyncio.ensure_future(asyncio.sleep(0.01))
+            raise ZeroDivisionError
+        if access.path == CANCELLED:
+            loop = asyncio.get_running_loop()
+            future = loop.create_future()
+            loop.call_later(0.01, future.cancel)
+            await future
+        return await decide(access, rules, store)
+
+    server.authorize = broken
+
+
+if __name__ == "__main__":
+    break_decisions()
+    main()
