@@ -19,8 +19,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
+from authsidecar.deadlines import Deadlines
+from authsidecar.lingering import Lingerers, Lingering
 from authsidecar.proxies.replies import Reply
-from authsidecar.strangers import MAX_STRANGERS, Dropped, RefuseStranger, Strangers
+from authsidecar.room import ConnectionLimits, Room
+from authsidecar.strangers import Dropped, RefuseStranger, Strangers
 from authsidecar.wire import encoded
 
 MAX_FIELD_BYTES: Final = 32 * 1024
@@ -40,6 +43,18 @@ _LONG_HEAD_SHARES: Final = 16
 SHARE_REQUESTS: Final = 4
 """How many requests of one connection are answered in one tick: then others have their turn. No
 proxy sends a request before it has the answer to the one before."""
+
+
+_END_OF_HEAD: Final = b"\r\n\r\n"
+
+_DEFAULTS: Final = ConnectionLimits()
+
+
+class RequestTimeoutError(HttpProcessingError):
+    """A request has begun and does not end."""
+
+    code = 408
+    message = "timeout"
 
 
 class Asked(NamedTuple):
@@ -81,6 +96,7 @@ class Connections:
         fail: Fail = lambda _error, _peer: Reply(503, ""),
         trusts: Callable[[str], bool] = lambda _: True,
         refuse_stranger: RefuseStranger = lambda _start, _peer: Reply(403, ""),
+        limits: ConnectionLimits = _DEFAULTS,
         dropped: Dropped = lambda _cause, _peer: None,
     ) -> None:
         """Nothing is listened on yet.
@@ -91,6 +107,7 @@ class Connections:
             fail: answers a request whose answer raised.
             trusts: whether a peer may ask.
             refuse_stranger: answers one that may not.
+            limits: how many connections there may be, and how long a request may take.
             dropped: told of connections that are closed because there are too many, or because
                 a request does not come.
         """
@@ -98,9 +115,14 @@ class Connections:
         self.refuse = refuse
         self.fail = fail
         self.trusts = trusts
-        self.strangers = Strangers(refuse_stranger, most=MAX_STRANGERS, dropped=dropped)
+        self.strangers = Strangers(refuse_stranger, most=limits.strangers, dropped=dropped)
+        self.room = Room(limits.connections, limits.per_peer, dropped)
+        self.silent: Deadlines[Connection] = Deadlines(limits.first_byte_s, self._silent)
+        self.arriving: Deadlines[Connection] = Deadlines(limits.request_s, self._late)
         self.draining = False
-        self._open: set[Connection] = set()
+        self._dropped = dropped
+        self._lingerers = Lingerers(limits.body_bytes, self.lost)
+        self._open: set[Connection | Lingering] = set()
         self._unsent: list[tuple[Connection, bytes, bool]] = []
         self._lost: asyncio.Future[None] | None = None
 
@@ -142,15 +164,39 @@ class Connections:
         for one in tuple(self._open):
             one.abort()
 
-    def made(self, one: "Connection") -> None:
-        """A connection is open."""
+    def made(self, one: "Connection") -> bool:
+        """A connection is open; whether there is room for it."""
+        if not self.room.enter(one):
+            return False
         self._open.add(one)
+        return True
 
-    def lost(self, one: "Connection") -> None:
+    def linger(self, one: "Connection", transport: asyncio.Transport) -> None:
+        """A connection has had its last answer, and its peer may not be done sending."""
+        lingering = self._lingerers.take(transport, one.peer)
+        self.room.leave(one)
+        self.room.put(lingering)
+        self.room.expendable(lingering)
+        self._open.discard(one)
+        self._open.add(lingering)
+
+    def lost(self, one: "Connection | Lingering") -> None:
         """A connection is gone."""
+        self.room.leave(one)
         self._open.discard(one)
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
+
+    def _silent(self, one: "Connection") -> None:
+        self._dropped("first_byte", one.peer)
+        one.end()
+
+    def _late(self, one: "Connection") -> None:
+        if one.held_up():  # by us, or by its own slow reading: no fault of the request
+            self.arriving.start(one)
+        else:
+            self._dropped("request", one.peer)
+            one.time_out()
 
 
 class Connection(BaseProtocol):
@@ -162,10 +208,12 @@ class Connection(BaseProtocol):
         "_connections",
         "_ending",
         "_idle_timer",
-        "_peer",
+        "_linger",
         "_requests",
         "_turn_due",
         "_unparsed",
+        "_waits",
+        "peer",
     )
 
     def __init__(self, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:
@@ -183,14 +231,25 @@ class Connection(BaseProtocol):
         self._active_at = 0.0
         self._unparsed = b""
         self._turn_due = False
+        self._linger = False
+        self._waits: Deadlines[Connection] | None = None
+        self.peer = "?"
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is being answered."""
+        return self._answering is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Somebody has connected: a proxy, or one who is not spoken to any further."""
-        self._peer = _peer(transport)
-        if not self._connections.trusts(self._peer):
-            self._connections.strangers.take(cast(asyncio.Transport, transport), self._peer)
+        self.peer = _peer(transport)
+        if not self._connections.trusts(self.peer):
+            self._connections.strangers.take(cast(asyncio.Transport, transport), self.peer)
             return
         super().connection_made(transport)
+        if not self._connections.made(self):
+            transport.set_protocol(asyncio.Protocol())
+            return
         self._parser = HttpRequestParser(
             self,
             self._loop,
@@ -200,17 +259,22 @@ class Connection(BaseProtocol):
             max_headers=MAX_HEADERS,
             auto_decompress=False,
         )
-        self._connections.made(self)
+        self._wait(self._connections.silent)
         self._active_at = self._loop.time()
         self._idle_timer = self._loop.call_later(IDLE_S, self._close_if_idle)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """It is gone; what is being answered is decided all the same."""
         super().connection_lost(exc)
+        self._forget()
+        self._connections.lost(self)
+
+    def _forget(self) -> None:
+        """Nothing that comes is of any interest from here on."""
+        self._wait(None)
         self._idle_timer.cancel()
         self._requests.clear()
         self._unparsed = b""
-        self._connections.lost(self)
         self._parser = None
 
     def eof_received(self) -> None:
@@ -219,6 +283,9 @@ class Connection(BaseProtocol):
     def data_received(self, data: bytes) -> None:
         """Answer what has arrived whole."""
         self._active_at = self._loop.time()
+        if self._ending:  # thrown away; its peer must be able to read the answer all the same
+            self._linger = True
+            return
         if self._unparsed or len(data) > SHARE_BYTES:
             self._unparsed += data
             self._parse_share()
@@ -238,6 +305,8 @@ class Connection(BaseProtocol):
             self._parse(data)
 
     def _parse(self, data: bytes) -> None:
+        whole = data.endswith(_END_OF_HEAD)
+        parsed = len(self._requests)
         try:
             while data and not self._ending and self._parser is not None:
                 messages, upgraded, data = self._parser.feed_data(data)
@@ -245,12 +314,42 @@ class Connection(BaseProtocol):
                 if upgraded:  # declined: what follows is the next request
                     self._parser.set_upgraded(False)
                 elif messages and messages[-1][0].upgrade:
-                    self._ending = True  # to what the parser does not know: it lost what follows
+                    # To what the parser does not know: it lost what follows.
+                    self._ending = self._linger = True
         except HttpProcessingError as error:
             self._requests.append(error)
-            self._ending = True
+            self._ending = self._linger = True
         if self._ending:
+            self._linger = self._linger or bool(self._unparsed)
             self._unparsed = b""  # nothing of that is read as a request
+        arrived = len(self._requests) > parsed
+        if self._ending or (arrived and whole):
+            if self._waits is not None:
+                self._wait(None)
+        elif not self._unparsed and (arrived or self._waits is not self._connections.arriving):
+            self._wait(self._connections.arriving)
+
+    def _wait(self, deadlines: "Deadlines[Connection] | None") -> None:
+        """A part of a request is here, or none yet; None: a whole one is."""
+        if self._waits is not None:
+            self._waits.stop(self)
+        self._waits = deadlines
+        if deadlines is None:
+            self._connections.room.needed(self)
+        else:
+            deadlines.start(self)
+            self._connections.room.expendable(self)
+
+    def held_up(self) -> bool:
+        """Whether the rest of a request may be here and is just not read yet."""
+        return self._buffer_paused or self._answering is not None or bool(self._requests)
+
+    def time_out(self) -> None:
+        """The rest of a request did not come: say so, and close."""
+        self._wait(None)
+        self._requests.append(RequestTimeoutError())
+        self._ending = self._linger = True
+        self._go_on()
 
     def resume_writing(self) -> None:
         """The peer reads again."""
@@ -269,7 +368,13 @@ class Connection(BaseProtocol):
         transport = self.transport
         if transport is not None and not transport.is_closing():
             transport.write(data)
-            if last:
+            if not last:
+                return
+            if self._linger and not self._connections.draining:
+                self.transport = None
+                self._forget()
+                self._connections.linger(self, transport)
+            else:
                 transport.close()
 
     def abort(self) -> None:
@@ -283,6 +388,7 @@ class Connection(BaseProtocol):
             self._requests.append((message, body))
             if body or message.should_close:
                 self._ending = True
+                self._linger = body
                 return
 
     def _go_on(self) -> None:
@@ -298,7 +404,7 @@ class Connection(BaseProtocol):
             message, body = request
             self._answering = message
             coroutine = self._connections.answer(
-                Asked(message.method, message.path, message.raw_headers, body, self._peer)
+                Asked(message.method, message.path, message.raw_headers, body, self.peer)
             )
             try:
                 awaited = coroutine.send(None)
@@ -337,14 +443,14 @@ class Connection(BaseProtocol):
             self.abort()
             raise error
         try:
-            self._answered(self._connections.fail(error, self._peer))
+            self._answered(self._connections.fail(error, self.peer))
         except Exception:
             self.abort()
             raise
 
     def _refused(self, error: HttpProcessingError) -> None:
         try:
-            self._write(self._connections.refuse(error, self._peer), head=False)
+            self._write(self._connections.refuse(error, self.peer), head=False)
         except Exception:
             self.abort()
             raise
@@ -371,7 +477,7 @@ class Connection(BaseProtocol):
         try:
             data = encoded(reply, connection=connection, head=head)
         except Exception as error:  # noqa: BLE001  # an answer that cannot be sent is none
-            reply = self._connections.fail(error, self._peer)
+            reply = self._connections.fail(error, self.peer)
             data = encoded(reply, connection=connection, head=head)
         self._connections.send(self, data, last=last)
         if self._requests:  # pipelined: who does not read must be noticed before the next one

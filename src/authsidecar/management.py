@@ -1,11 +1,15 @@
 """The management listener: is it alive, is it ready, how is it doing."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+
+Dropped = Callable[[str, str], None]
+"""Told of a connection that is closed although its peer has not ended it: why, and whose."""
 
 Ready = Callable[[], Awaitable[dict[str, str]]]
 """What is missing before requests can be decided, by part; empty when ready."""
@@ -59,3 +63,27 @@ def application(
         ]
     )
     return app
+
+
+def bounded(server: web.Server, most: int, dropped: Dropped) -> Callable[[], asyncio.Protocol]:
+    """What makes the protocol of a new connection: past the bound, the oldest one is closed.
+
+    aiohttp waits for ever for the rest of a request, so who comes last must find room.
+
+    Args:
+        server: what answers.
+        most: how many connections there may be.
+        dropped: told of each that is closed for a new one.
+    """
+
+    def connect() -> asyncio.Protocol:
+        # One that is closing is not counted again.
+        connections = [one for one in server.connections if one.transport is not None]
+        if len(connections) >= most:
+            oldest = connections[0]
+            name = oldest.transport.get_extra_info("peername") if oldest.transport else None
+            dropped("management", str(name[0]) if isinstance(name, tuple) else "?")
+            oldest.force_close()
+        return server()
+
+    return connect

@@ -14,7 +14,7 @@ from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooL
 
 from authsidecar.addresses import Networks, parse_address
 from authsidecar.authorize import Outcome, Rules, Store, StoreError, authorize
-from authsidecar.connection import Asked, Connections
+from authsidecar.connection import Asked, Connections, RequestTimeoutError
 from authsidecar.doctor.witness import Witness
 from authsidecar.log import Log
 from authsidecar.model import AccessRequest, Allow, Deny, Kind, Proxy, Reason
@@ -23,6 +23,7 @@ from authsidecar.proxies import auth_request
 from authsidecar.proxies.forward_auth import UNTRUSTED_PEER, RequestLine, read
 from authsidecar.proxies.headers import Fields
 from authsidecar.proxies.replies import Reply, refuse, render, served
+from authsidecar.room import ConnectionLimits
 from authsidecar.routes import ROUTE_UNKNOWN
 from authsidecar.telemetry import Telemetry
 from authsidecar.usage import LastUses
@@ -34,9 +35,14 @@ HEADERS_TOO_LARGE: Final = Reason(
 REQUEST_UNREADABLE: Final = Reason(
     "request_unreadable", Kind.MALFORMED, 400, "The request cannot be read."
 )
+REQUEST_TIMEOUT: Final = Reason(
+    "request_timeout", Kind.MALFORMED, 408, "The request took too long to arrive."
+)
 INTERNAL_ERROR: Final = Reason(
     "internal_error", Kind.UNAVAILABLE, 503, "The sidecar failed to decide."
 )
+
+DEFAULT_LIMITS: Final = ConnectionLimits()
 
 PREFIX: Final = b"/authz/"
 _ENDPOINTS: Final = {
@@ -98,7 +104,7 @@ class AuthzServer:
         self._peers: dict[str, bool] = {}
         self._decision_ids = DecisionIds(secrets.token_bytes(5))
 
-    def connections(self) -> Connections:
+    def connections(self, limits: ConnectionLimits = DEFAULT_LIMITS) -> Connections:
         """The connections that this answers on, to be listened with."""
         return Connections(
             self.answer,
@@ -106,6 +112,7 @@ class AuthzServer:
             fail=self._failed,
             trusts=self._trusts,
             refuse_stranger=self._stranger,
+            limits=limits,
             dropped=self._telemetry.connection_dropped,
         )
 
@@ -182,6 +189,8 @@ class AuthzServer:
         reason = REQUEST_UNREADABLE
         if isinstance(error, LineTooLong) or "Too many" in str(error.message):
             reason = HEADERS_TOO_LARGE
+        elif isinstance(error, RequestTimeoutError):
+            reason = REQUEST_TIMEOUT
         elif isinstance(error, BadHttpMethod):  # Envoy passes on whatever the client made up
             reason = METHOD_NOT_ALLOWED
         return self._refused(None, Deny(reason), self._decision_ids(), peer)

@@ -15,7 +15,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from redis.asyncio import Redis
 
-from authsidecar import __version__
+from authsidecar import __version__, descriptors
 from authsidecar.addresses import Networks
 from authsidecar.authorize import Rules, StoreError
 from authsidecar.config import Settings, reread
@@ -28,10 +28,11 @@ from authsidecar.expiry.notice import HOUR_MS
 from authsidecar.expiry.rounds import NoDriverError, Options, warning
 from authsidecar.listeners import BACKLOG, Listeners
 from authsidecar.log import Bridge, Log
-from authsidecar.management import application
+from authsidecar.management import application, bounded
 from authsidecar.model import TeamId
 from authsidecar.policy import Policy
 from authsidecar.ratelimit.pace import AddressPace
+from authsidecar.room import MAX_CONNECTIONS, ConnectionLimits
 from authsidecar.routes import RouteError, RouteTable, coolify, extra
 from authsidecar.server import AuthzServer
 from authsidecar.store.cluster import configurations
@@ -40,6 +41,7 @@ from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.embedded import EmbeddedRedisError
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import Registry
+from authsidecar.strangers import MAX_STRANGERS
 from authsidecar.telemetry import Telemetry, collected
 from authsidecar.usage import last_uses
 
@@ -119,6 +121,26 @@ def connection(settings: Settings) -> Connection:
         timeout_s=max(1.0, section.budget_ms / 1000),
         tls=tuple((name, str(path)) for name, path in tls.items() if path),
         again=(lambda: connection(reread(settings))) if settings.files else None,
+    )
+
+
+def connection_limits(settings: Settings, open_files: int) -> ConnectionLimits:
+    """How many connections proxies may have, from the settings.
+
+    Args:
+        settings: the configuration.
+        open_files: how many files this process may have open.
+    """
+    section = settings.listen
+    left, strangers = descriptors.for_authz(open_files, settings.redis.max_connections)
+    most = min(section.max_connections or MAX_CONNECTIONS, left)
+    return ConnectionLimits(
+        connections=most,
+        per_peer=min(section.max_connections_per_peer or most - most // 4, most),
+        strangers=min(MAX_STRANGERS, strangers),
+        first_byte_s=section.first_byte_timeout_seconds,
+        request_s=section.request_timeout_seconds,
+        body_bytes=section.max_body_bytes,
     )
 
 
@@ -221,6 +243,7 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
         StartError: Redis or a file cannot be used.
     """
     _quiet_libraries(log)
+    open_files = descriptors.raise_limit()
     decided_by = rules(settings)
     # A second series for each, which nobody asks for.
     disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -263,7 +286,13 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
         app = application(
             lambda: collected(registry), _Readiness(decisions), lambda: told(client, keys)
         )
-        await _serve_on(stack, listeners, authz, app)
+        connections = authz.connections(connection_limits(settings, open_files))
+        managed = partial(
+            bounded,
+            most=descriptors.for_management(open_files),
+            dropped=telemetry.connection_dropped,
+        )
+        await _serve_on(stack, listeners, connections, app, managed)
         yield authz
 
 
@@ -364,17 +393,23 @@ class _Readiness:
 
 
 async def _serve_on(
-    stack: AsyncExitStack, listeners: Listeners, authz: AuthzServer, app: web.Application
+    stack: AsyncExitStack,
+    listeners: Listeners,
+    connections: Connections,
+    app: web.Application,
+    managed: Callable[[web.Server], Callable[[], asyncio.Protocol]],
 ) -> None:
     """Answer on the open sockets; when the stack closes, the authz listener ends first."""
     # Copies: what is served is closed at the end, and workers share the originals.
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE_S)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    for one in listeners.management:
-        await web.SockSite(runner, one.dup(), backlog=BACKLOG).start()
-    connections = authz.connections()
+    assert runner.server is not None  # noqa: S101  # it is set up
+    manage = managed(runner.server)
     loop = asyncio.get_running_loop()
+    for one in listeners.management:
+        managing = await loop.create_server(manage, sock=one.dup(), backlog=BACKLOG)
+        stack.callback(managing.close)
     servers = [
         await loop.create_server(connections, sock=one.dup(), backlog=BACKLOG)
         for one in listeners.authz

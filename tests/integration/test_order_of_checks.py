@@ -255,6 +255,7 @@ REFUSALS: dict[str, tuple[int, str | None, Refusal]] = {
 ELSEWHERE_TESTED = {
     "untrusted_peer": "test_only_trusted_peers_may_ask",
     "store_unavailable": "test_without_redis_nobody_is_let_in_on_a_guess",
+    "request_timeout": "test_half_a_request_is_told_that_it_is_late",
     "internal_error": "test_a_decision_that_fails_is_a_refusal_of_its_own",
 }
 
@@ -1216,3 +1217,13 @@ async def test_a_decision_that_fails_is_a_refusal_of_its_own(
     assert 'reason="store_unavailable"' not in metrics
     assert sidecar.stop() == 0
     assert "Traceback" not in sidecar.log
+
+
+async def test_half_a_request_is_told_that_it_is_late(server: RedisProcess, tmp_path: Path) -> None:
+    """Its deadline is a setting."""
+    sidecar = start_sidecar(tmp_path, server.url, LISTEN__REQUEST_TIMEOUT_SECONDS="0.2")
+    async with Wire(sidecar.port) as wire:
+        wire.send(subrequest()[:40])
+        refused(await wire.answer(), 408, "request_timeout", "The request took too long to arrive.")
+        assert await wire.ended()
+    assert sidecar.stop() == 0

@@ -65,6 +65,39 @@ class Listen(Section):
         default="660", description="File mode of the unix socket (octal): who may connect to it."
     )
     workers: int = Field(default=1, ge=1, le=64, description="Number of worker processes.")
+    max_connections: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Connections of trusted peers per worker, at most; null: what the limit of "
+        "open files leaves, up to 16384.",
+    )
+    max_connections_per_peer: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Of these, connections of one address, at most; null: three quarters of them.",
+    )
+    first_byte_timeout_seconds: Seconds = Field(
+        default=30,
+        ge=0.1,
+        le=3600,
+        description="Time that a new connection has until the first byte of a request, in "
+        "seconds; then it is closed.",
+    )
+    request_timeout_seconds: Seconds = Field(
+        default=10,
+        ge=0.1,
+        le=3600,
+        description="Time from a request's first byte to its last, in seconds; then 408.",
+    )
+    max_body_bytes: int = Field(
+        default=65_536,
+        ge=0,
+        le=1_073_741_824,
+        description="Bytes of a request's body that are thrown away as fast as they come; the "
+        "rest is read slowly, for five seconds, so that the proxy can read the answer.",
+    )
 
     @model_validator(mode="after")
     def _somewhere(self) -> Self:
