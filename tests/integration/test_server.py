@@ -15,6 +15,7 @@ import pytest
 
 from authsidecar.config import load
 from authsidecar.connection import IDLE_S
+from authsidecar.lingering import LINGER_S
 from authsidecar.sidecar import connection
 from tests.support.redis import RedisProcess, free_port, guarded, start_redis
 from tests.support.seed import bearer
@@ -216,6 +217,61 @@ async def test_a_declared_body_ends_the_connection_after_the_answer(
         assert answer.status == 200
         assert answer.header("Connection") == "close"
         assert await wire.ended()
+
+
+def chunks(body: bytes) -> bytes:
+    """A body in the chunked coding."""
+    parts = [body[start : start + 65_536] for start in range(0, len(body), 65_536)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+
+
+LARGE = b"x" * 8_000_000
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "statuses"),
+    [
+        (good(("Content-Length", str(len(LARGE)))) + LARGE, {200}),
+        (good(("Transfer-Encoding", "chunked")) + chunks(LARGE), {200}),
+        (good(("Content-Length", "4")) + LARGE, {200, 405}),
+        (good(("X-Long", "zzzz" * 2_000_000)), {431}),
+        (b"zzzz\r\n\r\n" + LARGE, {405}),
+        (good(("Connection", "close")) + LARGE, {200, 400}),
+    ],
+    ids=["length", "chunked", "longer than declared", "header", "no request", "behind the last"],
+)
+def test_who_sends_all_before_reading_has_its_answer(
+    request_bytes: bytes, statuses: set[int], world: World
+) -> None:
+    """A connection that is closed with unread bytes is reset: nobody would see the answer."""
+    with socket.create_connection(("127.0.0.1", world.sidecar.port), timeout=30) as client:
+        client.sendall(request_bytes)
+        answer = b""
+        while data := client.recv(65_536):
+            answer += data
+    assert int(answer.split(b" ", 2)[1]) in statuses
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+async def test_who_never_ends_sending_is_cut_off(world: World) -> None:
+    """And keeps nobody waiting meanwhile."""
+    async with Wire(world.sidecar.port) as endless, Wire(world.sidecar.port) as other:
+        endless.send(good(("Transfer-Encoding", "chunked")))
+        assert (await endless.answer()).status == 200
+        begun = time.monotonic()
+
+        async def send() -> None:
+            while True:
+                endless.send(b"10000\r\n" + b"x" * 65_536 + b"\r\n")
+                await endless.writer.drain()
+
+        sending = asyncio.ensure_future(send())
+        while not sending.done():
+            assert (await other.ask(subrequest("TRACE"))).status == 405
+            await asyncio.sleep(0.01)
+            assert time.monotonic() - begun < 60
+        assert isinstance(sending.exception(), ConnectionError)
+        assert time.monotonic() - begun > LINGER_S - 0.5
 
 
 @pytest.mark.parametrize(
