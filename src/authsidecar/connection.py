@@ -19,11 +19,11 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
-from authsidecar.deadlines import Deadlines
 from authsidecar.lingering import Lingerers, Lingering
 from authsidecar.proxies.replies import Reply
 from authsidecar.room import ConnectionLimits, Room
 from authsidecar.strangers import Dropped, RefuseStranger, Strangers
+from authsidecar.time_limits import TimeLimits
 from authsidecar.wire import encoded
 
 MAX_FIELD_BYTES: Final = 32 * 1024
@@ -117,8 +117,8 @@ class Connections:
         self.trusts = trusts
         self.strangers = Strangers(refuse_stranger, most=limits.strangers, dropped=dropped)
         self.room = Room(limits.connections, limits.per_peer, dropped)
-        self.silent: Deadlines[Connection] = Deadlines(limits.first_byte_s, self._silent)
-        self.arriving: Deadlines[Connection] = Deadlines(limits.request_s, self._late)
+        self.silent: TimeLimits[Connection] = TimeLimits(limits.first_byte_s, self._silent)
+        self.arriving: TimeLimits[Connection] = TimeLimits(limits.request_s, self._late)
         self.draining = False
         self._dropped = dropped
         self._lingerers = Lingerers(limits.body_bytes, self.lost)
@@ -232,7 +232,7 @@ class Connection(BaseProtocol):
         self._unparsed = b""
         self._turn_due = False
         self._linger = False
-        self._waits: Deadlines[Connection] | None = None
+        self._waits: TimeLimits[Connection] | None = None
         self.peer = "?"
 
     @property
@@ -329,15 +329,15 @@ class Connection(BaseProtocol):
         elif not self._unparsed and (arrived or self._waits is not self._connections.arriving):
             self._wait(self._connections.arriving)
 
-    def _wait(self, deadlines: "Deadlines[Connection] | None") -> None:
+    def _wait(self, limits: "TimeLimits[Connection] | None") -> None:
         """A part of a request is here, or none yet; None: a whole one is."""
         if self._waits is not None:
             self._waits.stop(self)
-        self._waits = deadlines
-        if deadlines is None:
+        self._waits = limits
+        if limits is None:
             self._connections.room.needed(self)
         else:
-            deadlines.start(self)
+            limits.start(self)
             self._connections.room.expendable(self)
 
     def held_up(self) -> bool:

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from authsidecar.deadlines import Deadlines
+from authsidecar.time_limits import TimeLimits
 
 LINGER_S: Final = 5.0
 """How long the peer may take to end the connection, in seconds."""
@@ -30,7 +30,7 @@ class Lingerers:
         """
         self._quick_bytes = quick_bytes
         self._left = left
-        self._deadlines: Deadlines[Lingering] = Deadlines(LINGER_S, lambda one: one.abort())
+        self._limits: TimeLimits[Lingering] = TimeLimits(LINGER_S, lambda one: one.abort())
         self._paused: list[Lingering] = []
         self._timer: asyncio.TimerHandle | None = None
 
@@ -38,7 +38,7 @@ class Lingerers:
         """End a connection: nothing more is sent on it, and what comes is thrown away."""
         one = Lingering(self, transport, peer, self._quick_bytes)
         transport.set_protocol(one)
-        self._deadlines.start(one)
+        self._limits.start(one)
         transport.write_eof()
         transport.resume_reading()
         return one
@@ -52,7 +52,7 @@ class Lingerers:
 
     def lost(self, one: "Lingering") -> None:
         """It is gone."""
-        self._deadlines.stop(one)
+        self._limits.stop(one)
         self._left(one)
 
     def _read_on(self) -> None:

@@ -10,8 +10,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final
 
-from authsidecar.deadlines import Deadlines
 from authsidecar.proxies.replies import Reply
+from authsidecar.time_limits import TimeLimits
 from authsidecar.wire import encoded
 
 MAX_STRANGERS: Final = 128
@@ -65,8 +65,8 @@ class Strangers:
         self._of_peer: Counter[str] = Counter()
         self._waiting: deque[Stranger] = deque()
         self._turn: asyncio.TimerHandle | None = None
-        self.silent: Deadlines[Stranger] = Deadlines(PATIENCE_S, self.queue)
-        self.answered: Deadlines[Stranger] = Deadlines(PATIENCE_S, _abort)
+        self.silent: TimeLimits[Stranger] = TimeLimits(PATIENCE_S, self.queue)
+        self.answered: TimeLimits[Stranger] = TimeLimits(PATIENCE_S, _abort)
 
     def __len__(self) -> int:
         return len(self._open)

@@ -13,8 +13,11 @@ One = TypeVar("One")
 _COARSE: Final = 0.1
 """The timer fires at most this part of the allowed time apart."""
 
+_LATE_S: Final = 0.2
+"""From this delay of the timer on, it was this process that stood still, not the other side."""
 
-class Deadlines(Generic[One]):
+
+class TimeLimits(Generic[One]):
     """What began, and when; whatever lasts too long is reported once, and forgotten."""
 
     def __init__(self, seconds: float, expired: Callable[[One], None]) -> None:
@@ -27,6 +30,7 @@ class Deadlines(Generic[One]):
         self._seconds = seconds
         self._expired = expired
         self._since: dict[One, float] = {}
+        self._planned = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -38,7 +42,7 @@ class Deadlines(Generic[One]):
         self._since.pop(one, None)
         self._since[one] = loop.time()
         if self._timer is None:
-            self._timer = loop.call_later(self._seconds, self._look)
+            self._look_after(self._seconds)
 
     def stop(self, one: One) -> None:
         """It has ended in time; nothing happens if it had not begun."""
@@ -55,16 +59,27 @@ class Deadlines(Generic[One]):
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
-        """Report what is too old; the timer goes on only while anything is left."""
-        self._timer = None
+    def _look_after(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time() - self._seconds
+        self._planned = loop.time() + seconds
+        self._timer = loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """Report what is too old; the timer goes on only while anything is left.
+
+        After this process stood still, what was sent meanwhile is read before anything is reported.
+        """
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        if self._since and now - self._planned > _LATE_S:
+            self._look_after(_LATE_S)
+            return
+        due = now - self._seconds
         while self._since:
             one, since = next(iter(self._since.items()))
             if since > due:
-                wait = max(since - due, self._seconds * _COARSE)
-                self._timer = loop.call_later(wait, self._look)
+                if self._timer is None:  # a report may have started one
+                    self._look_after(max(since - due, self._seconds * _COARSE))
                 return
             del self._since[one]
             self._expired(one)
