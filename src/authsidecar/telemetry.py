@@ -35,6 +35,9 @@ LAG_EVERY_S: Final = 0.1
 SETTLED_S: Final = 1.0
 """The least time between two log lines of how Redis answers, in seconds."""
 
+DROPS: Final = ("first_byte", "request", "peer_limit", "limit", "strangers", "management")
+"""Why a connection is closed although its peer has not ended it."""
+
 UNREADABLE_LINES: Final = 20
 """How many lines a second one peer gets about what could not be read, of each reason."""
 
@@ -190,6 +193,8 @@ class Telemetry:
             ["cause"],
             registry=registry,
         )
+        for cause in DROPS:
+            self._dropped.labels(cause)
         build = Gauge(
             "authsidecar_build_info",
             "Always 1; the version is a label.",
@@ -305,7 +310,7 @@ class Telemetry:
         """Count and log a connection that was closed although its peer had not ended it.
 
         Args:
-            cause: why, from a closed set.
+            cause: why, one of DROPS.
             peer: the address that called.
         """
         self._dropped.labels(cause).inc()

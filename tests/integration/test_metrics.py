@@ -31,6 +31,7 @@ NAMES = {
     "authsidecar_cache_lookups": {"result"},
     "authsidecar_near_limit": {"limit"},
     "authsidecar_warnings": {"result"},
+    "authsidecar_connections_dropped": {"cause"},
     "authsidecar_build_info": {"version"},
 }
 """The names and labels of the public interface."""

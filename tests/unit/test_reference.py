@@ -18,7 +18,7 @@ from authsidecar.model import Limit, Proxy, Reason, TeamId, TokenId, UnixMs, Use
 from authsidecar.proxies import headers
 from authsidecar.ratelimit import charges, sliding_window
 from authsidecar.store.keys import Keys
-from authsidecar.telemetry import Telemetry
+from authsidecar.telemetry import DROPS, Telemetry
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -113,6 +113,13 @@ def test_the_proxy_label_takes_the_documented_values():
     line = re.search(r"^\| `proxy` \| (.*?) \|", page("reference/metrics.md"), re.MULTILINE)
     assert line is not None
     assert set(re.findall(r"`(\w+)`", line[1])) == {*Proxy, "none"}
+
+
+def test_the_cause_label_takes_the_documented_values():
+    """Each with what it means."""
+    line = re.search(r"^\| `cause` \| (.*?) \|$", page("reference/metrics.md"), re.MULTILINE)
+    assert line is not None
+    assert set(re.findall(r"`(\w+)`(?=:|,)", line[1])) == set(DROPS)
 
 
 def key_rows() -> set[str]:
