@@ -11,7 +11,7 @@ import contextlib
 import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 from aiohttp import HttpVersion11
 from aiohttp.base_protocol import BaseProtocol
@@ -283,10 +283,7 @@ class Connection(BaseProtocol):
     def data_received(self, data: bytes) -> None:
         """Answer what has arrived whole."""
         self._active_at = self._loop.time()
-        if self._ending:  # thrown away; its peer must be able to read the answer all the same
-            self._linger = True
-            return
-        if self._unparsed or len(data) > SHARE_BYTES:
+        if len(data) > SHARE_BYTES or self._unparsed:
             self._unparsed += data
             self._parse_share()
         else:
@@ -298,6 +295,8 @@ class Connection(BaseProtocol):
 
         A long head is no more work than a short one, so it does not wait for other turns.
         """
+        if self._ending:
+            self._parse(self._unparsed)
         shares = _LONG_HEAD_SHARES
         while shares and self._unparsed and not self._requests and self._answering is None:
             shares -= 1
@@ -305,27 +304,40 @@ class Connection(BaseProtocol):
             self._parse(data)
 
     def _parse(self, data: bytes) -> None:
+        parser = self._parser
+        if self._ending or parser is None:
+            # Thrown away; its peer must be able to read the answer all the same.
+            self._linger = True
+            self._unparsed = b""
+            return
         whole = data.endswith(_END_OF_HEAD)
-        parsed = len(self._requests)
+        arrived = False
         try:
-            while data and not self._ending and self._parser is not None:
-                messages, upgraded, data = self._parser.feed_data(data)
-                self._take(messages)
+            while data and not self._ending:
+                messages, upgraded, data = parser.feed_data(data)
+                if messages:
+                    arrived = True
+                    self._take(messages)
                 if upgraded:  # declined: what follows is the next request
-                    self._parser.set_upgraded(False)
+                    parser.set_upgraded(False)
                 elif messages and messages[-1][0].upgrade:
                     # To what the parser does not know: it lost what follows.
                     self._ending = self._linger = True
         except HttpProcessingError as error:
             self._requests.append(error)
             self._ending = self._linger = True
-        if self._ending:
-            self._linger = self._linger or bool(self._unparsed)
-            self._unparsed = b""  # nothing of that is read as a request
-        arrived = len(self._requests) > parsed
-        if self._ending or (arrived and whole):
+        if arrived and whole and not self._unparsed:
             if self._waits is not None:
                 self._wait(None)
+        else:
+            self._parsed_in_part(arrived)
+
+    def _parsed_in_part(self, arrived: bool) -> None:
+        """What follows is not here yet, or is not read as a request at all."""
+        if self._ending:
+            self._linger = self._linger or bool(self._unparsed)
+            self._unparsed = b""
+            self._wait(None)
         elif not self._unparsed and (arrived or self._waits is not self._connections.arriving):
             self._wait(self._connections.arriving)
 
@@ -413,7 +425,7 @@ class Connection(BaseProtocol):
             except BaseException as error:  # noqa: BLE001  # whatever it is, the peer waits
                 self._failed(error)
             else:
-                _Waiting(coroutine, self._answered_later, self._failed_later).on(awaited)
+                _Waiting(coroutine, self).on(awaited)
         if requests or self._unparsed:  # whoever sends faster than it reads must wait
             if not self._buffer_paused:
                 self._pause_reading_for_buffer()
@@ -429,11 +441,13 @@ class Connection(BaseProtocol):
             self._parse_share()
         self._go_on()
 
-    def _answered_later(self, reply: Reply) -> None:
+    def answered_later(self, reply: Reply) -> None:
+        """What had to be waited for is there."""
         self._answered(reply)
         self._go_on()
 
-    def _failed_later(self, error: BaseException) -> None:
+    def failed_later(self, error: BaseException) -> None:
+        """What was waited for has raised."""
         self._failed(error)
         self._go_on()
 
@@ -493,27 +507,24 @@ class Connection(BaseProtocol):
             self._idle_timer = self._loop.call_later(IDLE_S - silent, self._close_if_idle)
 
 
+class _Asking(Protocol):
+    """Who waits for an answer; one of the two is called in the end."""
+
+    def answered_later(self, reply: Reply, /) -> None:
+        """The answer is there."""
+
+    def failed_later(self, error: BaseException, /) -> None:
+        """It raised instead."""
+
+
 class _Waiting:
     """An answer that waits: goes on as soon as what it awaits is there."""
 
-    __slots__ = ("_coroutine", "_failed", "_then")
+    __slots__ = ("_asking", "_coroutine")
 
-    def __init__(
-        self,
-        coroutine: Coroutine[Any, Any, Reply],
-        then: Callable[[Reply], None],
-        failed: Callable[[BaseException], None],
-    ) -> None:
-        """One of the two is called in the end.
-
-        Args:
-            coroutine: it has begun already.
-            then: called with what it returns.
-            failed: called with what it raises.
-        """
+    def __init__(self, coroutine: Coroutine[Any, Any, Reply], asking: _Asking) -> None:
         self._coroutine = coroutine
-        self._then = then
-        self._failed = failed
+        self._asking = asking
 
     def on(self, awaited: "asyncio.Future[Any] | None") -> None:
         """Wait for what the coroutine has just yielded, as a task does."""
@@ -525,15 +536,15 @@ class _Waiting:
             awaited.add_done_callback(self._go_on)
         except AttributeError as error:  # no future
             self._coroutine.close()
-            self._failed(error)
+            self._asking.failed_later(error)
 
     def _go_on(self, _: "asyncio.Future[Any] | None") -> None:
         try:
             awaited = self._coroutine.send(None)
         except StopIteration as answer:
-            self._then(answer.value)
+            self._asking.answered_later(answer.value)
         except BaseException as error:  # noqa: BLE001  # whatever it is, the peer waits
-            self._failed(error)
+            self._asking.failed_later(error)
         else:
             self.on(awaited)
 

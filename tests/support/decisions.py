@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from ipaddress import ip_address
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from redis.asyncio import Redis
@@ -138,7 +138,8 @@ def outside_a_task(coroutine: Coroutine[Any, Any, Any]) -> "asyncio.Future[Any]"
     except StopIteration as answer:
         tell(answer.value)
     else:
-        _Waiting(telling, tell, ended.set_exception).on(awaited)
+        asking = SimpleNamespace(answered_later=tell, failed_later=ended.set_exception)
+        _Waiting(telling, asking).on(awaited)
     return ended
 
 
