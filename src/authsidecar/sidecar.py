@@ -286,7 +286,16 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
         app = application(
             lambda: collected(registry), _Readiness(decisions), lambda: told(client, keys)
         )
-        connections = authz.connections(connection_limits(settings, open_files))
+        limits = connection_limits(settings, open_files)
+        if limits.connections < (settings.listen.max_connections or 0):
+            log.event(
+                "warning",
+                "connections_limited",
+                connections=limits.connections,
+                open_files=open_files,
+                hint="listen.max_connections is more than the limit of open files leaves",
+            )
+        connections = authz.connections(limits)
         managed = partial(
             bounded,
             most=descriptors.for_management(open_files),

@@ -629,3 +629,13 @@ def test_files_of_values_are_read_again(tmp_path: Path) -> None:
     assert again.limits == settings.limits
     password.unlink()
     assert reread(again).redis == again.redis
+
+
+def test_one_peer_may_not_have_more_connections_than_all():
+    """Either number is refused only beside the other."""
+    (problem,) = problems(
+        AUTHSIDECAR_LISTEN__MAX_CONNECTIONS="100",
+        AUTHSIDECAR_LISTEN__MAX_CONNECTIONS_PER_PEER="101",
+    )
+    assert "listen.max_connections_per_peer: is more than listen.max_connections" in problem
+    assert load(None, {"AUTHSIDECAR_LISTEN__MAX_CONNECTIONS_PER_PEER": "101"})

@@ -107,6 +107,13 @@ class Listen(Section):
                 "is null and listen.unix_socket is not set, so nobody could ask",
                 "an address, or null together with listen.unix_socket",
             )
+        most, per_peer = self.max_connections, self.max_connections_per_peer
+        if most is not None and per_peer is not None and per_peer > most:
+            raise contradiction(
+                "listen.max_connections_per_peer",
+                "is more than listen.max_connections",
+                "at most as many",
+            )
         return self
 
     @property
