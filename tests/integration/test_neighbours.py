@@ -14,7 +14,7 @@ from tests.support.flood import SHAPES, flood
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.seed import bearer
 from tests.support.sidecar import SidecarProcess, get, start_sidecar
-from tests.support.waiting import PATIENCE_S, until
+from tests.support.waiting import until
 from tests.support.wire import Wire, subrequest
 from tests.support.world import READ, populate
 
@@ -212,35 +212,48 @@ async def _p99(port: int, seconds: float, statuses: list[int]) -> float:
 
 
 SLACK_S = 0.004
-"""The flood's own process takes turns with ours on a machine of two cores."""
+"""The least that a machine with two cores can be told apart by."""
+
+
+@pytest.fixture(scope="module")
+def decoy(
+    server: RedisProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SidecarProcess]:
+    """Another one, to be flooded instead: what the flood's own need of the processor costs."""
+    sidecar = start_sidecar(
+        tmp_path_factory.mktemp("decoy"), server.url, TRUSTED_PEERS="127.0.0.1/32"
+    )
+    yield sidecar
+    assert sidecar.stop() == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_a_flood_of_a_stranger_hardly_slows_others(
-    shape: str, sidecar: SidecarProcess, tell
+    shape: str, sidecar: SidecarProcess, decoy: SidecarProcess, tell
 ) -> None:
     """64 connections of an untrusted neighbour: p99, 503s, log lines and memory stay bounded."""
     statuses: list[int] = []
-    quiet, flooded = [], []
-    before = await asyncio.to_thread(resident_mib, sidecar.pid)
-    peak = before
-    at_most = PATIENCE_S
+    quiet, elsewhere, flooded, pace = [], [], [], []
+    before = peak = await asyncio.to_thread(resident_mib, sidecar.pid)
     for _ in range(3):
         quiet.append(await _p99(sidecar.port, 3, statuses))
+        with flood(decoy.port, shape, source=STRANGER):
+            await asyncio.sleep(1)
+            elsewhere.append(await _p99(sidecar.port, 4, statuses))
         with flood(sidecar.port, shape, source=STRANGER):
             await asyncio.sleep(1)
-            begun, lines = time.time(), len(lines_of(sidecar, STRANGER))
-            flooded.append(await _p99(sidecar.port, 5, statuses))
-            seconds = time.time() - begun
+            begun, lines = time.monotonic(), len(lines_of(sidecar, STRANGER))
+            flooded.append(await _p99(sidecar.port, 4, statuses))
             written = len(lines_of(sidecar, STRANGER)) - lines
-            at_most = min(at_most, written / seconds)
+            pace.append(written / (time.monotonic() - begun))
             peak = max(peak, resident_mib(sidecar.pid))
     tell(
-        f"{shape}: p99 {median(quiet) * 1000:.1f} ms quiet, {median(flooded) * 1000:.1f} ms "
-        f"flooded; {written / seconds:.1f} lines a second; {peak - before:+.1f} MiB"
+        f"{shape}: p99 {median(quiet) * 1000:.1f} ms quiet, {median(elsewhere) * 1000:.1f} ms with "
+        f"a flood elsewhere, {median(flooded) * 1000:.1f} ms flooded; {max(pace):.1f} lines a "
+        f"second; {peak - before:+.1f} MiB"
     )
     assert set(statuses) == {200}
-    assert median(flooded) <= 2 * median(quiet) + SLACK_S
-    assert written / seconds <= 10
+    assert median(flooded) <= 2 * max(median(quiet), median(elsewhere)) + SLACK_S
+    assert max(pace) <= 10
     assert peak - before <= 32
