@@ -283,63 +283,83 @@ class Connection(BaseProtocol):
     def data_received(self, data: bytes) -> None:
         """Answer what has arrived whole."""
         self._active_at = self._loop.time()
-        if len(data) > SHARE_BYTES or self._unparsed:
+        if len(data) > SHARE_BYTES or self._unparsed or self._ending:
             self._unparsed += data
-            self._parse_share()
+            self._parse_shares()
         else:
             self._parse(data)
         self._go_on()
 
-    def _parse_share(self) -> None:
+    def _parse_shares(self) -> None:
         """Parse some of what arrived; not before all that was parsed is answered.
 
         A long head is no more work than a short one, so it does not wait for other turns.
         """
-        if self._ending:
-            self._parse(self._unparsed)
         shares = _LONG_HEAD_SHARES
         while shares and self._unparsed and not self._requests and self._answering is None:
+            if self._ending:
+                break
             shares -= 1
             data, self._unparsed = self._unparsed[:SHARE_BYTES], self._unparsed[SHARE_BYTES:]
             self._parse(data)
-
-    def _parse(self, data: bytes) -> None:
-        parser = self._parser
-        if self._ending or parser is None:
+        if self._ending and self._unparsed:
             # Thrown away; its peer must be able to read the answer all the same.
             self._linger = True
             self._unparsed = b""
+
+    def _parse(self, data: bytes) -> None:
+        parser = self._parser
+        if parser is None:
             return
         whole = data.endswith(_END_OF_HEAD)
-        arrived = False
         try:
-            while data and not self._ending:
-                messages, upgraded, data = parser.feed_data(data)
-                if messages:
-                    arrived = True
-                    self._take(messages)
-                if upgraded:  # declined: what follows is the next request
-                    parser.set_upgraded(False)
-                elif messages and messages[-1][0].upgrade:
-                    # To what the parser does not know: it lost what follows.
-                    self._ending = self._linger = True
+            messages, upgraded, rest = parser.feed_data(data)
         except HttpProcessingError as error:
-            self._requests.append(error)
-            self._ending = self._linger = True
-        if arrived and whole and not self._unparsed:
-            if self._waits is not None:
-                self._wait(None)
-        else:
-            self._parsed_in_part(arrived)
+            self._broken(error)
+            return
+        if whole and not upgraded and len(messages) == 1 and not self._unparsed:
+            message, payload = messages[0]
+            if payload is EMPTY_PAYLOAD and not message.should_close and not message.upgrade:
+                # As nearly always: one request, and nothing else.
+                self._requests.append((message, False))
+                if self._waits is not None:
+                    self._wait(None)
+                return
+        self._take_all(parser, messages, upgraded, rest, whole=whole)
 
-    def _parsed_in_part(self, arrived: bool) -> None:
-        """What follows is not here yet, or is not read as a request at all."""
+    def _take_all(
+        self, parser: Any, messages: Any, upgraded: bool, rest: bytes, *, whole: bool
+    ) -> None:
+        """Take what the parser gave, and have it parse the rest."""
+        arrived = bool(messages)
+        self._take(messages)
+        try:
+            while upgraded or (messages and messages[-1][0].upgrade):
+                if not upgraded:  # to what the parser does not know: it lost what follows
+                    self._ending = self._linger = True
+                    break
+                parser.set_upgraded(False)  # declined: what follows is the next request
+                if not rest or self._ending:
+                    break
+                messages, upgraded, rest = parser.feed_data(rest)
+                arrived = arrived or bool(messages)
+                self._take(messages)
+        except HttpProcessingError as error:
+            self._broken(error)
         if self._ending:
-            self._linger = self._linger or bool(self._unparsed)
-            self._unparsed = b""
             self._wait(None)
-        elif not self._unparsed and (arrived or self._waits is not self._connections.arriving):
+        elif self._unparsed:
+            pass  # it is not known yet whether the rest of a request is here
+        elif arrived and whole:
+            self._wait(None)
+        elif arrived or self._waits is not self._connections.arriving:
             self._wait(self._connections.arriving)
+
+    def _broken(self, error: HttpProcessingError) -> None:
+        """What came is no request, and what follows cannot be read as one."""
+        self._requests.append(error)
+        self._ending = self._linger = True
+        self._wait(None)
 
     def _wait(self, limits: "TimeLimits[Connection] | None") -> None:
         """A part of a request is here, or none yet; None: a whole one is."""
@@ -438,18 +458,20 @@ class Connection(BaseProtocol):
     def _next_turn(self) -> None:
         self._turn_due = False
         if self._unparsed:
-            self._parse_share()
+            self._parse_shares()
         self._go_on()
 
     def answered_later(self, reply: Reply) -> None:
         """What had to be waited for is there."""
         self._answered(reply)
-        self._go_on()
+        if self._buffer_paused:
+            self._go_on()
 
     def failed_later(self, error: BaseException) -> None:
         """What was waited for has raised."""
         self._failed(error)
-        self._go_on()
+        if self._buffer_paused:
+            self._go_on()
 
     def _failed(self, error: BaseException) -> None:
         """Answer a request whose answer raised; what no answer can be made to is cut off."""

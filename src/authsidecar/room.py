@@ -16,6 +16,9 @@ REQUEST_S: Final = 10.0
 BODY_BYTES: Final = 64 * 1024
 MAX_CONNECTIONS: Final = 16_384
 
+_COMPARED: Final = 512
+"""From this number of peers on, it would cost too much to look for the one with the most."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
@@ -87,7 +90,7 @@ class Room:
             if oldest is None:
                 return False
         if self._count >= self._most:
-            victim = next(iter(self._expendable), None) or self._idle()
+            victim = self._waiting_longest() or self._idle()
             self._drop(victim or guest, "limit")
             if victim is None:
                 return False
@@ -114,7 +117,7 @@ class Room:
             del self._peers[guest.peer]
 
     def expendable(self, guest: Guest) -> None:
-        """It waits for a request, or for its end: the longest waiting one makes room first."""
+        """It waits for a request, or for its end: such a one makes room first."""
         self._expendable.setdefault(guest)
         self._peers[guest.peer].expendable.setdefault(guest)
 
@@ -122,6 +125,17 @@ class Room:
         """It makes room only if nothing else can."""
         if self._expendable.pop(guest, _MISSING) is None:
             self._peers[guest.peer].expendable.pop(guest, None)
+
+    def _waiting_longest(self) -> Guest | None:
+        """The longest waiting connection of the peer with the most of them.
+
+        Not simply the longest waiting one: a flood opens more in a moment than a proxy needs to
+        send its request.
+        """
+        if len(self._peers) > _COMPARED:
+            return next(iter(self._expendable), None)
+        largest = max(self._peers.values(), key=lambda peer: len(peer.expendable))
+        return next(iter(largest.expendable), None)
 
     def _idle(self) -> Guest | None:
         """The oldest connection, without a request, of the peer that has the most."""
