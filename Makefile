@@ -36,7 +36,7 @@ test: install ## unit, property, integration, end-to-end: under 5 minutes
 test-unit: install ## The unit tests alone: under 10 seconds
 	$(BIN)/pytest -q tests/unit
 
-test-slow: install ## Failover, long fuzz, large data: under 30 minutes
+test-slow: install ## Failover, chaos, long fuzz, large data: under 30 minutes
 	$(BIN)/pytest -q -m slow --timeout 1500
 
 bench: install ## What one check costs, as ratios within one run (ARGS=--quick)
