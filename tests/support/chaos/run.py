@@ -563,6 +563,8 @@ def _stop(made: World) -> None:
 def summary(made: World, tallies: dict[str, Tally]) -> str:
     """How it went, in a table."""
     lines = [f"seed {made.seed}; {made.churn.done} changes in Coolify, {made.churn.failed} failed"]
+    if made.disk is None:
+        lines.append("full-disk: left out, since this user can mount no disk")
     for name, tally in tallies.items():
         verdict = f"BROKEN {len(tally.broken)}" if tally.broken else "ok"
         lines.append(
