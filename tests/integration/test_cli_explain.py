@@ -1,11 +1,15 @@
 """`explain`: what is told for each reason, that nothing is consumed, and that it is the truth."""
 
 import asyncio
+import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -212,6 +216,20 @@ def test_explanation_for_scripts(case, redis_url):
     assert result.err.count("\n") == (0 if allowed else 1)
 
 
+def test_a_name_of_another_script_is_explained(redis_url):
+    """As text, whatever the locale; in its raw spelling it is refused, and that is said."""
+    target = "/api/v1/projects/u1/pr%C3%BCfung%231"
+    command = [sys.executable, "-m", "authsidecar", "explain", "GET"]
+    environ = {**os.environ, "LC_ALL": "C", "AUTHSIDECAR_REDIS__URL": redis_url}
+    said = [
+        subprocess.run([*command, one], check=False, capture_output=True, env=environ)
+        for one in (target, unquote(target).replace("#", "%23"))
+    ]
+    assert "is read as /api/v1/projects/u1/prüfung#1" in said[0].stdout.decode()
+    assert b"ambiguous_target" in said[1].stdout
+    assert b"Traceback" not in said[0].stderr + said[1].stderr
+
+
 def test_every_row_has_its_check():
     """The rows of checks are the policy's own, in its order."""
     names = tuple(check.__name__.removeprefix("check_") for check in CHECKS)
@@ -274,7 +292,8 @@ def test_nothing_is_consumed(redis_url, token):
 
 PATHS = (TEAMS, "/api/v1/projects", "/api/v1/enable", "/api/v1/deploy", "/mcp", "/api/health",
          "/api/v1/none", "/api/v1/servers/ours", "/api/v1/servers/theirs", "/other",
-         "/index.php/x", "/api/v1/teams?_method=PUT")  # fmt: skip
+         "/index.php/x", "/api/v1/teams?_method=PUT", "/api/v1/projects/u1/pr%C3%BCfung%231",
+         "/api/v1/servers/%E6%97%A5%E6%9C%AC")  # fmt: skip
 TOKENS = (None, "10", "11", "12", "13", "20", "40", "11|wrong", "999|x", "nothing")
 
 

@@ -341,6 +341,14 @@ async def test_a_warm_request_costs_one_trip(redis_world: Redis, redis_url: str)
             assert one.trips == ["charge"]
 
 
+async def test_a_uuid_of_any_script_is_looked_up(redis_world: Redis, redis_url: str) -> None:
+    """What a path may hold may be asked about: nobody's, or another team's."""
+    await own(redis_world, **{"日本#1": 9})
+    async with sidecar(redis_url) as one:
+        for path, expected in (("日本#1", "resource_not_found"), ("prüfung", "allow")):
+            assert await one.ask(67, "GET", f"/api/v1/servers/{path}", rules=ON) == expected
+
+
 async def test_off_it_costs_nothing(redis_world: Redis, redis_url: str) -> None:
     """Not a trip, and nothing is refused."""
     async with sidecar(redis_url) as one:

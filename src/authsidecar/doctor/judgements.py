@@ -127,6 +127,11 @@ def told_target(o: Observation) -> str | None:
     return None
 
 
+def told_name(o: Observation) -> str | None:
+    """The sidecar is told a name of any script as it was sent, and reads it."""
+    return readable(o) or told_target(o)
+
+
 def told_method(o: Observation) -> str | None:
     """The sidecar is told the method that was sent."""
     if (fault := asked(o)) is not None:

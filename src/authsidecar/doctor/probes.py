@@ -161,6 +161,13 @@ QUESTION: Final = (
         target=f"{PATH}?page=2&name=a%2Fb",
     ),
     Probe(
+        "name",
+        "names that Coolify accepts are refused, or judged by another spelling than runs",
+        judge.told_name,
+        "name",
+        target=f"{PATH}/n%C3%A4me%23%E6%97%A5",
+    ),
+    Probe(
         "body",
         "pitfall 20: with the body's length but not the body, every POST hangs",
         judge.bodyless,

@@ -8,6 +8,7 @@ accepted here means the same path to every proxy and to Laravel.
 import re
 from functools import lru_cache
 from typing import Final
+from unicodedata import category
 from urllib.parse import unquote_to_bytes
 
 from authsidecar.model import Deny, Kind, Reason
@@ -36,10 +37,11 @@ _FRONT_CONTROLLER: Final = FRONT_CONTROLLER.encode()
 # Almost every request: unreserved characters only, and no segment that begins with a dot.
 _PLAIN: Final = re.compile(rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+/?")
 
-# %00-1F and %80-FF do not begin with 2 to 7; the others that are refused: / # % ; ? \ DEL.
+# %00-1F do not begin with 2 to F; the others that are refused: / % ; ? \ DEL. Escapes of bytes
+# past ASCII must be text, too: see `_is_text`.
 _ALLOWED: Final = re.compile(
     rb"/(?:[!$&'()*+,\-./0-9:=@A-Z\[\]_a-z~]"
-    rb"|%(?!2[35Ff]|3[BFbf]|5[Cc]|7[Ff])[2-7][0-9A-Fa-f])*"
+    rb"|%(?!2[5Ff]|3[BFbf]|5[Cc]|7[Ff])[2-9A-Fa-f][0-9A-Fa-f])*"
 )
 
 _MEMOISED: Final = 256
@@ -58,13 +60,17 @@ def canonicalise(target: bytes) -> str | Deny:
         target: path and query as the proxy passes them to the backend.
 
     Returns:
-        A path of ASCII segments that are neither empty, "." nor ".."; "/" for the root. The
-        caller decides which first segments it knows.
+        A path of printable segments that are neither empty, "." nor ".."; "/" for the root. It
+        may hold any text that Coolify takes as a name. The caller decides which first segments
+        it knows.
 
-    Source: proxies.md "Reference canonicaliser", coolify-semantics sections 9 and 10.
+    Source: proxies.md "Reference canonicaliser", coolify-semantics sections 9 and 10,
+    decisions.md "Target".
 
     >>> canonicalise(b"/api/v1/%74eams/?page=2")
     '/api/v1/teams'
+    >>> canonicalise(b"/api/v1/projects/u1/pr%C3%BCfung%231")
+    '/api/v1/projects/u1/prüfung#1'
     """
     if len(target) > LONGEST:
         return Deny(TARGET_TOO_LONG, f"{len(target)} bytes")
@@ -97,10 +103,24 @@ def _path(raw: bytes) -> str | Deny:
         return Deny(AMBIGUOUS_TARGET, "a refused byte or escape in the path")
     if decoded == b"/":
         return "/"
-    path = decoded.decode("ascii").removesuffix("/")
+    try:
+        path = decoded.decode().removesuffix("/")  # strict: no surrogates, no overlong forms
+    except UnicodeDecodeError:
+        return Deny(AMBIGUOUS_TARGET, "an escape in the path that is no UTF-8")
+    if not path.isascii() and not all(map(_is_text, set(path))):
+        return Deny(AMBIGUOUS_TARGET, "a refused character in the path")
     if not plain and not {"", ".", ".."}.isdisjoint(path[1:].split("/")):
         return Deny(AMBIGUOUS_TARGET, "an empty or dot segment")
     return path
+
+
+def _is_text(character: str) -> bool:
+    """Whether a character may be part of a name: a letter, mark, digit, symbol or blank.
+
+    Past ASCII; what `_ALLOWED` lets through of ASCII is text. Control and format characters,
+    line separators and what Unicode has not assigned are none.
+    """
+    return character.isascii() or category(character)[0] in "LMNS" or category(character) == "Zs"
 
 
 def _letters(text: str) -> str:

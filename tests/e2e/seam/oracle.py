@@ -134,6 +134,17 @@ def faults(caller: Caller | None, seen: Seen) -> Iterator[str]:
         yield f"{ran.method} {ran.path} ran with the identity {told}, not {expected}"
 
 
+def judged_as(seen: Seen) -> str | None:
+    """The template that the request was to be judged by: of the row that Laravel finds for it.
+
+    None where no token is asked for: on public routes, and outside of the API.
+    """
+    assert seen.routed is not None
+    method = "GET" if seen.method == "HEAD" else seen.method
+    row = next((row for row in ROWS if row.matches(method, seen.routed.path)), None)
+    return None if row is None or (row.method, row.path) in PUBLIC else row.path
+
+
 def _is_the_exception(caller: Caller, seen: Seen) -> bool:
     """A body has turned a POST that is permitted into the GET of the same path.
 

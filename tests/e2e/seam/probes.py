@@ -1,7 +1,9 @@
 """Made-up requests: mostly near a real route, since what is far from all routes proves little."""
 
+import re
 import string
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from hypothesis import strategies as st
 
@@ -25,9 +27,38 @@ WORDS = (
     *("teams", "current", "members", "applications", "servers", "projects", "envs", "bulk", "1"),
     *("deploy", "enable", "disable", "mcp", "health", "validate", "feedback", "api", "v1", "x.y"),
 )
-SEGMENT = st.one_of(
-    st.sampled_from(WORDS), st.text(string.ascii_lowercase + string.digits + "-_", min_size=1)
+
+
+def usually(common: st.SearchStrategy, rare: st.SearchStrategy) -> st.SearchStrategy:
+    """Three times in four the first."""
+    return st.one_of(common, common, common, rare)
+
+
+PLAIN = st.text(string.ascii_lowercase + string.digits + "-_", min_size=1)
+LETTERS = st.one_of(
+    st.sampled_from("üß日本é\u0301٣Ⅷ🚀€\u3000İ\u0131K\u00a0#: +@&(),.-_"),
+    st.characters(categories=["L", "M", "N", "S", "Zs"]),
 )
+ODD_LETTERS = st.one_of(
+    st.sampled_from("\u202e\u2028\u0085\u200b\uff0f\uff0e\u2024\u2215\ufeff%/;?\\\x00"),
+    st.characters(exclude_categories=["Cs"]),
+)
+ODD_BYTES = st.sampled_from((b"\xc0\xaf", b"\xc3", b"\xbc", b"\xed\xa0\x80", b"\xf4\x90\x80\x80"))
+
+
+@st.composite
+def names(draw: st.DrawFn) -> str:
+    """A name as a client spells it: of any script, percent-encoded, and now and then wrongly."""
+    text = draw(st.text(draw(usually(st.just(LETTERS), st.just(ODD_LETTERS))), min_size=1))[:40]
+    data = text.encode()
+    if draw(st.integers(0, 9)) == 7:
+        at = draw(st.integers(0, len(data)))
+        data = data[:at] + draw(ODD_BYTES) + data[at:]
+    spelled = quote(data, safe=draw(st.sampled_from(("", "~!*'()", "@:&+,"))))
+    return re.sub("%..", lambda e: e[0].lower(), spelled) if draw(st.booleans()) else spelled
+
+
+SEGMENT = st.one_of(st.sampled_from(WORDS), PLAIN, names())
 METHODS = st.sampled_from(("GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "get", "FOO"))
 WANTED = st.sampled_from(
     ("GET", "GET", "DELETE", "PATCH", "PUT", "HEAD", "get", "delete", "OPTIONS", "")
@@ -52,6 +83,8 @@ INSERTED = st.sampled_from(
         *("/", "//", "/./", "/../", "/x/../", "/..;/", "/.;/", "%2f", "%2F", "%5c", "\\", "%00"),
         *("%0a", "%0d%0a", ";x=1", "%3b", "%3f", "?", "#", "%23", "%2e%2e/", "%252f", "%25", "%"),
         *(".", "%2e", "%20", "\t", "\xe9", "%ff", "%c3%a9", "|", "index.php", "/index.php"),
+        *("%C3", "%A9", "%E6%97%A5", "%CC%81", "%F0%9F%9A%80", "%C0%AF", "%ED%A0%80", "\xc3\xa9"),
+        *("%E2%80%AE", "%E2%80%A8", "%C2%85", "%EF%BC%8F", "%E2%88%95", "%C0%AE%C0%AE/"),
     )
 )
 PREFIX = st.sampled_from(
@@ -61,11 +94,6 @@ PREFIX = st.sampled_from(
         *("/index.php%2f..", "/index.php;", "///", "/api/..", "/mcp/../"),
     )
 )
-
-
-def usually(common: st.SearchStrategy, rare: st.SearchStrategy) -> st.SearchStrategy:
-    """Three times in four the first."""
-    return st.one_of(common, common, common, rare)
 
 
 @st.composite

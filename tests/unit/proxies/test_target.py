@@ -1,7 +1,8 @@
 """The canonicaliser: the URI table of real proxies, and PHP's reading of `_method`."""
 
 import random
-from urllib.parse import unquote_to_bytes
+from unicodedata import category
+from urllib.parse import quote, unquote_to_bytes
 
 import pytest
 
@@ -41,6 +42,15 @@ def refused(target: bytes) -> Reason:
         (b"/api/v1/67%7Cabc%7e%7E", "/api/v1/67|abc~~"),
         (b"/api/v1/%22%3c%3E%60%7b%7D%5e", '/api/v1/"<>`{}^'),
         (b"/api/v1/!$&'()*+,-.:=@[]_~", "/api/v1/!$&'()*+,-.:=@[]_~"),
+        (b"/api/v1/pr%C3%BCfung", "/api/v1/prüfung"),
+        (b"/api/v1/pr%c3%bCfung/", "/api/v1/prüfung"),
+        (b"/api/v1/%E6%97%A5%E6%9C%AC", "/api/v1/日本"),
+        (b"/api/v1/e%CC%81", "/api/v1/e\u0301"),
+        (b"/api/v1/%D9%A3%E2%85%A7", "/api/v1/٣Ⅷ"),
+        (b"/api/v1/%F0%9F%9A%80%E2%82%AC%EF%B8%8F", "/api/v1/🚀€\ufe0f"),
+        (b"/api/v1/a%E3%80%80b%C2%A0c", "/api/v1/a\u3000b\u00a0c"),
+        (b"/api/v1/a%23b", "/api/v1/a#b"),
+        (b"/api/v1/%23", "/api/v1/#"),
         (b"/api/v1/...", "/api/v1/..."),
         (b"/api/v1/.env", "/api/v1/.env"),
         (b"/api/v1/%2e%2e%2e", "/api/v1/..."),
@@ -96,8 +106,40 @@ def test_a_target_with_one_reading_becomes_its_path(target: bytes, path: str) ->
         b"/api/v1/%2574eams",
         b"/%2561pi",
         b"/api/v1/x%3Fx=1",
-        b"/api/v1/x%23",
         b"/api/v1/x%3b",
+        b"/api/v1/x%3B",
+        b"/api/v1/%E6%97%A5/%2E%2e",
+        b"/api/v1/%E6%97%A5//x",
+        b"/api/v1/pr\xc3\xbcf%C3%BCr",
+        b"/api/v1/pr%C3\xbcfung",
+        b"/api/v1/pr%C3",
+        b"/api/v1/%BC",
+        b"/api/v1/%FF",
+        b"/api/v1/%C0%AF",  # overlong /
+        b"/api/v1/%C1%A1",  # overlong a
+        b"/api/v1/%E0%80%AF",
+        b"/api/v1/%F0%80%80%AF",
+        b"/api/v1/%ED%A0%80",  # a surrogate
+        b"/api/v1/%ED%A0%BD%ED%BA%80",  # two of them, as CESU-8 has them
+        b"/api/v1/%F4%90%80%80",  # past U+10FFFF
+        b"/api/v1/%C2%80",  # C1
+        b"/api/v1/%C2%85",
+        b"/api/v1/%C2%9F",
+        b"/api/v1/%C2%AD",  # soft hyphen
+        b"/api/v1/%E2%80%8B",  # zero width space
+        b"/api/v1/%E2%80%8E",  # left-to-right mark
+        b"/api/v1/%E2%80%A8",  # line separator
+        b"/api/v1/%E2%80%A9",  # paragraph separator
+        b"/api/v1/%E2%80%AA",  # bidirectional embedding
+        b"/api/v1/%E2%80%AE",  # bidirectional override
+        b"/api/v1/%E2%81%A6",  # bidirectional isolate
+        b"/api/v1/%E2%81%A9",
+        b"/api/v1/%EF%BB%BF",  # byte order mark
+        b"/api/v1/%EF%BC%8F",  # full-width /
+        b"/api/v1/%EF%BC%8E%EF%BC%8E",  # full-width ..
+        b"/api/v1/%E2%80%A4",  # one dot leader
+        b"/api/v1/%EE%80%80",  # private use
+        b"/api/v1/%EF%BF%BE",  # never a character
         b"/api?x= 1",
         b"/api?x=\n",
         b"/api?x=\0",
@@ -113,7 +155,7 @@ def test_a_target_with_two_readings_is_refused(target: bytes) -> None:
 def test_each_byte_of_a_path_is_accepted_or_refused_as_listed() -> None:
     """Literally and escaped, all 256 bytes follow the reference canonicaliser."""
     literal_refused = {*range(0x21), *range(0x7F, 256), *b'#\\;<>"`{}|^%'}
-    escape_refused = {*range(0x20), 0x7F, *range(0x80, 256), *b"/\\%?;#"}
+    escape_refused = {*range(0x20), 0x7F, *range(0x80, 256), *b"/\\%?;"}
     for byte in range(256):
         literal = canonicalise(b"/api/x%cx" % byte)
         if byte in b"/?":  # the only two that mean something
@@ -264,6 +306,25 @@ def test_a_target_over_16_kib_is_too_long() -> None:
     assert canonicalise(b"/api?" + b"x" * (16 * 1024 - 5)) == "/api"
     assert refused(b"/api?" + b"x" * (16 * 1024 - 4)) == TARGET_TOO_LONG
     assert (TARGET_TOO_LONG.status, TARGET_TOO_LONG.code) == (414, "target_too_long")
+
+
+def test_each_character_past_ascii_is_accepted_or_refused_by_what_it_is() -> None:
+    """Letters, marks, digits, symbols and blanks are names; in either case of the hex digits."""
+    for code in (*range(0x80, 0x3400), *range(0xA000, 0x11000), *range(0x1F000, 0x1FB00), 0xE0041):
+        character = chr(code)
+        kind = category(character)
+        escaped = quote(character.encode("utf-8", "surrogatepass"))
+        for spelling in (escaped, escaped.lower()):
+            verdict = canonicalise(f"/api/{spelling}x".encode())
+            if kind[0] in "LMNS" or kind == "Zs":
+                assert verdict == f"/api/{character}x"
+            else:
+                assert isinstance(verdict, Deny), f"U+{code:04X}"
+
+
+def test_a_long_name_is_read_past_what_is_remembered() -> None:
+    """A name of 255 characters, the most that Coolify stores, in its longest spelling."""
+    assert canonicalise(b"/api/" + b"%F0%9F%9A%80" * 255) == "/api/" + "🚀" * 255
 
 
 def test_the_reasons_are_what_the_interface_says() -> None:
