@@ -128,7 +128,7 @@ BROKEN: Mapping[str, tuple[Proxy, Mapping[str, Mapping[str, str]], set[str]]] = 
     ),
     "traefik: aliases pass": (
         Proxy.TRAEFIK,
-        {"traefik.yml": {"aliasHeadersStrategy: reject": ""}},
+        {"traefik.yml": {"aliasHeadersStrategy: delete": ""}},
         {
             "alias-underscore",
             "alias-dot",
@@ -148,8 +148,20 @@ BROKEN: Mapping[str, tuple[Proxy, Mapping[str, Mapping[str, str]], set[str]]] = 
     ),
     "traefik: encoded slashes pass": (
         Proxy.TRAEFIK,
-        {"traefik.yml": {"allowEncodedSlash: false": "allowEncodedSlash: true"}},
+        {"dynamic.yml": {" || PathRegexp(`(?i)%2f|%5c`)": ""}},
         {"guard-encoded-slash-dots"},
+    ),
+    "traefik: a hash in a name is refused": (
+        Proxy.TRAEFIK,
+        {
+            "traefik.yml": {
+                "aliasHeadersStrategy: delete": (
+                    "aliasHeadersStrategy: delete\n"
+                    "      encodedCharacters: {allowEncodedHash: false}"
+                )
+            }
+        },
+        {"name"},
     ),
     "nginx: the client's headers go along": (
         Proxy.NGINX,
@@ -159,7 +171,7 @@ BROKEN: Mapping[str, tuple[Proxy, Mapping[str, Mapping[str, str]], set[str]]] = 
     "nginx: $uri": (
         Proxy.NGINX,
         {"nginx.conf": {"$request_uri;   # never": "$uri;   # never"}},
-        {"forwarded-uri", "query", "connection-forwarded"},
+        {"forwarded-uri", "query", "connection-forwarded", "name"},
     ),
     "nginx: refusals are not turned back": (
         Proxy.NGINX,
@@ -252,6 +264,16 @@ BROKEN: Mapping[str, tuple[Proxy, Mapping[str, Mapping[str, str]], set[str]]] = 
             "guard-encoded-dot-segments",
         },
     ),
+    "envoy: encoded slashes pass": (
+        Proxy.ENVOY,
+        {"envoy.yaml": {'safe_regex: {regex: ".*%(2[Ff]|5[Cc]).*"}': "prefix: /nowhere"}},
+        {"guard-encoded-slash-dots"},
+    ),
+    "envoy: the filters are not asked for": (
+        Proxy.ENVOY,
+        {"envoy.yaml": {"envoy.filters.http.ext_authz: *on": "strip-override: *on"}},
+        {"asked"},
+    ),
     "envoy: slashes are not merged": (
         Proxy.ENVOY,
         {"envoy.yaml": {"merge_slashes: true": "merge_slashes: false"}},
@@ -260,7 +282,10 @@ BROKEN: Mapping[str, tuple[Proxy, Mapping[str, Mapping[str, str]], set[str]]] = 
     "envoy: the client's identity headers are not removed": (
         Proxy.ENVOY,
         {"envoy.yaml": {'regex: "x[-_.]authz?[-_.].*"': 'regex: "nothing"'}},
-        {"identity-outside", "alias-dot", "alias-dot-outside"},
+        {
+            "identity-outside",
+            *("alias-dot", "alias-dot-outside", "alias-underscore", "alias-underscore-outside"),
+        },
     ),
     "envoy: a denial loses its headers": (
         Proxy.ENVOY,

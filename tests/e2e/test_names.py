@@ -169,7 +169,7 @@ async def test_a_dot_segment_is_no_name(lab: Lab, proxy: Proxy) -> None:
         assert answer.status == 400 or lab.seen
 
 
-RAW = {Proxy.TRAEFIK: 200, Proxy.NGINX: 400, Proxy.CADDY: 200, Proxy.ENVOY: 400}
+RAW = {Proxy.TRAEFIK: 200, Proxy.NGINX: 400, Proxy.CADDY: 400, Proxy.ENVOY: 400}
 
 
 @pytest.mark.parametrize(("proxy", "status"), RAW.items())

@@ -13,14 +13,16 @@ async def send(url: str, method: str, target: str, *lines: str) -> tuple[int, by
         url: `http://host:port`.
         method: sent as it is.
         target: sent as it is, in Latin-1.
-        lines: header lines besides Host and, unless one is among them, Connection.
+        lines: header lines; Host and Connection are added unless they are among them.
     """
     place = url.removeprefix("http://")
     host, _, port = place.rpartition(":")
     if not any(line.lower().startswith("connection:") for line in lines):
         lines = ("Connection: close", *lines)
+    if not any(line.lower().startswith("host:") for line in lines):
+        lines = (f"Host: {place}", *lines)
     length = ("Content-Length: 0",) if method == "POST" else ()
-    head = (f"{method} {target} HTTP/1.1", f"Host: {place}", *length, *lines)
+    head = (f"{method} {target} HTTP/1.1", *length, *lines)
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
         writer.write(("\r\n".join(head) + "\r\n\r\n").encode("latin-1"))

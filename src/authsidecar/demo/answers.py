@@ -26,7 +26,7 @@ class Result:
     @property
     def expected(self) -> str:
         """The scenario's promise for this proxy."""
-        return self.scenario.expected_at(self.proxy)
+        return self.scenario.expected
 
     @property
     def agrees(self) -> bool:

@@ -12,7 +12,6 @@ from typing import Final
 
 from authsidecar.demo import seed
 from authsidecar.demo.seed import DemoToken
-from authsidecar.model import Proxy
 
 ANYTHING: Final = "*"
 """Stands in an expectation for a text that differs from run to run."""
@@ -32,7 +31,6 @@ class Scenario:
         headers: sent beside it.
         shown: headers of the answer that belong to the lesson.
         times: how often it is sent, in a row.
-        elsewhere: what a proxy answers instead, where it answers by itself.
     """
 
     name: str
@@ -44,11 +42,6 @@ class Scenario:
     headers: Mapping[str, str] = field(default_factory=dict)
     shown: tuple[str, ...] = ()
     times: int = 1
-    elsewhere: Mapping[Proxy, str] = field(default_factory=dict)
-
-    def expected_at(self, proxy: Proxy) -> str:
-        """The answer of this proxy."""
-        return self.elsewhere.get(proxy, self.expected)
 
     def all_headers(self) -> dict[str, str]:
         """What is sent, Authorization included."""
@@ -204,7 +197,6 @@ SCENARIOS: Final = (
         "a path has one spelling",
         "/api%2Fv1%2Fteams",
         bearer=_DOCUMENTED,
-        elsewhere={Proxy.TRAEFIK: "400"},
     ),
     Scenario(
         "method override",

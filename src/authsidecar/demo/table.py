@@ -48,10 +48,7 @@ def _traefik_first(item: tuple[Proxy, str]) -> bool:
 def _promise(scenario: Scenario) -> str:
     answer = _in_prose(scenario.expected)
     colour = _COLOURS.get(answer[0])
-    others = "".join(
-        f" ({NAMES[proxy]}: {_in_prose(text)})" for proxy, text in scenario.elsewhere.items()
-    )
-    return f"# {scenario.name} -> {style(answer, fg=colour)}{others}, because {scenario.because}"
+    return f"# {scenario.name} -> {style(answer, fg=colour)}, because {scenario.because}"
 
 
 def _in_prose(expected: str) -> str:

@@ -6,19 +6,19 @@ from typing import Final
 from authsidecar.model import Proxy
 
 _TRAEFIK_CLEAN: Final = "middlewares: [authsidecar-clean, authsidecar, authsidecar-strip-override]"
-_TRAEFIK_RULE: Final = "(PathPrefix(`/api`) || PathPrefix(`/mcp`) || PathPrefix(`/index.php`))"
+_TRAEFIK_RULE: Final = "(PathPrefix(`/api`) || PathPrefix(`/mcp`) || PathPrefix(`/index.php`)"
 _TRAEFIK: Final = {
     "asking": 'address: "http://127.0.0.1:4190/authz/traefik"',
     "api": _TRAEFIK_RULE,
     "mcp": _TRAEFIK_RULE,
     "index-php": _TRAEFIK_RULE,
     "spelling": "# sanitizePath stays at its default, true",
-    "encoded-slash": "allowEncodedSlash: false",
+    "encoded-slash": "PathRegexp(`(?i)%2f|%5c`)",
     "double-slash": "# sanitizePath stays at its default, true",
     "forwarded-uri": _TRAEFIK_CLEAN,
     "forwarded-method": _TRAEFIK_CLEAN,
     "forwarded-for": 'forwardedHeaders: {trustedIPs: ["192.0.2.0/24"]}',
-    "name": "encodedCharacters:",
+    "name": "# encodedCharacters stay at their defaults",
     "foreign-headers": "authRequestHeaders:",
     "connection": "# Safe from Traefik 3.7.13 on",
     "body": "forwardBody: false",
@@ -33,8 +33,8 @@ _TRAEFIK: Final = {
     "denial-503": _TRAEFIK_CLEAN,
     "identity": 'authResponseHeadersRegex: "^X-Auth-"',
     "identity-outside": "middlewares: [authsidecar-strip-identity, authsidecar-strip-override]",
-    "alias": "aliasHeadersStrategy: reject",
-    "alias-dot": "aliasHeadersStrategy: reject",
+    "alias": "aliasHeadersStrategy: delete",
+    "alias-dot": "aliasHeadersStrategy: delete",
     "same-target": _TRAEFIK_CLEAN,
     "forwarded-host": 'X-Forwarded-Host: ""',
     "websocket": "service: coolify",
@@ -126,7 +126,7 @@ _ENVOY: Final = {
     "mcp": "- match: {prefix: /mcp}",
     "index-php": "- match: {prefix: /index.php}",
     "spelling": "normalize_path: true",
-    "encoded-slash": "path_with_escaped_slashes_action: REJECT_REQUEST",
+    "encoded-slash": '- match: {safe_regex: {regex: ".*%(2[Ff]|5[Cc]).*"}}',
     "double-slash": "merge_slashes: true",
     "forwarded-uri": _ENVOY_FORWARDED,
     "forwarded-method": _ENVOY_FORWARDED,
@@ -147,7 +147,7 @@ _ENVOY: Final = {
     "denial-503": "status_on_error: {code: ServiceUnavailable}",
     "identity": "patterns: [{prefix: x-auth-}]",
     "identity-outside": _ENVOY_REMOVED,
-    "alias": "headers_with_underscores_action: REJECT_REQUEST",
+    "alias": _ENVOY_REMOVED,
     "alias-dot": _ENVOY_REMOVED,
     "same-target": "path_prefix: /authz/envoy",
     "forwarded-host": _ENVOY_FORWARDED,

@@ -1,0 +1,122 @@
+"""Another site of the same entry point: what guards Coolify's host leaves the rest as it is."""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from authsidecar.demo.proxies import RECIPES, Places
+from authsidecar.model import Proxy
+from tests.support.proxies import Stage, stage
+from tests.support.raw_http import send
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+OTHER = "other.test"
+
+
+def second_site(proxy: Proxy, places: Places) -> tuple[str, str, str]:
+    """A file of the proxy's, a text that stands in it once, and that text with a site beside it."""
+    match proxy:
+        case Proxy.TRAEFIK:
+            at = "  middlewares:\n    # An empty"
+            router = f'rule: "Host(`{OTHER}`)", entryPoints: [https], service: coolify'
+            return "dynamic.yml", at, f"    other: {{{router}}}\n\n{at}"
+        case Proxy.NGINX:
+            at = "  upstream coolify {"
+            site = f"listen {places.listen}; server_name {OTHER};"
+            to = "proxy_pass http://coolify; proxy_http_version 1.1;"
+            return "nginx.conf", at, f"  server {{ {site} location / {{ {to} }} }}\n{at}"
+        case Proxy.CADDY:
+            at = "# One header of the sidecar's answer, towards Coolify."
+            site = f"http://{OTHER}:{places.listen.rpartition(':')[2]}"
+            to = f"\tbind {places.host}\n\treverse_proxy {places.backend}\n"
+            return "Caddyfile", at, f"{site} {{\n{to}}}\n\n{at}"
+        case Proxy.ENVOY:
+            at = "                    - name: coolify\n                      domains:"
+            route = "{match: {prefix: /}, route: {cluster: coolify}}"
+            site = f'{{name: other, domains: ["{OTHER}"], routes: [{route}]}}'
+            return "envoy.yaml", at, f"                    - {site}\n{at}"
+    raise AssertionError(proxy)
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module", params=list(RECIPES))
+async def running(request, tmp_path_factory) -> AsyncIterator[Stage]:
+    """The proxy with its shipped files and one more site, which goes to the same backend."""
+    proxy: Proxy = request.param
+    recipe = RECIPES[proxy]
+
+    def files(places: Places) -> Mapping[str, Mapping[str, str]]:
+        name, at, both = second_site(proxy, places)
+        shipped = dict(recipe.files(places))
+        return {**shipped, name: {at: both, **shipped[name]}}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, proxy, replace(recipe, files=files))
+        async with stage(proxy, tmp_path_factory.mktemp(proxy.value)) as started:
+            yield started
+
+
+@pytest.fixture
+def it(running: Stage) -> Stage:
+    running.clear()
+    return running
+
+
+async def get(it: Stage, target: str, *lines: str, host: str = OTHER, method: str = "GET") -> int:
+    """The status that a client of the other site gets."""
+    status, _ = await send(it.url, method, target, f"Host: {host}", *lines)
+    return status
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("/files/100%25.txt", "/a%2Fb", "/a%5Cb", "/c%23d", "/e%3Bf", "/g%3Fh", "/%66iles/%C3%BC"),
+        *("/api/v1/teams", "/mcp", "/index.php", "/?_method=DELETE", f"/{'x' * 4000}"),
+    ],
+)
+async def test_its_paths_are_its_own(it, target):
+    """None is refused, and nobody is asked."""
+    assert await get(it, target) == 200
+    [seen] = it.backend.seen
+    assert seen.target in {target, target.replace("%66", "f")}
+    assert it.authz.asked == []
+
+
+async def test_a_path_of_its_own_is_only_tidied(it):
+    """Traefik and Envoy resolve dot segments and doubled slashes, here as everywhere."""
+    tidied = it.proxy in {Proxy.TRAEFIK, Proxy.ENVOY}
+    assert await get(it, "/x//y/../z") == 200
+    assert it.backend.seen[0].target == ("/x/z" if tidied else "/x//y/../z")
+
+
+async def test_its_headers_are_its_own(it):
+    """Whatever they are called; because of the guard, Traefik drops those with `_` or `.`."""
+    names = ("X-Auth-User-Id", "X-Original-Url", "X-HTTP-Method-Override", "X-Authz-Request-Id")
+    odd = ("X_Custom", "api_key", "X.Custom", "X_Auth_User_Id")
+    assert await get(it, "/", *(f"{name}: mine" for name in (*names, *odd))) == 200
+    headers = it.backend.seen[0].headers
+    assert {name: headers.get(name) for name in names} == dict.fromkeys(names, "mine")
+    kept = {name: headers.get(name) for name in odd}
+    # nginx and Caddy do so on every site, whatever stands in a file.
+    assert kept == dict.fromkeys(odd, "mine" if it.proxy is Proxy.ENVOY else None)
+
+
+async def test_its_count_is_its_own(it):
+    """The headers that the guard replaces on Coolify's answers stay on another site's."""
+    _, answer = await send(it.url, "GET", "/api/v1/teams", f"Host: {OTHER}")
+    assert b"x-ratelimit-limit: 200" in answer.lower()
+
+
+async def test_the_guarded_host_is_still_asked_about(it):
+    """Beside it, so the two do not change places."""
+    host = it.url.removeprefix("http://")
+    it.authz.status = 403
+    for target in ("/api/v1/teams", "/%61pi/v1/teams", "/mcp", "/index.php/api/v1/teams"):
+        it.clear()
+        it.authz.status = 403
+        assert await get(it, target, host=host) == 403
+        assert len(it.authz.asked) == 1
+        assert it.backend.seen == []
