@@ -147,11 +147,16 @@ def test_the_middlewares_are_those_that_are_tested_behind_every_traefik():
     assert ours["middlewares"] == theirs["middlewares"]
     name = COMPOSE["services"]["authsidecar"]["container_name"]
     assert address == f"http://{name}:4190/authz/traefik"
-    for mine, other in (("authsidecar-api", "coolify-api"), ("authsidecar-rest", "coolify-rest")):
+    for mine, other in (
+        ("authsidecar-api", "coolify-api"),
+        ("authsidecar-uploads", "coolify-uploads"),
+        ("authsidecar-rest", "coolify-rest"),
+    ):
         names = ours["routers"][mine]["middlewares"]
         assert names == ["authsidecar-gzip", *theirs["routers"][other]["middlewares"]]
-    rules = [ours["routers"]["authsidecar-api"], theirs["routers"]["coolify-api"]]
-    assert rules[0]["rule"] == rules[1]["rule"]
+    for name in ("api", "uploads"):
+        rules = [ours["routers"][f"authsidecar-{name}"], theirs["routers"][f"coolify-{name}"]]
+        assert rules[0]["rule"] == rules[1]["rule"]
 
 
 def test_the_page_shows_the_proxy_s_lines_and_every_file():

@@ -14,7 +14,8 @@ from multidict import CIMultiDict
 from authsidecar.demo.proxies import RECIPES
 from authsidecar.model import Proxy
 from tests.support.proxies import COUNTED, IDENTITY, Asked, Stage, stage
-from tests.support.raw_http import send
+from tests.support.raw_http import exchanged, send
+from tests.support.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -249,13 +250,14 @@ async def test_the_rest_of_the_site_passes_without_identity(it, http):
 
 
 async def test_an_odd_spelling_is_refused_in_json(it):
-    """nginx and Caddy refuse it themselves, in the sidecar's words."""
+    """nginx and Caddy refuse it themselves, in the sidecar's words and with its header."""
     status, answer = await send(it.url, "GET", "/api/v1/x/%2e%2e/teams")
     if it.proxy in {Proxy.NGINX, Proxy.CADDY}:
         assert status == 400
         body = json.loads(answer.partition(b"\r\n\r\n")[2])
         assert body["code"] == "ambiguous_target"
         assert b"Content-Type: application/json" in answer
+        assert b"Access-Control-Allow-Origin: *" in answer
         assert it.authz.asked == []
     else:
         [asked] = it.authz.asked
@@ -272,12 +274,41 @@ async def test_what_nginx_refuses_by_itself_is_json_too(it):
         ("GET", f"/api/{'a' * 20_000}", "A: b", (414, "target_too_long")),
         ("GET", "/api/%zz", "A: b", (400, "request_unreadable")),
         ("GET", "/api/v1/teams", "Authorization: Bearer 2|b", (400, "request_unreadable")),
-        ("GET", "/api/v1/teams", f"A: {'b' * 20_000}", (400, "request_unreadable")),
+        ("GET", "/api/v1/teams", f"A: {'b' * 20_000}", (431, "headers_too_large")),
     ):
         status, answer = await send(it.url, method, target, "Authorization: Bearer 1|a", line)
         assert (status, json.loads(answer.partition(b"\r\n\r\n")[2])["code"]) == expected
         assert b"Content-Type: application/json" in answer
     assert it.authz.asked == it.backend.seen == []
+
+
+async def test_the_count_stays_with_the_final_answer(it):
+    """Coolify's nginx says 100 Continue first, to curl for each body over a megabyte."""
+    head = "PUT /api/v1/nothing HTTP/1.1", f"Host: {it.url.removeprefix('http://')}"
+    more = "Authorization: Bearer 67|s", "Expect: 100-continue", "Content-Length: 5"
+    request = "\r\n".join([*head, *more, "Connection: close", "", "hello"]).encode()
+    host, _, port = it.url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(request)
+    async with asyncio.timeout(PATIENCE_S):
+        answer = await reader.read()
+    writer.close()
+    final = answer[answer.index(b" 404 ") :].lower()
+    shown = {name: final.count(f"\r\n{name}: ".lower().encode()) for name in COUNTED}
+    expected = dict.fromkeys(COUNTED, 1)
+    if it.proxy is Proxy.TRAEFIK:  # can only show Coolify's
+        expected |= dict.fromkeys(("RateLimit", "RateLimit-Policy"), 0)
+    assert shown == expected
+    assert b"access-control-expose-headers: allow, " in final
+    assert it.backend.seen[0].body == b"hello"
+
+
+async def test_http_1_0_is_served(it):
+    """By every proxy, and judged as any other request."""
+    place = it.url.removeprefix("http://")
+    request = f"GET /api/v1/teams HTTP/1.0\r\nHost: {place}\r\nAuthorization: Bearer 67|s\r\n\r\n"
+    assert b" 200 " in (await exchanged(it.url, request.encode()))[:16]
+    assert len(it.authz.asked) == len(it.backend.seen) == 1
 
 
 async def test_naming_our_headers_in_connection_does_not_delete_them(it):

@@ -118,7 +118,10 @@ BROKEN: Mapping[str, tuple[Proxy, Mapping[str, Mapping[str, str]], set[str]]] = 
     ),
     "traefik: forwarded headers of clients believed": (
         Proxy.TRAEFIK,
-        {"traefik.yml": TRUSTED, "dynamic.yml": {"[authsidecar-clean, ": "["}},
+        {
+            "traefik.yml": TRUSTED,
+            "dynamic.yml": {"authsidecar-clean, authsidecar,": "authsidecar,"},
+        },
         {"forwarded-uri", "forwarded-method", "foreign-headers", "forwarded-host"},
     ),
     "traefik: one identity header is not copied": (

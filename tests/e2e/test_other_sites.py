@@ -20,9 +20,9 @@ def second_site(proxy: Proxy, places: Places) -> tuple[str, str, str]:
     """A file of the proxy's, a text that stands in it once, and that text with a site beside it."""
     match proxy:
         case Proxy.TRAEFIK:
-            at = "  middlewares:\n    # An empty"
+            at = "    coolify-rest:\n"
             router = f'rule: "Host(`{OTHER}`)", entryPoints: [https], service: coolify'
-            return "dynamic.yml", at, f"    other: {{{router}}}\n\n{at}"
+            return "dynamic.yml", at, f"    other: {{{router}}}\n{at}"
         case Proxy.NGINX:
             at = "  upstream coolify {"
             site = f"listen {places.listen}; server_name {OTHER};"

@@ -11,6 +11,7 @@ import pytest
 
 from authsidecar.demo.proxies import deploy_dir
 from authsidecar.model import Proxy
+from authsidecar.proxies.replies import EXPOSED
 from tests.e2e.scenarios import PROXIES, SCENARIOS, page
 from tests.e2e.scenarios.table import ByProxy, Refused, Runs, Scenario
 from tests.support import world as at
@@ -50,6 +51,7 @@ async def test_scenario(lab: Lab, row: Scenario, proxy: Proxy) -> None:
 def whole(answer: Answer, refused: Refused, *, has_body: bool = True) -> None:
     """The refusal has everything that decisions.md promises, and no more."""
     assert answer.status == refused.status, answer
+    assert (answer.header("Content-Type") or "").startswith("application/json")
     if has_body:
         body = json.loads(answer.body)
         assert body["code"] == refused.code
@@ -61,9 +63,9 @@ def whole(answer: Answer, refused: Refused, *, has_body: bool = True) -> None:
         assert answer.body.isascii()
         assert len(answer.body.splitlines()) == 1
         assert len(answer.body) < 4096
-        assert (answer.header("Content-Type") or "").startswith("application/json")
     assert answer.header("Cache-Control") == "no-store"
     assert answer.header("Access-Control-Allow-Origin") == "*"
+    assert answer.header("Access-Control-Expose-Headers") == ", ".join(EXPOSED)
     tail = "" if refused.code == "token_missing" else ', error="invalid_token"'
     challenge = f'Bearer realm="coolify"{tail}' if refused.status == 401 else None
     assert answer.header("WWW-Authenticate") == challenge
@@ -97,6 +99,7 @@ def ran(lab: Lab, answer: Answer, runs: Runs, proxy: Proxy) -> None:
     assert client == "127.0.0.1" or proxy is Proxy.ENVOY  # which says the host's own address
     assert re.fullmatch("[0-9a-f]+", decision)
     assert identity == (nobody() if runs.token is None else owner(runs.token))
+    assert answer.header("Access-Control-Expose-Headers") == ", ".join(EXPOSED)
     fields = [answer.header(name) for name in COUNT]
     if proxy is Proxy.TRAEFIK:  # shows Coolify's own count, and nobody's on an answer without
         assert fields[2:] == [None, None]

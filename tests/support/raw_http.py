@@ -1,6 +1,7 @@
 """A client that sends exactly the bytes it is told, however odd."""
 
 import asyncio
+import contextlib
 import re
 
 from tests.support.waiting import PATIENCE_S
@@ -16,22 +17,30 @@ async def send(url: str, method: str, target: str, *lines: str) -> tuple[int, by
         lines: header lines; Host and Connection are added unless they are among them.
     """
     place = url.removeprefix("http://")
-    host, _, port = place.rpartition(":")
     if not any(line.lower().startswith("connection:") for line in lines):
         lines = ("Connection: close", *lines)
     if not any(line.lower().startswith("host:") for line in lines):
         lines = (f"Host: {place}", *lines)
     length = ("Content-Length: 0",) if method == "POST" else ()
     head = (f"{method} {target} HTTP/1.1", *length, *lines)
+    answer = await exchanged(url, ("\r\n".join(head) + "\r\n\r\n").encode("latin-1"))
+    return int(answer.split(b" ", 2)[1]), answer
+
+
+async def exchanged(url: str, request: bytes, *, patience_s: float = PATIENCE_S) -> bytes:
+    """All bytes of the answer to these bytes, on one connection; none if it is just closed."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     try:
-        writer.write(("\r\n".join(head) + "\r\n\r\n").encode("latin-1"))
-        async with asyncio.timeout(PATIENCE_S):
-            answer = await _answer(reader)
-        return int(answer.split(b" ", 2)[1]), answer
+        writer.write(request)
+        async with asyncio.timeout(patience_s):
+            return await _answer(reader)
+    except ConnectionError:
+        return b""
     finally:
         writer.close()
-        await writer.wait_closed()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 async def _answer(reader: asyncio.StreamReader) -> bytes:

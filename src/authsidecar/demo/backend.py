@@ -118,6 +118,8 @@ class Backend:
         await self.stop()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # as Coolify's nginx does
         body = await request.content.read()  # of any size: request.read() stops at 1 MiB
         headers = {name.lower(): value for name, value in request.headers.items()}
         try:

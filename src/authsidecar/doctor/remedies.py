@@ -5,7 +5,7 @@ from typing import Final
 
 from authsidecar.model import Proxy
 
-_TRAEFIK_CLEAN: Final = "middlewares: [authsidecar-clean, authsidecar, authsidecar-strip-override]"
+_TRAEFIK_CLEAN: Final = "[authsidecar-readable, authsidecar-clean, authsidecar, "
 _TRAEFIK_RULE: Final = "(PathPrefix(`/api`) || PathPrefix(`/mcp`) || PathPrefix(`/index.php`)"
 _TRAEFIK: Final = {
     "asking": 'address: "http://127.0.0.1:4190/authz/traefik"',

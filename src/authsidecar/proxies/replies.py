@@ -49,8 +49,18 @@ def lines(*fields: tuple[str, str]) -> str:
 NO_STORE: Final = lines(("Cache-Control", "no-store"))
 JSON: Final = lines(("Content-Type", "application/json"))
 
-ANY_ORIGIN: Final = lines(("Access-Control-Allow-Origin", "*"))
-"""Coolify puts it on every answer; without it a browser's script cannot read why it was refused."""
+EXPOSED: Final = (
+    *("Allow", "RateLimit", "RateLimit-Policy", "Retry-After", "WWW-Authenticate"),
+    *("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
+)
+"""What a script may read of an answer's header, beside the few fields that it always may."""
+
+ANY_ORIGIN: Final = lines(
+    ("Access-Control-Allow-Origin", "*"),
+    ("Access-Control-Expose-Headers", ", ".join(EXPOSED)),
+)
+"""Coolify puts the first on every answer; without it a browser's script cannot read why it was
+refused, and without the second not when it may come back."""
 
 
 class Reply(NamedTuple):

@@ -75,7 +75,7 @@ TARGETS = (
         AMBIGUOUS,
         target="/api/v1/teams%00",
         token=at.READ,
-        but={Proxy.NGINX: UNREADABLE, Proxy.ENVOY: OWN_400},
+        but={Proxy.NGINX: UNREADABLE, Proxy.ENVOY: UNREADABLE},
     ),
     Scenario(
         "an escaped question mark",
@@ -99,7 +99,7 @@ TARGETS = (
         OWN_AMBIGUOUS,
         target="/api/v1/teams#x",
         token=at.READ,
-        but={Proxy.TRAEFIK: OWN_400, Proxy.ENVOY: OWN_400},
+        but={Proxy.TRAEFIK: OWN_400, Proxy.ENVOY: UNREADABLE},
     ),
     Scenario("a line feed", "P7", AMBIGUOUS, target="/api/v1/teams%0a", token=at.READ),
     Scenario(
@@ -163,7 +163,12 @@ METHODS = (
         },
     ),
     Scenario(
-        "a made-up method", "C0; P17", NOT_ALLOWED, "FOO", token=at.READ, but={Proxy.ENVOY: OWN_400}
+        "a made-up method",
+        "C0; P17",
+        NOT_ALLOWED,
+        "FOO",
+        token=at.READ,
+        but={Proxy.ENVOY: UNREADABLE},
     ),
     Scenario(
         "a method in lower case",
@@ -171,7 +176,7 @@ METHODS = (
         NOT_ALLOWED,
         "get",
         token=at.READ,
-        but={Proxy.NGINX: UNREADABLE, Proxy.ENVOY: OWN_400},
+        but={Proxy.NGINX: UNREADABLE, Proxy.ENVOY: UNREADABLE},
     ),
     Scenario(
         "a method override in a header",
@@ -282,7 +287,7 @@ HEADERS = (
             ),
         ),
         token=at.READ,
-        but={Proxy.ENVOY: OWN_400},
+        but={Proxy.ENVOY: UNREADABLE},
     ),
     Scenario(
         "Upgrade: h2c",
@@ -298,7 +303,7 @@ HEADERS = (
         TEAMS,
         lines=tuple(f"X-More-{number}: x" for number in range(105)),
         token=at.READ,
-        but={Proxy.ENVOY: ByProxy(431)},
+        but={Proxy.ENVOY: ByProxy(431, "headers_too_large")},
     ),
     Scenario(
         "an Authorization of 12 KB",
@@ -311,6 +316,6 @@ HEADERS = (
         "C0; P14; P19",
         Refused(431, "headers_too_large"),
         lines=(f"Authorization: Bearer 1|{'x' * 40_000}",),
-        but={Proxy.NGINX: UNREADABLE, Proxy.CADDY: ByProxy(431)},
+        but={Proxy.NGINX: ByProxy(431, "headers_too_large"), Proxy.CADDY: ByProxy(431)},
     ),
 )
