@@ -154,6 +154,9 @@ def test_the_middlewares_are_those_that_are_tested_behind_every_traefik():
     ):
         names = ours["routers"][mine]["middlewares"]
         assert names == ["authsidecar-gzip", *theirs["routers"][other]["middlewares"]]
+    asked = ours["routers"]["authsidecar-uploads"]["middlewares"]
+    asked = [name for name in asked if name != "authsidecar-whole"]
+    assert asked == ours["routers"]["authsidecar-api"]["middlewares"]
     for name in ("api", "uploads"):
         rules = [ours["routers"][f"authsidecar-{name}"], theirs["routers"][f"coolify-{name}"]]
         assert rules[0]["rule"] == rules[1]["rule"]
