@@ -74,7 +74,7 @@ def made(names: int, first: int) -> list[Sent]:
         found.extend(Sent(name, text) for text in {javascript(name), php(name), lower})
 
     collect()
-    return found
+    return list({one.target: one for one in found}.values())
 
 
 async def judged(lab: Lab, proxy: Proxy, sent: Iterable[Sent]) -> Counter[int]:
