@@ -155,8 +155,10 @@ def _form_decoded(text: str) -> str:
 def php_name(name: str) -> str:
     r"""A field's name as PHP folds it into a variable's name.
 
-    >>> php_name(" .method\0x"), php_name(" _method")
-    ('_method', '_method')
+    >>> php_name(" .method\0x"), php_name("_method[a]"), php_name("_method[a")
+    ('_method', '_method', '_method_a')
     """
-    name = name.split("\0", 1)[0].lstrip(" ")
-    return name.partition("[")[0].replace(" ", "_").replace(".", "_")
+    name, bracket, index = name.split("\0", 1)[0].lstrip(" ").partition("[")
+    if bracket and "]" not in index:
+        name += f"_{index}"  # an array that is never closed is a plain name after all
+    return name.replace(" ", "_").replace(".", "_")
