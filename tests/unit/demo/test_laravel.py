@@ -128,7 +128,11 @@ def test_an_override_that_is_no_word_is_a_bad_request():
 
 
 @pytest.mark.parametrize(
-    ("name", "folded"), [("_method", "_method"), ("a.b c", "a_b_c"), ("  x", "x"), ("x\0y", "x")]
+    ("name", "folded"),
+    [
+        *(("_method", "_method"), ("a.b c", "a_b_c"), ("  x", "x"), ("x\0y", "x")),
+        *(("_method[a]", "_method"), ("_method[", "_method_"), ("_method[a", "_method_a")),
+    ],
 )
 def test_names_fold_as_in_php(name, folded):
     """Blanks and dots become underscores; a NUL ends the name."""
