@@ -6,6 +6,7 @@ accepted here means the same path to every proxy and to Laravel.
 """
 
 import re
+from binascii import a2b_qp
 from functools import lru_cache
 from typing import Final
 from unicodedata import category
@@ -37,12 +38,11 @@ _FRONT_CONTROLLER: Final = FRONT_CONTROLLER.encode()
 # Almost every request: unreserved characters only, and no segment that begins with a dot.
 _PLAIN: Final = re.compile(rb"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+/?")
 
-# %00-1F do not begin with 2 to F; the others that are refused: / % ; ? \ DEL. Escapes of bytes
-# past ASCII must be text, too: see `_is_text`.
-_ALLOWED: Final = re.compile(
-    rb"/(?:[!$&'()*+,\-./0-9:=@A-Z\[\]_a-z~]"
-    rb"|%(?!2[5Ff]|3[BFbf]|5[Cc]|7[Ff])[2-9A-Fa-f][0-9A-Fa-f])*"
-)
+_LITERAL: Final = bytes(b for b in range(0x21, 0x7F) if b not in b'"#;<>?\\^`{|}')
+"""Bytes that a path may hold as it is sent; `%` begins an escape."""
+
+_DECODED: Final = bytes(b for b in range(0x20, 0x100) if b not in b"%;?\\\x7f")
+"""Bytes that may be there once it is decoded; `/` only where it was sent so."""
 
 _MEMOISED: Final = 256
 """Bytes of the longest target that is remembered, so that junk cannot fill the memory."""
@@ -96,10 +96,11 @@ _remembered = lru_cache(maxsize=4096)(_canonicalise)
 
 def _path(raw: bytes) -> str | Deny:
     plain = _PLAIN.fullmatch(raw)
-    decoded = raw if plain else unquote_to_bytes(raw)
-    if decoded[: len(_FRONT_CONTROLLER)].lower() == _FRONT_CONTROLLER:
+    start = raw if plain else unquote_to_bytes(raw[: 3 * len(_FRONT_CONTROLLER)])
+    if start[: len(_FRONT_CONTROLLER)].lower() == _FRONT_CONTROLLER:
         return Deny(ROUTE_UNKNOWN, "the front controller is not a route")
-    if not plain and not _ALLOWED.fullmatch(raw):
+    decoded = raw if plain else _decoded(raw)
+    if decoded is None:
         return Deny(AMBIGUOUS_TARGET, "a refused byte or escape in the path")
     if decoded == b"/":
         return "/"
@@ -107,20 +108,49 @@ def _path(raw: bytes) -> str | Deny:
         path = decoded.decode().removesuffix("/")  # strict: no surrogates, no overlong forms
     except UnicodeDecodeError:
         return Deny(AMBIGUOUS_TARGET, "an escape in the path that is no UTF-8")
-    if not path.isascii() and not all(map(_is_text, set(path))):
+    if not path.isascii() and not _is_text(path):
         return Deny(AMBIGUOUS_TARGET, "a refused character in the path")
-    if not plain and not {"", ".", ".."}.isdisjoint(path[1:].split("/")):
+    if not plain and (_DOTS.search(path) or path.endswith("/")):
         return Deny(AMBIGUOUS_TARGET, "an empty or dot segment")
     return path
 
 
-def _is_text(character: str) -> bool:
-    """Whether a character may be part of a name: a letter, mark, digit, symbol or blank.
+_DOTS: Final = re.compile(r"/(?=/|\.\.?(?:/|\Z))")
+"""What stands before an empty segment or one of dots."""
 
-    Past ASCII; what `_ALLOWED` lets through of ASCII is text. Control and format characters,
+
+def _decoded(raw: bytes) -> bytes | None:
+    """A path with its escapes decoded once, or None where a byte or an escape is refused.
+
+    A few passes in C: each escape by itself would cost more than the rest of a request.
+    """
+    if not raw.startswith(b"/") or raw.translate(None, _LITERAL):
+        return None
+    if b"%" not in raw:
+        return raw
+    # Quoted-printable is the same with another sign; what is no escape stays as long as it is.
+    decoded = a2b_qp(raw.replace(b"=", b"=3D").replace(b"%", b"="))
+    if len(decoded) != len(raw) - 2 * raw.count(b"%") or decoded.count(b"/") != raw.count(b"/"):
+        return None
+    return None if decoded.translate(None, _DECODED) else decoded
+
+
+_TEXT: Final[set[str]] = set()
+"""Characters past ASCII that were found to be text: there are only so many."""
+
+
+def _is_text(path: str) -> bool:
+    """Whether all characters may be part of a name: letters, marks, digits, symbols, blanks.
+
+    Past ASCII; of ASCII, `_DECODED` has let through what is text. Control and format characters,
     line separators and what Unicode has not assigned are none.
     """
-    return character.isascii() or category(character)[0] in "LMNS" or category(character) == "Zs"
+    for character in set(path) - _TEXT:
+        kind = category(character)
+        if not (character.isascii() or kind[0] in "LMNS" or kind == "Zs"):
+            return False
+        _TEXT.add(character)
+    return True
 
 
 def _letters(text: str) -> str:
@@ -129,33 +159,36 @@ def _letters(text: str) -> str:
     return "".join(f"(?:{one}|%{hex_[0]}[{hex_[1].upper()}{hex_[1]}])" for one, hex_ in codes)
 
 
-def _override(separator: str, inside: str) -> re.Pattern[bytes]:
-    """A pattern of a key that PHP reads as `_method`.
+# `_` is %5F, `.` %2E, a blank `+` or %20, `[` %5B, `]` %5D.
+_NAME: Final = rf"(?:\++|%20)*+(?:[_.]method|(?:[_.]|%5[Ff]|%2[Ee]){_letters('method')})"
 
-    Args:
-        separator: what stands before the key.
-        inside: what cannot stand in the index of one that is read as an array, as in a class.
-    """
-    # `_` is %5F, `.` %2E, a blank `+` or %20, `[` %5B, `]` %5D.
-    name = rf"(?:\++|%20)*+(?:[_.]|%5[Ff]|%2[Ee]){_letters('method')}"
-    index = rf"(?:\[|%5[Bb])(?:[^{inside}=%\]]++|%(?!00|5[Dd]))*+(?:\]|%5[Dd])"
-    return re.compile(rf"{separator}{name}(?:(?=[&;=]|%00|\Z)|{index})".encode())
+# A search that begins with one literal byte is quick.
+_KEYS: Final = tuple(
+    re.compile(rf"{separator}{_NAME}(?:(?=[&;=]|%00|\Z)|(?P<array>\[|%5[Bb]))".encode())
+    for separator in "&;"
+)
 
+_CLOSED: Final = tuple(
+    re.compile(rf"(?:[^{inside}=%\]]++|%(?!00|5[Dd]))*+(?:\]|%5[Dd])".encode())
+    for inside in ("&", "&;")
+)
+"""The rest of an index that ends within its key, by the separator that stands before the key."""
 
-# A search that begins with one literal byte is quick, and no byte is looked at twice.
-_OVERRIDE: Final = _override("&", "&")
-_OVERRIDE_BY_SEMICOLON: Final = _override(";", "&;")
+_MOST_ARRAYS: Final = 8
+"""How many keys are looked at that begin with `_method[`: nobody sends so many in good faith."""
 
 
 def overrides_method(query: bytes) -> bool:
-    """Whether PHP would find a variable named `_method` in this query.
+    """Whether PHP would find a variable named `_method` in this query, or it tries to hide that.
 
     `;` separates nothing for PHP, but proxies rewrite it to `&`: both readings count.
 
     Source: main/php_variables.c: blanks before a name are dropped, a NUL ends it, `.` becomes `_`,
     and `[` begins an index if there is a `]`.
     """
-    return (
-        _OVERRIDE.search(b"&" + query) is not None
-        or _OVERRIDE_BY_SEMICOLON.search(query) is not None
-    )
+    text = b"&" + query
+    for key, closed in zip(_KEYS, _CLOSED, strict=True):
+        for number, found in enumerate(key.finditer(text)):
+            if found["array"] is None or number >= _MOST_ARRAYS or closed.match(text, found.end()):
+                return True
+    return False

@@ -83,6 +83,7 @@ class RouteTable:
         """Index the rows; an earlier row wins over a later one that matches too."""
         self._routes = tuple(routes)
         self._roots: dict[str, _Node] = {}
+        self._deepest = max((len(route.segments) for route in self._routes), default=0)
         for order, route in enumerate(self._routes):
             node = self._roots.setdefault(route.method, _Node())
             for segment in route.segments:
@@ -110,7 +111,7 @@ class RouteTable:
             path: canonical: decoded once, no empty or dot segments, no trailing slash.
         """
         root = self._roots.get("GET" if method == "HEAD" else method)
-        if root is None:
+        if root is None or path.count("/") > self._deepest:
             return None
         order = _first(root, path.split("/"), 1)
         return None if order < 0 else self._routes[order]
