@@ -1,21 +1,27 @@
 """Structured log lines on standard error: JSON for machines, a short line for people.
 
-Lines written in one tick of the event loop go out in one write. Whatever looks like a token is
-cut out of every text that did not come from this program itself.
+Whoever logs never waits for the descriptor: a thread writes the lines (log_writer). Whatever looks
+like a token is cut out of every text that did not come from this program itself.
 """
 
-import asyncio
+import atexit
+import io
 import json
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, Literal, TextIO
+
+from authsidecar.log_writer import Writer
 
 _TOKEN: Final = re.compile(r"\d+\|\S+|(?i:bearer)\s+\S+")
 _REDACTED: Final = "[redacted]"
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_URGENT: Final = frozenset({"warning", "error"})
+_MESSAGE_LENGTH: Final = 2000
 _COLOURS: Final = {"deny": "\x1b[33m", "error": "\x1b[31m", "warning": "\x1b[35m"}
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -42,43 +48,53 @@ class Log:
         Args:
             json_lines: one JSON object a line, else a line for people.
             level: events below it are dropped.
-            stream: where to; standard error unless given.
+            stream: where to, at once, which must never block; else standard error by a thread.
             colours: whether lines for people are coloured.
         """
         self._json = json_lines
         self._threshold = _LEVELS[level]
-        self._stream = stream or sys.stderr
         self._colours = colours
-        self._lines: list[str] = []
+        self._stream, self._writer = stream, None
+        if stream is None:
+            self._stream, self._writer = _standard_error(self._of_dropped)
+
+    @property
+    def dropped(self) -> int:
+        """How many lines of this process found no room, so far."""
+        return self._writer.dropped if self._writer else 0
 
     def event(self, level: Level, event: str, /, **fields: object) -> None:
-        """Write one line, at once unless an event loop is running: then in its next tick."""
+        """Have one line written; never waits for it."""
         if _LEVELS[level] >= self._threshold:
             self.line(level, event, fields)
 
     def line(self, level: str, event: str, fields: Mapping[str, object]) -> None:
-        """Write one line whatever the threshold."""
-        time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        if self._json:
-            text = json.dumps({"time": time, "level": level, "event": event, **fields})
-        else:
-            text = self._for_people(time, level, event, fields)
-        self._lines.append(text)
-        if len(self._lines) == 1:
-            try:
-                asyncio.get_running_loop().call_soon(self.flush)
-            except RuntimeError:
-                self.flush()
+        """Have one line written whatever the threshold."""
+        writer = self._writer
+        if writer is None:
+            self._write_here(self._rendered(level, event, fields))
+        elif writer.room(urgent=level in _URGENT):  # a line without room is not rendered either
+            writer.put(self._rendered(level, event, fields))
 
     def flush(self) -> None:
-        """Write what waits; a closed standard error is nobody's reader and no error."""
-        lines, self._lines = self._lines, []
-        if lines:
-            try:
-                self._stream.write("\n".join(lines) + "\n")
+        """Wait until all is written, for a second at most: for the end of a process."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def _write_here(self, line: str) -> None:
+        if self._stream is not None:
+            with suppress(OSError, ValueError):  # closed, or full: nobody's reader, and no error
+                self._stream.write(f"{line}\n")
                 self._stream.flush()
-            except (BrokenPipeError, ValueError):
-                pass
+
+    def _of_dropped(self, count: int) -> str:
+        return self._rendered("warning", "log_lines_dropped", {"count": count})
+
+    def _rendered(self, level: str, event: str, fields: Mapping[str, object]) -> str:
+        time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        if self._json:
+            return json.dumps({"time": time, "level": level, "event": event, **fields})
+        return self._for_people(time, level, event, fields)
 
     def _for_people(self, time: str, level: str, event: str, fields: Mapping[str, object]) -> str:
         words = [f"{key}={value}" for key, value in fields.items() if value is not None]
@@ -87,6 +103,17 @@ class Log:
         if self._colours and mark in _COLOURS:
             return f"{_COLOURS[mark]}{line}\x1b[0m"
         return line
+
+
+def _standard_error(tell: Callable[[int], str]) -> tuple[TextIO | None, Writer | None]:
+    """Standard error by its descriptor; as a stream where it has none, as under a test."""
+    try:
+        writer = Writer(sys.stderr.fileno(), tell)
+    except (AttributeError, OSError, ValueError, io.UnsupportedOperation):
+        # Closed before the start, it is None, and its number may soon be a connection's.
+        return sys.stderr, None
+    atexit.register(writer.flush)
+    return None, writer
 
 
 class Bridge(logging.Handler):
@@ -109,5 +136,5 @@ class Bridge(logging.Handler):
             else "debug"
         )
         cause = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else None
-        message = redact(record.getMessage())
+        message = redact(record.getMessage())[:_MESSAGE_LENGTH]
         self._log.event(level, "library", logger=record.name, message=message, error=cause)

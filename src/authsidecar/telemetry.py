@@ -195,6 +195,12 @@ class Telemetry:
         )
         for cause in DROPS:
             self._dropped.labels(cause)
+        self._lines_lost = Counter(
+            "authsidecar_log_lines_dropped",
+            "Log lines that found no room because what was logged before could not be written.",
+            registry=registry,
+        )
+        self._lines_told = 0
         build = Gauge(
             "authsidecar_build_info",
             "Always 1; the version is a label.",
@@ -220,6 +226,9 @@ class Telemetry:
             idle, used = self._connected()
             self._connections.labels("idle").set(idle)
             self._connections.labels("used").set(used)
+        dropped = self._log.dropped
+        self._lines_lost.inc(dropped - self._lines_told)
+        self._lines_told = dropped
         return ()
 
     def watch(self, connections: Callable[[], tuple[int, int]]) -> None:

@@ -48,6 +48,7 @@ class SidecarProcess:
         log_path: all that it writes.
         arguments: more words for `authsidecar serve`.
         program: what Python runs; a file that breaks something first, say.
+        stderr: the descriptor that it logs to, if not to the file.
     """
 
     port: int
@@ -56,6 +57,7 @@ class SidecarProcess:
     log_path: Path
     arguments: tuple[str, ...] = ()
     program: tuple[str, ...] = ("-m", "authsidecar")
+    stderr: int | None = None
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -73,6 +75,8 @@ class SidecarProcess:
 
     @property
     def log(self) -> str:
+        # A line is written by a thread, in a few milliseconds after what it tells of.
+        time.sleep(0.05)
         return self.log_path.read_text(errors="replace")
 
     def start(self) -> None:
@@ -84,7 +88,7 @@ class SidecarProcess:
                 env={**os.environ, **self.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
-                stderr=out,
+                stderr=out if self.stderr is None else self.stderr,
                 start_new_session=True,
             )
         patience = time.monotonic() + START_S
@@ -172,6 +176,7 @@ def start_sidecar(
     redis_url: str,
     *arguments: str,
     program: tuple[str, ...] = ("-m", "authsidecar"),
+    stderr: int | None = None,
     **settings: str,
 ) -> SidecarProcess:
     """Start a sidecar on free ports; ends with the test run.
@@ -181,6 +186,7 @@ def start_sidecar(
         redis_url: its Redis.
         arguments: more words for `authsidecar serve`.
         program: what Python runs.
+        stderr: the descriptor that it logs to, if not to a file in `directory`.
         settings: more settings by the environment's names without the prefix, `LIMITS__USER="5"`.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -196,7 +202,13 @@ def start_sidecar(
         **{f"AUTHSIDECAR_{name}": value for name, value in settings.items()},
     }
     process = SidecarProcess(
-        port, management_port, environ, directory / f"sidecar-{port}.log", arguments, program
+        port,
+        management_port,
+        environ,
+        directory / f"sidecar-{port}.log",
+        arguments,
+        program,
+        stderr=stderr,
     )
     atexit.register(process.stop)
     process.start()
