@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+
+from authsidecar.telemetry import shared
 
 Dropped = Callable[[str, str], None]
 """Told of a connection that is closed although its peer has not ended it: why, and whose."""
@@ -48,13 +51,25 @@ def application(
             headers=_NO_STORE,
         )
 
+    # Of several processes they are read from files, which no event loop should wait for.
+    reading = ThreadPoolExecutor(1, "metrics") if shared() else None
+
     async def metrics(request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(
-            body=encode(registry()), headers={**_NO_STORE, "Content-Type": content_type}
+        loop = asyncio.get_running_loop()
+        body = (
+            await loop.run_in_executor(reading, lambda: encode(registry()))
+            if reading
+            else encode(registry())
         )
+        return web.Response(body=body, headers={**_NO_STORE, "Content-Type": content_type})
+
+    async def closed(_: web.Application) -> None:
+        if reading:
+            reading.shutdown(wait=False, cancel_futures=True)
 
     app = web.Application()
+    app.on_cleanup.append(closed)
     app.add_routes(
         [
             web.get("/healthz", healthz),

@@ -23,6 +23,7 @@ from authsidecar import __version__
 from authsidecar.config import ConfigError, Settings
 from authsidecar.listeners import Listeners
 from authsidecar.log import Bridge, Log
+from authsidecar.memory import directory
 from authsidecar.sidecar import GRACE_S, StartError, running
 
 HEARTBEAT_S: Final = 1.0
@@ -69,6 +70,7 @@ class _Application(BaseApplication):
             "logger_class": _quiet(self.log),
             "graceful_timeout": int(GRACE_S) + 1,
             "proc_name": "authsidecar",
+            "worker_tmp_dir": directory(),  # for the heartbeat, which is a file
             "control_socket_disable": True,
         }
         for name, value in options.items():

@@ -32,6 +32,7 @@ NAMES = {
     "authsidecar_near_limit": {"limit"},
     "authsidecar_warnings": {"result"},
     "authsidecar_connections_dropped": {"cause"},
+    "authsidecar_log_lines_dropped": set(),
     "authsidecar_build_info": {"version"},
 }
 """The names and labels of the public interface."""

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import shutil
+import ssl
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from authsidecar.config import load
+from authsidecar.store import tls as store_tls
 from authsidecar.store.connect import Connection, connected
 from tests.support import seed
 from tests.support.decisions import world
@@ -240,3 +244,29 @@ async def test_a_user_with_the_documented_rights_is_enough_for_a_cluster(tmp_pat
         async with connected(how) as made:
             await world(made)
             assert await made.wait(0, 1000) == 0
+
+
+async def test_tls_files_are_read_once_and_never_on_the_event_loop(
+    tmp_path: Path, pem: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred connections share a context; another one is made after one failed."""
+    made: list[bool] = []
+    make = ssl.create_default_context
+
+    def counted(*args, **kwargs) -> ssl.SSLContext:
+        made.append(threading.current_thread() is threading.main_thread())
+        return make(*args, **kwargs)
+
+    monkeypatch.setattr(store_tls, "READ_AGAIN_S", 0.0)
+    authority = tmp_path / "ca.pem"
+    shutil.copy(certificates(tmp_path / "other")["ca.pem"], authority)
+    async with tls(tmp_path, pem) as port:
+        monkeypatch.setattr(ssl, "create_default_context", counted)
+        files = {"ssl_ca_certs": str(authority)}
+        how = connection(f"rediss://127.0.0.1:{port}", tls=tuple(files.items()))
+        async with connected(how) as store:
+            with pytest.raises(exceptions.ConnectionError):
+                await store.ping()
+            shutil.copy(pem["ca.pem"], authority)
+            await asyncio.gather(*(store.ping() for _ in range(20)))
+    assert made == [False, False]

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
+from authsidecar import memory
 from tests.support.seed import bearer, registry, token, user
 from tests.support.sidecar import SidecarProcess, get, start_sidecar
 from tests.support.waiting import until
@@ -92,3 +93,22 @@ def test_sighup_replaces_all_workers_and_loses_no_request(sidecar: SidecarProces
     until(replaced, "two new workers", patience_s=30)
     until(lambda: decisions(sidecar) >= asked, "the metrics of all")
     assert decisions(sidecar) == asked
+
+
+def written_on_disk(pid: int) -> set[str]:
+    """The files that a process may write and that are no pipe, socket, log or memory."""
+    found = set()
+    for one in (Path("/proc") / str(pid) / "fd").iterdir():
+        flags = (one.parent.parent / "fdinfo" / one.name).read_text().split("flags:")[1].split()[0]
+        target = str(one.readlink())
+        if int(flags, 8) & (os.O_WRONLY | os.O_RDWR) and target.startswith("/"):
+            found.add(target)
+    memory = ("/dev/", "/proc/")
+    return {name for name in found if not name.startswith(memory) and not name.endswith(".log")}
+
+
+@pytest.mark.skipif(memory.directory() is None, reason="/dev/shm cannot be used")
+def test_what_a_worker_writes_is_in_memory(sidecar: SidecarProcess) -> None:
+    """Heartbeats and metrics are files that the event loop writes: a disk could block it."""
+    for pid in workers(sidecar):
+        assert not written_on_disk(pid)

@@ -73,8 +73,17 @@ def _shared_metrics() -> "Iterator[None]":
     import os
     import tempfile
 
-    with tempfile.TemporaryDirectory(prefix="authsidecar-metrics-") as directory:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+    from authsidecar.memory import directory
+
+    try:
+        made = tempfile.TemporaryDirectory(prefix="authsidecar-metrics-", dir=directory())
+    except OSError as error:
+        raise RefusedError(
+            f"the workers' metrics find no room ({error.strerror}): mount a tmpfs at /dev/shm, "
+            "or set TMPDIR to a directory that can be written"
+        ) from None
+    with made as name:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = name
         yield
 
 

@@ -74,6 +74,8 @@ class Mail:
         try:
             async with asyncio.timeout(SEND_S):
                 username, password = await self._login()
+                # Reads the system's certificates: files, which the event loop must not wait for.
+                context = self.context or await asyncio.to_thread(ssl.create_default_context)
                 await aiosmtplib.send(
                     message,
                     hostname=self.host,
@@ -82,7 +84,7 @@ class Mail:
                     password=password,
                     use_tls=self.tls == "tls",
                     start_tls=self.tls == "starttls",
-                    tls_context=self.context,
+                    tls_context=context,
                     timeout=SEND_S / 3,
                 )
         except (aiosmtplib.SMTPRecipientsRefused, aiosmtplib.SMTPDataError) as error:

@@ -25,6 +25,7 @@ from authsidecar.store.calls import IN_FLIGHT
 from authsidecar.store.cluster import Cluster
 from authsidecar.store.embedded import embedded
 from authsidecar.store.login import Login, Words, renewing, words
+from authsidecar.store.tls import SharedTls
 
 EMBEDDED: Final = "embedded"
 
@@ -304,7 +305,7 @@ def _sentinels(how: Connection) -> tuple[Sentinel, str, int]:
     sentinels = _Sentinels(hosts, sentinel_kwargs=own)  # type: ignore[no-untyped-call]
     for one in sentinels.sentinels:
         pool = one.connection_pool
-        pool.connection_class = renewing(pool.connection_class)
+        pool.connection_class = _packed(pool.connection_class)
     return sentinels, unquote(service), int(db or 0)
 
 
@@ -316,8 +317,21 @@ def _packed(connection: type[Any]) -> type[Any]:
     a new one is: redis-py's cluster client would not notice, and behind sentinels it would go
     back to where the primary was.
     """
+    tls = SharedTls()
 
     class Packed(renewing(connection)):  # type: ignore[misc]  # only known at run time
+        async def connect(self) -> None:
+            try:
+                await super().connect()
+            except BaseException:
+                tls.failed()
+                raise
+
+        async def _connect(self) -> None:
+            if (context := getattr(self, "ssl_context", None)) is not None:
+                await tls.lend(context)
+            await super()._connect()
+
         def pack_command(self, *args: Any) -> list[bytes]:
             name, *rest = args
             return [pack_command((*str(name).split(), *rest))]
