@@ -156,15 +156,19 @@ def logger(settings: Settings) -> Log:
 
 
 @asynccontextmanager
-async def store(settings: Settings) -> AsyncIterator["Redis"]:
+async def store(settings: Settings, log: Log | None = None) -> AsyncIterator["Redis"]:
     """A client of the Redis that the settings name, seen to answer.
+
+    Args:
+        settings: the configuration.
+        log: given by what keeps running: an embedded server that ends is then started again.
 
     Raises:
         StartError: it cannot be reached; says which and why.
     """
     how = connection(settings)
     try:
-        async with connected(how) as client:
+        async with connected(how, log.event if log else None) as client:
             await _answers(client, settings)
             yield client
     except EmbeddedRedisError as error:
@@ -251,7 +255,7 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
     keys = Keys(settings.redis.prefix)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(telemetry.kept())
-        client = await stack.enter_async_context(store(settings))
+        client = await stack.enter_async_context(store(settings, log))
         await _check_eviction(client, settings, log)
         await Registry(client, keys).first_start(api_enabled=settings.api.enabled_at_first_start)
         decisions = DecisionStore(

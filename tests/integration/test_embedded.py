@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import stat
@@ -9,14 +10,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
+import redis
 from redis.asyncio import Redis
 
 from authsidecar.store import embedded as module
 from authsidecar.store.embedded import EmbeddedRedisError, embedded, find_server
 from tests.support.redis import guarded
+from tests.support.sidecar import SidecarProcess, start_sidecar
+from tests.support.sidecar import get as fetch
+from tests.support.waiting import eventually, until
 
 SHARER = """
 import asyncio, sys
@@ -300,3 +307,97 @@ async def test_a_long_temporary_directory_beside_a_long_path_works(
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
     async with embedded(deep / "data") as url, Redis.from_url(url) as client:
         assert await client.ping()
+
+
+def ready(process: SidecarProcess) -> int:
+    return fetch(process.management_port, "/readyz", {}).status
+
+
+def events(process: SidecarProcess, name: str) -> list[dict]:
+    lines = map(json.loads, filter(lambda line: line[:1] == "{", process.log.splitlines()))
+    return [line for line in lines if line["event"] == name]
+
+
+def _told(process: SidecarProcess, event: str, times: int) -> bool:
+    return len(events(process, event)) == times
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_that_is_killed_is_started_again_by_one_process(
+    tmp_path: Path, workers: int
+) -> None:
+    """As the kernel does when memory is short: told, brought back, and told again; once each."""
+    process = start_sidecar(tmp_path, "embedded", "--workers", str(workers))
+    data_dir = Path(process.environ["AUTHSIDECAR_DATA_DIR"])
+    try:
+        children = psutil.Process(process.pid).children
+        until(lambda: workers == 1 or len(children()) >= 2, "all workers")
+        for kills in (1, 2):
+            killed = server_pid(data_dir)
+            os.kill(killed, signal.SIGKILL)
+            until(partial(_told, process, "embedded_redis_restarted", kills), "a line")
+            assert not alive(killed)
+            until(lambda: all(ready(process) == 200 for _ in range(20)), "readiness")
+            answer = process.ask("GET", "/api/v1/teams", authorization="Bearer 1|x")
+            assert answer.status != 503
+        assert len(events(process, "embedded_redis_ended")) == 2
+        assert server_pid(data_dir) != killed
+        assert not events(process, "embedded_redis_failed")
+    finally:
+        assert process.stop() == 0
+    assert not module._running(data_dir)
+
+
+def test_readiness_says_so_while_the_server_is_gone(tmp_path: Path) -> None:
+    """Data that it cannot read keeps it away; it is tried again until that is repaired."""
+    process = start_sidecar(tmp_path, "embedded")
+    data_dir = Path(process.environ["AUTHSIDECAR_DATA_DIR"])
+    manifest = data_dir / "appendonlydir" / "appendonly.aof.manifest"
+    good = manifest.read_text()
+    try:
+        manifest.write_text("nonsense\n")
+        os.kill(server_pid(data_dir), signal.SIGKILL)
+        until(lambda: len(events(process, "embedded_redis_failed")) >= 2, "two tries that fail")
+        assert ready(process) == 503
+        assert fetch(process.management_port, "/healthz", {}).status == 200
+        first, second, *_ = events(process, "embedded_redis_failed")
+        assert second["again_in_seconds"] > first["again_in_seconds"]
+        assert "ended at once" in first["problem"]
+        manifest.write_text(good)
+        until(lambda: ready(process) == 200, "readiness")
+    finally:
+        assert process.stop() == 0
+
+
+async def test_data_outlives_a_killed_server(data_dir: Path) -> None:
+    """What was written before it was killed is there again, for the same client."""
+    told: list[str] = []
+    async with (
+        embedded(data_dir, lambda _, event, **__: told.append(event)) as url,
+        Redis.from_url(url) as client,
+    ):
+        await client.set("token", "1")
+        os.kill(server_pid(data_dir), signal.SIGKILL)
+
+        async def back() -> bool:
+            with contextlib.suppress(ConnectionError, OSError, redis.exceptions.RedisError):
+                return bool(await client.get("token") == b"1") and len(told) == 2
+            return False
+
+        await eventually(back, "the data")
+    assert told == ["embedded_redis_ended", "embedded_redis_restarted"]
+
+
+async def test_a_connection_that_the_server_closes_is_no_end(data_dir: Path) -> None:
+    """An operator may kill clients; nothing is started, nothing told."""
+    told: list[str] = []
+    async with (
+        embedded(data_dir, lambda _, event, **__: told.append(event)) as url,
+        Redis.from_url(url) as client,
+    ):
+        before = server_pid(data_dir)
+        for _ in range(3):
+            await client.client_kill_filter(skipme=True, _type="normal")
+            await asyncio.sleep(0.05)
+        assert server_pid(data_dir) == before
+    assert told == []

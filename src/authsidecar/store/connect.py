@@ -23,7 +23,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from authsidecar.ending import end
 from authsidecar.store.calls import IN_FLIGHT
 from authsidecar.store.cluster import Cluster
-from authsidecar.store.embedded import embedded
+from authsidecar.store.embedded import Told, embedded
 from authsidecar.store.login import Login, Words, renewing, words
 from authsidecar.store.tls import SharedTls
 
@@ -64,16 +64,20 @@ class Connection:
 
 
 @asynccontextmanager
-async def connected(how: Connection) -> AsyncIterator["Redis"]:
+async def connected(how: Connection, told: Told | None = None) -> AsyncIterator["Redis"]:
     """A client that answers in bytes and never repeats a command by itself.
 
     Nothing is sent before the first command. An embedded server is started first, and stopped
     by the last process that leaves it. On Redis Cluster it is a Cluster.
+
+    Args:
+        how: where, and as whom.
+        told: if given, an embedded server that ends is started again, and this is told of it.
     """
     async with AsyncExitStack() as stack:
         scheme = how.url.partition("://")[0]
         if how.url == EMBEDDED:
-            client: Any = _alone(how, await stack.enter_async_context(embedded(how.data_dir)))
+            client: Any = _alone(how, await stack.enter_async_context(embedded(how.data_dir, told)))
         elif scheme.endswith("+cluster"):
             client = _cluster(how)
             stack.push_async_callback(client.disconnect)

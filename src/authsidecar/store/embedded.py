@@ -9,12 +9,16 @@ so that a crash leaves nothing to clean up, and no process id is ever trusted:
 - `redis.running` is held by the server itself, which inherits it: free means that it is gone,
   and of several that would start it only one gets it.
 
+A server that ends by itself (the kernel kills one when memory is short) is started again by one
+of the processes that asked for that: each holds a connection open, so that all see it at once.
+
 Nothing is lost over a restart: every write is appended to a file before it is answered, and a
 stop syncs that file. `appendfsync everysec` leaves at most the last second to a power failure;
 a killed server loses nothing, for the kernel has the bytes already.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import re
@@ -22,18 +26,28 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+from authsidecar.ending import end
+
 PATIENCE_S: Final = 10.0
 """How long, in seconds, a start or a stop may show no sign of life."""
 
 POLL_S: Final = 0.02
 """Seconds between two looks at a server that is starting or stopping."""
+
+RESTART_S: Final = 0.5
+LONGEST_RESTART_S: Final = 30.0
+"""The pause after a server that ended soon after its start, in seconds; it doubles up to the
+longer one."""
+
+STEADY_S: Final = 60.0
+"""A server that lived so long, in seconds, is started again at once when it ends."""
 
 SOCKET_PATH_BYTES: Final = 107
 """The longest path that a unix socket's address holds (sockaddr_un, less the final NUL)."""
@@ -59,8 +73,12 @@ class EmbeddedRedisError(Exception):
     """The embedded server cannot be started, reached or stopped; one line says what to do."""
 
 
+Told = Callable[..., None]
+"""Tells of an event: its level, its name, and fields."""
+
+
 @asynccontextmanager
-async def embedded(data_dir: Path) -> AsyncIterator[str]:
+async def embedded(data_dir: Path, told: Told | None = None) -> AsyncIterator[str]:
     """Run a Redis server in `data_dir` for as long as anybody uses it.
 
     The server is in a session of its own: the terminal's Ctrl-C does not reach it. If this
@@ -68,6 +86,7 @@ async def embedded(data_dir: Path) -> AsyncIterator[str]:
 
     Args:
         data_dir: created with mode 0700 if missing; holds the socket, the log and the data.
+        told: if given, a server that ends meanwhile is started again, and this is told of it.
 
     Yields:
         The server's url, `unix:///...`; valid until the block is left.
@@ -78,15 +97,93 @@ async def embedded(data_dir: Path) -> AsyncIterator[str]:
     data_dir = data_dir.absolute()  # noqa: ASYNC240  # asks for the working directory only
     with _opened(data_dir / "redis.lock") as users, _short(data_dir) as socket:
         await _join(users, data_dir)
-        server = None if await _ask(socket, b"PING") else _start(data_dir)
+        server = _Server(data_dir, socket)
+        if not await _ask(socket, b"PING"):
+            server.start()
+        keeping = None
         try:
             await _until_ready(data_dir, socket)
+            if told is not None:
+                keeping = asyncio.create_task(server.keep(told))
             yield f"unix://{quote(socket)}"
         finally:
+            await end([keeping] if keeping else [])
             if _locked(users, fcntl.LOCK_EX):
-                await _stop(data_dir, socket, server)
-            elif server:
-                server.returncode = 0  # Left to the others: tells Popen that it is no leak.
+                await _stop(data_dir, socket, server.process)
+            elif server.process:
+                server.process.returncode = 0  # Left to the others: tells Popen that it is no leak.
+
+
+class _Server:
+    """The server of a data directory, as one of its users sees it.
+
+    Attributes:
+        process: the server, if this process has started it and must reap it.
+    """
+
+    def __init__(self, data_dir: Path, socket: str) -> None:
+        """Nothing is started yet.
+
+        Args:
+            data_dir: whose server it is.
+            socket: where it listens.
+        """
+        self.process: subprocess.Popen[bytes] | None = None
+        self._data_dir = data_dir
+        self._socket = socket
+
+    def start(self) -> bool:
+        """Start it, if nobody else does; whether it was started here."""
+        ended, started = self.process, _start(self._data_dir)
+        if ended is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                ended.wait(1)
+        self.process = started or ended
+        return started is not None
+
+    async def keep(self, told: Told) -> None:
+        """Have it started again whenever it ends, with a pause if it ends again and again."""
+        pause = 0.0
+        while True:
+            since = time.monotonic()
+            await self._until_gone()
+            if time.monotonic() - since > STEADY_S:
+                pause = 0.0
+            await asyncio.sleep(pause)
+            pause = min(max(RESTART_S, 2 * pause), LONGEST_RESTART_S)
+            try:
+                await self._start_again(told, pause)
+            except (EmbeddedRedisError, OSError) as error:
+                told("error", "embedded_redis_failed", problem=str(error), again_in_seconds=pause)
+
+    async def _start_again(self, told: Told, pause: float) -> None:
+        """Start it and see it answer; the one process that starts it tells of it."""
+        since = time.monotonic()
+        ours = await asyncio.to_thread(self.start)
+        # It may still be ending, or another process's to start.
+        while not ours and not await _ask(self._socket, b"PING"):
+            if time.monotonic() - since > PATIENCE_S:
+                break
+            await asyncio.sleep(POLL_S)
+            ours = await asyncio.to_thread(self.start)
+        if ours:
+            told("error", "embedded_redis_ended", log=str(self._data_dir / LOG))
+        await _until_ready(self._data_dir, self._socket)
+        if ours:
+            seconds = round(time.monotonic() - since, 3)
+            told("warning", "embedded_redis_restarted", seconds=seconds, next_pause_seconds=pause)
+
+    async def _until_gone(self) -> None:
+        """Wait for the end of a connection that nothing is asked on."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(self._socket)
+        except OSError:
+            return
+        try:
+            with contextlib.suppress(OSError):
+                await reader.read()
+        finally:
+            writer.close()
 
 
 def find_server() -> str:
