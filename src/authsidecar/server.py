@@ -104,6 +104,10 @@ class AuthzServer:
         self._peers: dict[str, bool] = {}
         self._decision_ids = DecisionIds(secrets.token_bytes(5))
 
+    def use(self, store: Store) -> None:
+        """Decide by this store from now on."""
+        self._store = store
+
     def connections(self, limits: ConnectionLimits = DEFAULT_LIMITS) -> Connections:
         """The connections that this answers on, to be listened with."""
         return Connections(

@@ -26,6 +26,7 @@ from authsidecar.coolify.sync import following
 from authsidecar.doctor.witness import Witness
 from authsidecar.expiry.notice import HOUR_MS
 from authsidecar.expiry.rounds import NoDriverError, Options, warning
+from authsidecar.life import Life, StoppedError, log_ignored_signals
 from authsidecar.listeners import BACKLOG, Listeners
 from authsidecar.log import Bridge, Log
 from authsidecar.management import application, bounded
@@ -35,6 +36,7 @@ from authsidecar.ratelimit.pace import AddressPace
 from authsidecar.room import MAX_CONNECTIONS, ConnectionLimits
 from authsidecar.routes import RouteError, RouteTable, coolify, extra
 from authsidecar.server import AuthzServer
+from authsidecar.store.absent import AbsentStore
 from authsidecar.store.cluster import configurations
 from authsidecar.store.connect import Connection, connected
 from authsidecar.store.decisions import DecisionStore
@@ -57,6 +59,12 @@ READY_AGE_S: Final = 1.0
 
 START_BUDGET_MS: Final = 2000
 """How long Redis may take to answer at start, in milliseconds."""
+
+WAITING_S: Final = 0.5
+"""The time between two tries while Redis is away at start, in seconds."""
+
+WAITING_TOLD_S: Final = 30.0
+"""The time between two lines about it, in seconds."""
 
 SKEW_WARNING_MS: Final = 1000
 """From this difference on, the clocks of Redis and this machine are worth a warning."""
@@ -156,23 +164,37 @@ def logger(settings: Settings) -> Log:
 
 
 @asynccontextmanager
-async def store(settings: Settings, log: Log | None = None) -> AsyncIterator["Redis"]:
+async def store(settings: Settings) -> AsyncIterator["Redis"]:
     """A client of the Redis that the settings name, seen to answer.
-
-    Args:
-        settings: the configuration.
-        log: given by what keeps running: an embedded server that ends is then started again.
 
     Raises:
         StartError: it cannot be reached; says which and why.
     """
-    how = connection(settings)
+    async with _connected(settings) as client:
+        await _answers(client, settings)
+        yield client
+
+
+@asynccontextmanager
+async def _connected(settings: Settings, log: Log | None = None) -> AsyncIterator["Redis"]:
+    """A client; with a log, an embedded server that ends is started again, and told of."""
     try:
-        async with connected(how, log.event if log else None) as client:
-            await _answers(client, settings)
+        async with connected(connection(settings), log.event if log else None) as client:
             yield client
     except EmbeddedRedisError as error:
         raise StartError(str(error)) from None
+
+
+class AwayError(StartError):
+    """Redis does not answer, or not as it should; it may soon.
+
+    Attributes:
+        kind: the closed kind of what went wrong.
+    """
+
+    def __init__(self, problem: str, kind: str) -> None:
+        super().__init__(problem)
+        self.kind = kind
 
 
 async def _answers(client: "Redis", settings: Settings) -> None:
@@ -184,10 +206,36 @@ async def _answers(client: "Redis", settings: Settings) -> None:
         raise StartError(
             f"redis.url: {name} refuses the login; check redis.username and redis.password"
         ) from None
+    except redis.exceptions.NoPermissionError as error:
+        raise StartError(f"redis.username: has too few rights on {name} ({error})") from None
     except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
-        late = isinstance(error, TimeoutError | redis.exceptions.TimeoutError)
-        why = "no answer in time" if late else str(error)
-        raise StartError(f"redis.url: {name} does not answer ({why}); is it running?") from None
+        raise _away(settings, error) from None
+
+
+def _away(settings: Settings, error: Exception) -> StartError:
+    """What it means that Redis did not answer; some of it no waiting mends."""
+    name, why = _without_secret(settings.redis.url), str(error)
+    if isinstance(error, TimeoutError | redis.exceptions.TimeoutError):
+        return AwayError(
+            f"redis.url: {name} does not answer (no answer in time); is it running?", "timeout"
+        )
+    if "CERTIFICATE_VERIFY_FAILED" in why:
+        return StartError(
+            f"redis.url: {name} shows a certificate that is not trusted ({why}); check "
+            "redis.tls_ca_file and the host's name"
+        )
+    if "WRONG_VERSION_NUMBER" in why or "RECORD_LAYER_FAILURE" in why:
+        return StartError(
+            f"redis.url: {name} does not speak TLS; without it the url begins with "
+            f"{name.partition('://')[0].replace('rediss', 'redis')}://"
+        )
+    loading = isinstance(error, redis.exceptions.BusyLoadingError)
+    hint = "is it running?"
+    if "closed by server" in why.lower() and not settings.redis.tls:
+        hint = "is it Redis, and does it expect TLS (rediss://)?"
+    return AwayError(
+        f"redis.url: {name} does not answer ({why}); {hint}", "loading" if loading else "connection"
+    )
 
 
 def _without_secret(url: str) -> str:
@@ -213,39 +261,59 @@ async def serve(
     Raises:
         StartError: Redis or a file cannot be used.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with running(settings, log, listeners):
-        log.event("info", "listening", version=__version__, **listeners.addresses())
-        started()
-        await stop.wait()
-        log.event("info", "stopping", grace_seconds=GRACE_S)
-        for one in (*listeners.authz, *listeners.management):
-            one.close()  # what the runners close is a copy: nobody may wait on this one
+    life = Life()
+    life.end_on(signal.SIGTERM, quick=(signal.SIGINT,))
+    log_ignored_signals(log)
+    try:
+        async with running(settings, log, listeners, life):
+            log.event("info", "listening", version=__version__, **listeners.addresses())
+            started()
+            await life.until_end()
+            delay = settings.shutdown.delay_seconds
+            log.event("info", "stopping", delay_seconds=delay, grace_seconds=GRACE_S)
+            listeners.give_way()
+            await life.leave(delay)
+            listeners.close()  # what the runners close is a copy: nobody may wait on this one
+    except StoppedError:
+        pass
     log.event("info", "stopped")
     log.flush()
 
 
 async def preflight(settings: Settings) -> None:
-    """See that routes and Redis can be used, before workers are started.
+    """See that Redis can be used if it is there, before workers are started.
 
     Raises:
-        StartError: they cannot.
+        StartError: it cannot.
     """
-    rules(settings)
-    async with store(settings):
-        pass
+    try:
+        async with store(settings):
+            pass
+    except AwayError:
+        if settings.redis.wait_at_start_seconds == 0:
+            raise
 
 
 @asynccontextmanager
-async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIterator[AuthzServer]:
+async def running(
+    settings: Settings, log: Log, listeners: Listeners, life: Life | None = None
+) -> AsyncIterator[AuthzServer]:
     """The sidecar answering on open sockets, until the context ends.
+
+    While Redis is away at the start, it answers already: that it is alive, that it is not ready,
+    and 503 to every subrequest.
+
+    Args:
+        settings: the configuration.
+        log: where lines go.
+        listeners: the open sockets.
+        life: when to end, and why it is not ready.
 
     Raises:
         StartError: Redis or a file cannot be used.
+        StoppedError: it was to end before Redis was there.
     """
+    life = life or Life()
     _quiet_libraries(log)
     open_files = descriptors.raise_limit()
     decided_by = rules(settings)
@@ -255,9 +323,7 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
     keys = Keys(settings.redis.prefix)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(telemetry.kept())
-        client = await stack.enter_async_context(store(settings, log))
-        await _check_eviction(client, settings, log)
-        await Registry(client, keys).first_start(api_enabled=settings.api.enabled_at_first_start)
+        client = await stack.enter_async_context(_connected(settings, log))
         decisions = DecisionStore(
             client,
             keys,
@@ -271,10 +337,9 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
         stack.push_async_callback(decisions.close)
         telemetry.watch(lambda: decisions.connections)
         uses = await stack.enter_async_context(last_uses(client, keys, log))
-        await _warm(decisions, log)
         authz = AuthzServer(
             rules=decided_by,
-            store=decisions,
+            store=AbsentStore(),
             telemetry=telemetry,
             log=log,
             trusted_peers=Networks.of(settings.peer_networks),
@@ -285,10 +350,11 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
             witness=Witness(client, keys, budget_ms=settings.redis.budget_ms, log=log),
             switch=partial(_switch, client, keys),
         )
-        await _follow(stack, settings, client, log, registry)
-        await stack.enter_async_context(_warning(settings, client, log, telemetry))
+        beside = await stack.enter_async_context(AsyncExitStack())
         app = application(
-            lambda: collected(registry), _Readiness(decisions), lambda: told(client, keys)
+            lambda: collected(registry),
+            partial(_missing, life, _Readiness(decisions)),
+            lambda: told(client, keys),
         )
         limits = connection_limits(settings, open_files)
         if limits.connections < (settings.listen.max_connections or 0):
@@ -305,8 +371,86 @@ async def running(settings: Settings, log: Log, listeners: Listeners) -> AsyncIt
             most=descriptors.for_management(open_files),
             dropped=telemetry.connection_dropped,
         )
-        await _serve_on(stack, listeners, connections, app, managed)
+        life.connections = connections
+
+        async def begin() -> None:
+            await _warm(decisions, log)
+            await _follow(beside, settings, client, log, registry)
+            await beside.enter_async_context(_warning(settings, client, log, telemetry))
+            authz.use(decisions)
+            life.missing = {}
+
+        start = _Start(settings, log, life, client)
+        if await start.tried():
+            await begin()
+            await _serve_on(stack, listeners, connections, app, managed)
+        else:
+            await _serve_on(stack, listeners, connections, app, managed)
+            await start.waited()
+            await begin()
         yield authz
+
+
+class _Start:
+    """What Redis is needed for before anything is decided; tried until it is there."""
+
+    def __init__(self, settings: Settings, log: Log, life: Life, client: "Redis") -> None:
+        self._settings = settings
+        self._log = log
+        self._life = life
+        self._client = client
+        self._away: AwayError | None = None
+
+    async def tried(self) -> bool:
+        """Whether it is there and was made ready.
+
+        Raises:
+            StartError: it can't be used, and waiting would not help.
+        """
+        settings, client = self._settings, self._client
+        try:
+            await _answers(client, settings)
+            await _check_eviction(client, settings, self._log)
+            await Registry(client, Keys(settings.redis.prefix)).first_start(
+                api_enabled=settings.api.enabled_at_first_start
+            )
+        except AwayError as error:
+            self._away = error
+        except redis.exceptions.NoPermissionError as error:
+            name = _without_secret(settings.redis.url)
+            raise StartError(f"redis.username: has too few rights on {name} ({error})") from None
+        except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
+            problem = f"redis.url: {_without_secret(settings.redis.url)} can't be used ({error})"
+            self._away = AwayError(problem, "other")
+        else:
+            return True
+        if settings.redis.wait_at_start_seconds == 0:
+            raise self._away
+        self._life.missing = {"redis": self._away.kind}
+        return False
+
+    async def waited(self) -> None:
+        """Try until it is there; say so now and then.
+
+        Raises:
+            StartError: it can't be used, or it was away for too long.
+            StoppedError: the process is to end.
+        """
+        patience = self._settings.redis.wait_at_start_seconds
+        since = time.monotonic()
+        told_at = float("-inf")
+        while self._away is not None:
+            now = time.monotonic()
+            if patience is not None and now - since >= patience:
+                raise self._away
+            if now - told_at >= WAITING_TOLD_S:
+                self._log.event("warning", "waiting_for_redis", problem=str(self._away))
+                told_at = now
+            if await self._life.until_end(WAITING_S):
+                raise StoppedError
+            if await self.tried():
+                self._log.event("info", "redis_is_there", seconds=round(now - since, 1))
+                return
 
 
 async def _follow(
@@ -405,6 +549,10 @@ class _Readiness:
         return {}
 
 
+async def _missing(life: Life, ready: _Readiness) -> dict[str, str]:
+    return life.missing or await ready()
+
+
 async def _serve_on(
     stack: AsyncExitStack,
     listeners: Listeners,
@@ -427,15 +575,18 @@ async def _serve_on(
         await loop.create_server(connections, sock=one.dup(), backlog=BACKLOG)
         for one in listeners.authz
     ]
-    stack.push_async_callback(_drain, servers, connections)
+    stack.push_async_callback(_drain, servers, connections, shared=listeners.shared)
 
 
-async def _drain(servers: list[asyncio.Server], connections: Connections) -> None:
+async def _drain(servers: list[asyncio.Server], connections: Connections, *, shared: bool) -> None:
     """Accept nobody any more, answer the requests that just came in, finish what is in flight."""
-    for server in servers:
-        server.close()
+    if not shared:
+        for server in servers:
+            server.close()
     connections.draining = True
     await asyncio.sleep(DRAIN_S)
+    for server in servers:
+        server.close()
     await connections.end(GRACE_S)
 
 

@@ -8,6 +8,8 @@ directory of files.
 
 import asyncio
 import logging
+import math
+import mmap
 import os
 import signal
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from gunicorn.workers.base import Worker
 
 from authsidecar import __version__
 from authsidecar.config import ConfigError, Settings
+from authsidecar.life import Life, StoppedError
 from authsidecar.listeners import Listeners
 from authsidecar.log import Bridge, Log
 from authsidecar.memory import directory
@@ -56,19 +59,21 @@ class _Application(BaseApplication):
         self.log = log
         self.addresses = listeners.addresses()
         self.authz = len(listeners.authz)
+        self.stopping = mmap.mmap(-1, 1)  # shared with the workers: 1 when all are to end
         super().__init__()
 
     def load_config(self) -> None:
+        settings = self.read()
         options = {
             # gunicorn owns them from here on; each worker finds them in this order.
             "bind": [
                 f"fd://{one.detach()}"
                 for one in (*self.listeners.authz, *self.listeners.management)
             ],
-            "workers": self.read().listen.workers,
+            "workers": settings.listen.workers,
             "worker_class": _Worker,
             "logger_class": _quiet(self.log),
-            "graceful_timeout": int(GRACE_S) + 1,
+            "graceful_timeout": int(GRACE_S) + 1 + math.ceil(settings.shutdown.delay_seconds),
             "proc_name": "authsidecar",
             "worker_tmp_dir": directory(),  # for the heartbeat, which is a file
             "control_socket_disable": True,
@@ -86,7 +91,32 @@ class _Application(BaseApplication):
     def run(self) -> None:
         workers = self.cfg.workers
         self.log.event("info", "listening", version=__version__, workers=workers, **self.addresses)
-        Arbiter(self).run()
+        _Arbiter(self).run()
+
+
+class _Arbiter(Arbiter):
+    """gunicorn's supervisor, with the signals of a single process."""
+
+    app: _Application
+
+    def handle_hup(self) -> None:
+        """Replace all workers."""
+        self.app.log.event("info", "replacing_workers", signal="SIGHUP")
+        super().handle_hup()
+
+    def handle_usr1(self) -> None:
+        """Nothing: the log has no file that could be opened again."""
+        self.app.log.event("info", "signal_ignored", signal="SIGUSR1")
+
+    def handle_usr2(self) -> None:
+        """Nothing: gunicorn would start the program again beside this one."""
+        self.app.log.event("info", "signal_ignored", signal="SIGUSR2")
+
+    def stop(self, graceful: bool = True) -> None:
+        """End all workers; the unix socket is there until they have ended."""
+        self.app.stopping[0] = 1
+        self.systemd = True  # leave the socket's path alone: `listening` removes it
+        super().stop(graceful)
 
 
 def _quiet(log: Log) -> type[Logger]:
@@ -125,25 +155,28 @@ class _Worker(Worker):
             signal.signal(number, signal.SIG_IGN)
 
     async def _serve(self, app: _Application) -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-            loop.add_signal_handler(number, stop.set)
-        sockets = [cast(Any, one).sock for one in self.sockets]
-        listeners = Listeners(tuple(sockets[: app.authz]), tuple(sockets[app.authz :]))
-        async with running(app.read(), app.log, listeners):
-            while not stop.is_set() and os.getppid() == self.ppid:
-                self.notify()
-                try:
-                    async with asyncio.timeout(HEARTBEAT_S):
-                        await stop.wait()
-                except TimeoutError:
-                    continue
-            beat = asyncio.ensure_future(self._beat())
+        life = Life()
+        life.end_on(signal.SIGTERM, quick=(signal.SIGINT, signal.SIGQUIT))
+        sockets = tuple(cast(Any, one).sock for one in self.sockets)
+        inherited = app.listeners
+        listeners = Listeners(sockets[: app.authz], sockets[app.authz :], inherited.shared)
+        settings = app.read()
+        beat = asyncio.create_task(self._beat(life))
+        try:
+            async with running(settings, app.log, listeners, life):
+                await life.until_end()
+                if app.stopping[0]:
+                    listeners.give_way()
+                    await life.leave(settings.shutdown.delay_seconds)
+                listeners.close()
+        except StoppedError:
+            pass
         beat.cancel()
 
-    async def _beat(self) -> None:
-        """Stay alive for the supervisor while the last requests are answered."""
+    async def _beat(self, life: Life) -> None:
+        """Stay alive for the supervisor; end when it is gone."""
         while True:
             self.notify()
+            if os.getppid() != self.ppid:
+                life.end(hurry=True)
             await asyncio.sleep(HEARTBEAT_S)

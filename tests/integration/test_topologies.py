@@ -144,7 +144,7 @@ async def test_a_wrong_password_is_one_clear_line_without_it(tmp_path: Path) -> 
     async with with_a_user(tmp_path, *RIGHTS) as server:
         url = f"redis://sidecar:planted-secret@127.0.0.1:{server.port}"
         with pytest.raises(RuntimeError, match=r"redis\.password") as told:
-            start_sidecar(tmp_path, url)
+            start_sidecar(tmp_path, url, REDIS__WAIT_AT_START_SECONDS="0")
     assert "planted" not in str(told.value)
     assert "Traceback" not in str(told.value)
 
@@ -211,7 +211,7 @@ def test_a_cluster_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
         f"rediss+cluster://me:planted@127.0.0.1:{port}",
     ):
         with pytest.raises(RuntimeError, match="does not answer") as told:
-            start_sidecar(tmp_path, url)
+            start_sidecar(tmp_path, url, REDIS__WAIT_AT_START_SECONDS="0")
         assert "planted" not in str(told.value)
         assert "Traceback" not in str(told.value)
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.support.redis import free_port, guarded
@@ -79,8 +79,12 @@ class SidecarProcess:
         time.sleep(0.05)
         return self.log_path.read_text(errors="replace")
 
-    def start(self) -> None:
-        """Start it, and return once `/readyz` is 200 and the authz listener accepts."""
+    def start(self, *, wait: bool = True) -> None:
+        """Start it, and return once `/readyz` is 200 and the authz listener accepts.
+
+        Args:
+            wait: False returns at once.
+        """
         assert self._process is None, "still running"
         with self.log_path.open("ab") as out:
             self._process = subprocess.Popen(
@@ -92,7 +96,7 @@ class SidecarProcess:
                 start_new_session=True,
             )
         patience = time.monotonic() + START_S
-        while not self._ready():
+        while wait and not self._ready():
             if self._process.poll() is not None or time.monotonic() > patience:
                 self.kill()
                 raise RuntimeError(f"the sidecar does not start: {self.log[-4000:]}")
@@ -147,6 +151,24 @@ class SidecarProcess:
             self._process.wait()
             self._process = None
 
+    def another(self) -> "SidecarProcess":
+        """One more with the same settings on the same ports, not started; ends with the run."""
+        made = replace(self, log_path=self.log_path.with_suffix(".next.log"), _process=None)
+        while made.log_path.exists():
+            made = replace(made, log_path=made.log_path.with_suffix(".next.log"))
+        atexit.register(made.stop)
+        return made
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._process is not None and self._process.poll() is None
+
+    def events(self, name: str) -> list[dict]:
+        """The lines of its log that tell of an event."""
+        lines = (line for line in self.log.splitlines() if line.startswith("{"))
+        return [found for found in map(json.loads, lines) if found["event"] == name]
+
     def signal(self, number: int) -> None:
         """Send it a signal."""
         assert self._process is not None, "not running"
@@ -177,6 +199,7 @@ def start_sidecar(
     *arguments: str,
     program: tuple[str, ...] = ("-m", "authsidecar"),
     stderr: int | None = None,
+    wait: bool = True,
     **settings: str,
 ) -> SidecarProcess:
     """Start a sidecar on free ports; ends with the test run.
@@ -187,6 +210,7 @@ def start_sidecar(
         arguments: more words for `authsidecar serve`.
         program: what Python runs.
         stderr: the descriptor that it logs to, if not to a file in `directory`.
+        wait: False returns before it is ready.
         settings: more settings by the environment's names without the prefix, `LIMITS__USER="5"`.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -211,5 +235,5 @@ def start_sidecar(
         stderr=stderr,
     )
     atexit.register(process.stop)
-    process.start()
+    process.start(wait=wait)
     return process

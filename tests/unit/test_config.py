@@ -124,7 +124,16 @@ def test_api_rate_limit_is_only_the_default(write, file, environ, expected):
     assert load(write(file), environ).limits.as_limits().get("user") == expected
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "many", "1.5", "100001", "1_0", " 5", "٣"])
+def test_an_empty_api_rate_limit_is_not_set(write):
+    """As compose leaves a variable that nobody gave."""
+    assert (
+        load(write("limits: {user: 60}"), {"API_RATE_LIMIT": ""}).limits.user
+        == load(write("limits: {user: 60}"), {}).limits.user
+    )
+    assert load(None, {"API_RATE_LIMIT": ""}) == load(None, {})
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "100001", "1_0", " 5", "٣"])
 def test_bad_api_rate_limit_is_refused_even_where_it_would_not_be_used(write, text):
     """A limit that can't be read is said once, never ignored."""
     found = problems(write("limits: {user: 60}"), API_RATE_LIMIT=text)

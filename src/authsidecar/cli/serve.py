@@ -43,6 +43,9 @@ def serve(workers: int | None) -> None:
 
 
 def _serve(load: "Callable[[], Settings]") -> None:
+    from authsidecar.life import ignore_signals
+
+    ignore_signals()
     settings = load()
     several = settings.listen.workers > 1
     with _shared_metrics() if several else nullcontext():

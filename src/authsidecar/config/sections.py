@@ -38,15 +38,20 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
     """Choose the directory of our own files when the operator has not.
 
     Returns:
-        `/var/lib/authsidecar` for root or where it is writable, else the user's state directory.
+        `/var/lib/authsidecar` for root, where it is writable, or if the user has no home; else
+        the user's state directory.
     """
     shared = Path("/var/lib/authsidecar")
     if os.geteuid() == 0 or (shared.is_dir() and os.access(shared, os.W_OK)):
         return shared
     state = environ.get("XDG_STATE_HOME", "")
-    home = Path(environ.get("HOME") or "~").expanduser()
-    # The XDG specification has relative values ignored.
-    return (Path(state) if state.startswith("/") else home / ".local/state") / "authsidecar"
+    if state.startswith("/"):  # the XDG specification has relative values ignored
+        return Path(state) / "authsidecar"
+    try:
+        home = Path(environ.get("HOME") or "~").expanduser()
+    except RuntimeError:  # a user without HOME and a line in /etc/passwd, as OpenShift runs us
+        return shared
+    return home / ".local/state/authsidecar"
 
 
 class Listen(Section):
@@ -97,6 +102,12 @@ class Listen(Section):
         le=1_073_741_824,
         description="Bytes of a request's body that are thrown away as fast as they come; the "
         "rest is read slowly, for five seconds, so that the proxy can read the answer.",
+    )
+    reuse_port: bool = Field(
+        default=False,
+        description="Let another process of this user listen on the same addresses (and sockets), "
+        "so that a restart refuses nobody: start the new one, then stop the old one. Else a port "
+        "in use is refused.",
     )
 
     @model_validator(mode="after")
@@ -197,6 +208,13 @@ class Redis(Section):
         default="refuse",
         description="What to do at start if Redis may evict keys (maxmemory-policy is not "
         "noeviction).",
+    )
+    wait_at_start_seconds: Seconds | None = Field(
+        default=None,
+        ge=0,
+        le=86_400,
+        description="How long `serve` waits at its start for a Redis that is away, in seconds, "
+        "answering 503 meanwhile; null: as long as it takes.",
     )
     cache_records: int = Field(
         default=100_000,
@@ -376,6 +394,18 @@ class Sync(Section):
         return self
 
 
+class Shutdown(Section):
+    """What happens between SIGTERM and the end."""
+
+    delay_seconds: Seconds = Field(
+        default=0,
+        ge=0,
+        le=300,
+        description="How long requests are still taken after SIGTERM, in seconds, while /readyz is "
+        "503 already: the time that a load balancer needs to notice. A second signal ends it.",
+    )
+
+
 class Settings(BaseSettings):
     """The whole configuration of one sidecar.
 
@@ -427,6 +457,7 @@ class Settings(BaseSettings):
     log: Log = Log()
     mail: Mail = Mail()
     sync: Sync = Sync()
+    shutdown: Shutdown = Shutdown()
 
     _files: dict[tuple[str, ...], str] = PrivateAttr(default_factory=dict)
 

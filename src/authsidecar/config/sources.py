@@ -107,7 +107,7 @@ def environment_layers(environ: Mapping[str, str]) -> tuple[Layer, Layer]:
 def _rate_limit_layer(environ: Mapping[str, str]) -> Layer:
     layer = Layer()
     text = environ.get(RATE_LIMIT_VARIABLE)
-    if text is not None:
+    if text:
         layer.given[_RATE_LIMIT] = Given(text, RATE_LIMIT_VARIABLE)
         if re.fullmatch(r"[0-9]{1,6}", text, re.ASCII) is None or not 1 <= int(text) <= 100_000:
             layer.problems.append(
