@@ -29,17 +29,17 @@ RUN pip uninstall --yes --root-user-action ignore pip setuptools wheel \
         --home-dir /var/lib/authsidecar --shell /usr/sbin/nologin authsidecar \
     && install --directory --owner 10001 --group 10001 --mode 0700 /var/lib/authsidecar
 COPY --from=build /opt/authsidecar /opt/authsidecar
-# 0.0.0.0 because a container's loopback is nobody else's; `trusted_peers` still decides who may
-# ask. The management listener stays on loopback, where the health check finds it.
+# All interfaces, IPv4 and IPv6, because a container's loopback is nobody else's; `trusted_peers`
+# still decides who may ask. The management listener stays on loopback.
 ENV PATH=/opt/authsidecar/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     AUTHSIDECAR_DATA_DIR=/var/lib/authsidecar \
-    AUTHSIDECAR_LISTEN__ADDRESS=0.0.0.0:4190
+    AUTHSIDECAR_LISTEN__ADDRESS=:4190
 USER 10001:10001
 WORKDIR /var/lib/authsidecar
 VOLUME /var/lib/authsidecar
 EXPOSE 4190
-HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
-    CMD ["python", "-c", "import http.client, sys; c = http.client.HTTPConnection('127.0.0.1', 4191, timeout=2); c.request('GET', '/readyz'); sys.exit(c.getresponse().status != 200)"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
+    CMD ["authsidecar", "health"]
 ENTRYPOINT ["authsidecar"]
 CMD ["serve"]

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -38,7 +38,7 @@ from authsidecar.routes import RouteError, RouteTable, coolify, extra
 from authsidecar.server import AuthzServer
 from authsidecar.store.absent import AbsentStore
 from authsidecar.store.cluster import configurations
-from authsidecar.store.connect import Connection, connected
+from authsidecar.store.connect import Connection, connected, endpoints
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.embedded import EmbeddedRedisError
 from authsidecar.store.keys import Keys
@@ -209,12 +209,32 @@ async def _answers(client: "Redis", settings: Settings) -> None:
     except redis.exceptions.NoPermissionError as error:
         raise StartError(f"redis.username: has too few rights on {name} ({error})") from None
     except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
-        raise _away(settings, error) from None
+        plain = settings.redis.tls and await _speaks_plainly(settings)
+        raise _away(settings, error, plain=plain) from None
 
 
-def _away(settings: Settings, error: Exception) -> StartError:
+async def _speaks_plainly(settings: Settings) -> bool:
+    """Whether a Redis answers without TLS where TLS is configured: it waits for ever then."""
+    host, port = endpoints(settings.redis.url)[0]
+    with suppress(OSError):
+        async with asyncio.timeout(START_BUDGET_MS / 1000):
+            reader, writer = await asyncio.open_connection(host, port)
+            try:
+                writer.write(b"PING\r\n")
+                return (await reader.read(1)) in {b"+", b"-"}
+            finally:
+                writer.close()
+    return False
+
+
+def _away(settings: Settings, error: Exception, *, plain: bool) -> StartError:
     """What it means that Redis did not answer; some of it no waiting mends."""
     name, why = _without_secret(settings.redis.url), str(error)
+    if plain:
+        scheme = name.partition("://")[0].replace("rediss", "redis")
+        return StartError(
+            f"redis.url: {name} does not speak TLS; without it the url begins with {scheme}://"
+        )
     if isinstance(error, TimeoutError | redis.exceptions.TimeoutError):
         return AwayError(
             f"redis.url: {name} does not answer (no answer in time); is it running?", "timeout"
@@ -224,14 +244,10 @@ def _away(settings: Settings, error: Exception) -> StartError:
             f"redis.url: {name} shows a certificate that is not trusted ({why}); check "
             "redis.tls_ca_file and the host's name"
         )
-    if "WRONG_VERSION_NUMBER" in why or "RECORD_LAYER_FAILURE" in why:
-        return StartError(
-            f"redis.url: {name} does not speak TLS; without it the url begins with "
-            f"{name.partition('://')[0].replace('rediss', 'redis')}://"
-        )
     loading = isinstance(error, redis.exceptions.BusyLoadingError)
     hint = "is it running?"
-    if "closed by server" in why.lower() and not settings.redis.tls:
+    strange = isinstance(error, redis.exceptions.InvalidResponse) or "closed by server" in why
+    if strange and not settings.redis.tls:
         hint = "is it Redis, and does it expect TLS (rediss://)?"
     return AwayError(
         f"redis.url: {name} does not answer ({why}); {hint}", "loading" if loading else "connection"

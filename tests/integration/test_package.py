@@ -109,7 +109,7 @@ def test_the_images_environment_is_a_valid_configuration():
     environ = dict(pair.split("=", 1) for pair in text.split())
     settings = load(None, environ)
     assert str(settings.data_dir) == "/var/lib/authsidecar"
-    assert settings.listen.address == "0.0.0.0:4190"
+    assert settings.listen.address == ":4190"
     assert settings.management.address == "127.0.0.1:4191"
 
 
@@ -117,12 +117,20 @@ def test_the_health_check_follows_readiness(tmp_path: Path, redis_url: str):
     """The very command of the Dockerfile: 0 while the sidecar is ready, 1 once it is gone."""
     _, command = next(item for item in instructions() if item[0] == "HEALTHCHECK")
     words = json.loads(command.partition("CMD ")[2])
-    assert words[0] == "python"
+    assert words[0] == "authsidecar"
+    words = [sys.executable, "-m", *words]
     sidecar = start_sidecar(tmp_path, redis_url)
-    words = [sys.executable, *(w.replace("4191", str(sidecar.management_port)) for w in words[1:])]
-    assert subprocess.run(words, check=False, capture_output=True).returncode == 0
+
+    def check() -> subprocess.CompletedProcess[str]:
+        environ = {**os.environ, **sidecar.environ}
+        return subprocess.run(words, env=environ, check=False, capture_output=True, text=True)
+
+    ready = check()
+    assert (ready.returncode, ready.stdout, ready.stderr) == (0, "ready\n", "")
     sidecar.stop()
-    assert subprocess.run(words, check=False, capture_output=True).returncode == 1
+    gone = check()
+    assert (gone.returncode, gone.stdout, gone.stderr.count("\n")) == (1, "", 1)
+    assert "is the sidecar running?" in gone.stderr
 
 
 def test_what_is_installed_in_the_image_is_pinned_and_meets_every_dependency():

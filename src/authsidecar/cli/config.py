@@ -2,6 +2,7 @@
 
 import json
 import os
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,38 +11,46 @@ from authsidecar.cli.options import Command, Group, given
 from authsidecar.cli.output import Output
 from authsidecar.cli.streams import write
 
+if TYPE_CHECKING:
+    from authsidecar.config import Settings
+
 
 @click.command("check-config", cls=Command)
-def check_config() -> None:
+@click.option("--connect", is_flag=True, help="Ask Redis as well, as `serve` does at its start.")
+def check_config(connect: bool) -> None:
     """Read the whole configuration, and say every problem at once.
 
-    Files that it names are read as well; nothing is connected to. The exit code is 2 if there are
-    problems; what is legal but unwise is warned of.
+    What `serve` can't start with is refused: files that are named and can't be read, a Redis
+    server or a driver that is not installed. Nothing is connected to without --connect. The exit
+    code is 2 if there are problems; what is legal but unwise is warned of.
 
     \b
     Examples:
       authsidecar check-config
+      authsidecar check-config --connect
       authsidecar check-config --config ./config.yaml --json
     """
     from authsidecar.config import ConfigError, Settings, load, warnings
+    from authsidecar.preconditions import problems as found
     from authsidecar.sidecar import StartError, routes
 
     options = given()
     out = Output(options)
     problems: list[str] = []
     unwise: tuple[str, ...] = ()
-    settings: Settings | None
     try:
         settings = load(options.config, os.environ)
         unwise = warnings(settings)
+        problems += found(settings)
+        if connect and not problems:
+            problems += _connecting(settings)
     except ConfigError as error:
         problems += error.problems
-        settings = Settings(coolify=error.coolify) if error.coolify else None
-    try:
-        if settings is not None:
-            routes(settings)
-    except StartError as error:
-        problems.append(str(error))
+        try:
+            if error.coolify:
+                routes(Settings(coolify=error.coolify))
+        except StartError as also:
+            problems.append(str(also))
     data = {"valid": not problems, "problems": problems, "warnings": list(unwise)}
     if not options.json:
         for line in unwise:
@@ -50,6 +59,23 @@ def check_config() -> None:
         out.result(data, "the configuration can be used")
     if problems:
         raise MisconfiguredError(*problems)
+
+
+def _connecting(settings: "Settings") -> list[str]:
+    """What keeps Redis from being used."""
+    import asyncio
+
+    from authsidecar.sidecar import StartError, store
+
+    async def ask() -> None:
+        async with store(settings):
+            pass
+
+    try:
+        asyncio.run(ask())
+    except StartError as error:
+        return [str(error)]
+    return []
 
 
 @click.group(cls=Group)

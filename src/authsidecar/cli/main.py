@@ -12,6 +12,7 @@ from authsidecar.cli import (
     config,
     doctor,
     explain,
+    health,
     limits,
     mcp,
     members,
@@ -52,6 +53,7 @@ def cli(context: click.Context) -> None:
 for command in (
     serve.serve,
     serve.demo,
+    health.health,
     config.check_config,
     config.config,
     explain.explain,

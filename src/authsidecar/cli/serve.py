@@ -53,12 +53,15 @@ def _serve(load: "Callable[[], Settings]") -> None:
 
         from authsidecar.config import warnings
         from authsidecar.listeners import ListenError, listening
+        from authsidecar.preconditions import problems
         from authsidecar.sidecar import StartError, logger, preflight, serve
         from authsidecar.workers import supervise
 
         log = logger(settings)
         for line in warnings(settings):
             log.event("warning", "unwise", setting=line)
+        if found := problems(settings):
+            raise RefusedError("; ".join(found))
         try:
             with listening(settings) as listeners:
                 if several:

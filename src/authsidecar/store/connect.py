@@ -223,6 +223,12 @@ class Pool(BlockingConnectionPool):
         await super().aclose()
 
 
+def endpoints(url: str) -> list[tuple[str, int]]:
+    """Host and port of each server that a url names."""
+    sentinel = "+sentinel" in url.partition("://")[0]
+    return _hosts(url, SENTINEL_PORT if sentinel else REDIS_PORT)
+
+
 # Redis Cluster
 
 

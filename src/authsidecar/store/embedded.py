@@ -205,6 +205,14 @@ def find_server() -> str:
         ) from None
 
 
+def unusable(data_dir: Path, why: str | None) -> EmbeddedRedisError:
+    """What is said of a data directory that can't be used."""
+    return EmbeddedRedisError(
+        f"data_dir {data_dir} cannot be used ({why}): set data_dir to a"
+        " directory that this user can write, or redis.url to a server of yours"
+    )
+
+
 @contextmanager
 def _opened(file: Path, flags: int = 0) -> Iterator[int]:
     """Open a file of the data directory, making both if need be; closing drops its lock."""
@@ -212,10 +220,7 @@ def _opened(file: Path, flags: int = 0) -> Iterator[int]:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | flags, 0o600)
     except OSError as error:
-        raise EmbeddedRedisError(
-            f"data_dir {file.parent} cannot be used ({error.strerror}): set data_dir to a"
-            " directory that this user can write, or redis.url to a server of yours"
-        ) from error
+        raise unusable(file.parent, error.strerror) from error
     try:
         yield descriptor
     finally:
