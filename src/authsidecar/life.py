@@ -1,11 +1,15 @@
 """Where one process is between its start and its end, and what it tells of that meanwhile."""
 
 import asyncio
+import os
 import signal
-from collections.abc import Iterable
+import sys
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final, NoReturn
+
+import uvloop
 
 from authsidecar.connection import Connections
 from authsidecar.log import Log
@@ -76,6 +80,23 @@ class Life:
             with suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
                     await self._hurry.wait()
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run on uvloop; the loop is left open, for the end of the process to close.
+
+    To close it is to wait for whatever its threads do: for a name look-up that nobody answers, a
+    minute or more. The process has to end by `leave`.
+    """
+    asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now, whatever its threads wait for."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def ignore_signals() -> None:

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -103,6 +104,24 @@ class Log:
         if self._colours and mark in _COLOURS:
             return f"{_COLOURS[mark]}{line}\x1b[0m"
         return line
+
+
+def take_over(log: Log) -> None:
+    """Have what Python itself writes to standard error written by a log: whoever writes waits."""
+
+    def unraisable(what: "sys.UnraisableHookArgs") -> None:
+        log.event("error", "defect", error=what.exc_type.__name__, where="a destructor")
+
+    def in_thread(what: threading.ExceptHookArgs) -> None:
+        name = what.thread.name if what.thread else None
+        log.event("error", "defect", error=what.exc_type.__name__, where=f"thread {name}")
+
+    sys.unraisablehook = unraisable
+    threading.excepthook = in_thread
+    logging.captureWarnings(capture=True)
+    warnings = logging.getLogger("py.warnings")
+    warnings.handlers = [Bridge(log)]
+    warnings.propagate = False
 
 
 def _standard_error(tell: Callable[[int], str]) -> tuple[TextIO | None, Writer | None]:

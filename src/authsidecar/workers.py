@@ -15,7 +15,6 @@ import signal
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-import uvloop
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
@@ -23,7 +22,7 @@ from gunicorn.workers.base import Worker
 
 from authsidecar import __version__
 from authsidecar.config import ConfigError, Settings
-from authsidecar.life import Life, StoppedError
+from authsidecar.life import Life, StoppedError, leave, run
 from authsidecar.listeners import Listeners
 from authsidecar.log import Bridge, Log
 from authsidecar.memory import directory
@@ -139,7 +138,7 @@ class _Worker(Worker):
         app = cast(_Application, self.app.wsgi())
         code = 0
         try:
-            uvloop.run(self._serve(app))
+            run(self._serve(app))
         except (StartError, ConfigError) as error:
             app.log.event("error", "worker_failed", problem=str(error))
             code = Arbiter.WORKER_BOOT_ERROR
@@ -147,7 +146,7 @@ class _Worker(Worker):
             app.log.event("error", "worker_failed", problem=type(error).__name__)
             code = 1
         app.log.flush()
-        os._exit(code)
+        leave(code)
 
     def init_signals(self) -> None:
         """Leave all signals to the event loop, but for those that a worker ignores."""

@@ -2,7 +2,11 @@
 
 import asyncio
 import contextlib
+import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,7 +15,7 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
-from tests.support.redis import RedisProcess, start_redis
+from tests.support.redis import RedisProcess, guarded, start_redis
 from tests.support.seed import bearer, registry, token, user
 from tests.support.sidecar import SidecarProcess, get, start_sidecar
 from tests.support.topologies import client
@@ -262,3 +266,51 @@ def test_a_refused_login_ends_the_start(tmp_path: Path, workers: int) -> None:
             *(tmp_path, server.tcp_url, "--workers", str(workers)), REDIS__PASSWORD="wrong"
         )
     server.stop()
+
+
+DEAF = "127.0.0.99"
+"""The address of a name server that never answers."""
+
+
+@pytest.fixture
+def deaf_resolver(tmp_path: Path) -> Iterator[tuple[str, ...]]:
+    """Words before a command that has to ask a name server that never answers."""
+    resolver = tmp_path / "resolv.conf"
+    resolver.write_text(f"nameserver {DEAF}\noptions timeout:30 attempts:3\n")
+    words = ("unshare", "-m", "sh", "-c", f'mount --bind {resolver} /etc/resolv.conf && exec "$@"')
+    with socket.socket(type=socket.SOCK_DGRAM) as server:
+        try:
+            server.bind((DEAF, 53))
+            subprocess.run([*words, "sh", "true"], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("needs root and a mount namespace of its own")
+        yield (*words, "sh")
+
+
+@WORKERS
+def test_a_name_server_that_never_answers_holds_nothing_up(
+    tmp_path: Path, deaf_resolver: tuple[str, ...], workers: int
+) -> None:
+    """Alive, not ready, and gone at once on SIGTERM: a look-up would go on for minutes."""
+    process = start_sidecar(tmp_path, "redis://redis.example.com", wait=False)
+    process.stop()
+    with process.log_path.open("ab") as out:
+        started = subprocess.Popen(
+            [
+                *deaf_resolver,
+                *guarded(sys.executable, "-m", "authsidecar", "serve", "--workers", str(workers)),
+            ],
+            env={**os.environ, **process.environ},
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        until(lambda: alive(process), "life")
+        until(lambda: bool(process.events("waiting_for_redis")), "a line")
+        start = time.monotonic()
+        started.terminate()
+        assert started.wait(60) == 0
+        assert time.monotonic() - start < 20
+    finally:
+        started.kill()
+        started.wait()

@@ -3,10 +3,13 @@
 import io
 import json
 import logging
+import sys
+import threading
+import warnings
 
 import pytest
 
-from authsidecar.log import Bridge, Log, redact
+from authsidecar.log import Bridge, Log, redact, take_over
 
 
 def json_log(**how) -> tuple[Log, io.StringIO]:
@@ -102,3 +105,34 @@ def test_what_libraries_log_is_redacted_and_has_no_traceback() -> None:
     assert (second["level"], third["level"]) == ("warning", "debug")
     assert "s3cret" not in stream.getvalue()
     assert "Traceback" not in stream.getvalue()
+
+
+def test_what_python_itself_says_is_a_line_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning, an error in a destructor or a thread: standard error might block its writer."""
+    log, stream = json_log()
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("7|s3cret")
+
+    def broken() -> None:
+        raise KeyError("7|s3cret")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        try:
+            take_over(log)
+            warnings.warn("careful", RuntimeWarning, stacklevel=1)
+            Broken()
+            thread = threading.Thread(target=broken, name="worker")
+            thread.start()
+            thread.join()
+        finally:
+            logging.captureWarnings(capture=False)
+    found = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [line["event"] for line in found] == ["library", "defect", "defect"]
+    assert [line["error"] for line in found] == [None, "ValueError", "KeyError"]
+    assert "careful" in found[0]["message"]
+    assert "s3cret" not in stream.getvalue()

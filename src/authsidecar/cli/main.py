@@ -126,6 +126,10 @@ def main() -> None:
     complete()
     try:
         code = run(sys.argv[1:])
+    except SystemExit as end:  # gunicorn's
+        code = end.code if isinstance(end.code, int) else DONE
     finally:
         leave()
+    if life := sys.modules.get("authsidecar.life"):  # `serve` has left its event loop open
+        life.leave(code)
     sys.exit(code)

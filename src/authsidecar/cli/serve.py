@@ -49,28 +49,31 @@ def _serve(load: "Callable[[], Settings]") -> None:
     settings = load()
     several = settings.listen.workers > 1
     with _shared_metrics() if several else nullcontext():
-        import uvloop
-
         from authsidecar.config import warnings
+        from authsidecar.life import run
         from authsidecar.listeners import ListenError, listening
+        from authsidecar.log import take_over
         from authsidecar.preconditions import problems
         from authsidecar.sidecar import StartError, logger, preflight, serve
         from authsidecar.workers import supervise
 
         log = logger(settings)
+        take_over(log)
         for line in warnings(settings):
             log.event("warning", "unwise", setting=line)
-        if found := problems(settings):
-            raise RefusedError("; ".join(found))
         try:
+            if found := problems(settings):
+                raise RefusedError("; ".join(found))
             with listening(settings) as listeners:
                 if several:
-                    uvloop.run(preflight(settings))
+                    run(preflight(settings))
                     supervise(load, listeners, log)
                 else:
-                    uvloop.run(serve(settings, log, listeners))
+                    run(serve(settings, log, listeners))
         except (StartError, ListenError) as error:
             raise RefusedError(str(error)) from None
+        finally:
+            log.flush()  # before the last line, and before the process ends without asking
 
 
 @contextmanager
