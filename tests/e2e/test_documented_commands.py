@@ -51,6 +51,7 @@ PROGRAMS = ("authsidecar", "caddy", "curl", "docker", "envoy", "git", "haproxy",
 
 RUN_ELSEWHERE = {
     "authsidecar token import": "tests/integration/test_cli_tokens.py",
+    "authsidecar health": "tests/integration/test_cli_health.py",
 }
 """Commands that a page mentions and none runs, and who does."""
 
