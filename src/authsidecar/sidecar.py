@@ -43,6 +43,7 @@ from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.embedded import EmbeddedRedisError
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import Registry
+from authsidecar.store.trips import kind_of
 from authsidecar.strangers import MAX_STRANGERS
 from authsidecar.telemetry import Telemetry, collected
 from authsidecar.usage import last_uses
@@ -244,14 +245,11 @@ def _away(settings: Settings, error: Exception, *, plain: bool) -> StartError:
             f"redis.url: {name} shows a certificate that is not trusted ({why}); check "
             "redis.tls_ca_file and the host's name"
         )
-    loading = isinstance(error, redis.exceptions.BusyLoadingError)
     hint = "is it running?"
     strange = isinstance(error, redis.exceptions.InvalidResponse) or "closed by server" in why
     if strange and not settings.redis.tls:
         hint = "is it Redis, and does it expect TLS (rediss://)?"
-    return AwayError(
-        f"redis.url: {name} does not answer ({why}); {hint}", "loading" if loading else "connection"
-    )
+    return AwayError(f"redis.url: {name} does not answer ({why}); {hint}", kind_of(error))
 
 
 def _without_secret(url: str) -> str:
@@ -437,7 +435,7 @@ class _Start:
             raise StartError(f"redis.username: has too few rights on {name} ({error})") from None
         except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
             problem = f"redis.url: {_without_secret(settings.redis.url)} can't be used ({error})"
-            self._away = AwayError(problem, "other")
+            self._away = AwayError(problem, kind_of(error))
         else:
             return True
         if settings.redis.wait_at_start_seconds == 0:
