@@ -18,6 +18,10 @@ IGNORED: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that end a process that does not expect them: a closed terminal, a reload."""
 
 
+LEFT_OPEN: Final[list[asyncio.Runner]] = []
+"""Event loops of this process that nobody closes: it has to end by `leave`."""
+
+
 class StoppedError(Exception):
     """The process is to end before it was ready."""
 
@@ -88,7 +92,8 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     To close it is to wait for whatever its threads do: for a name look-up that nobody answers, a
     minute or more. The process has to end by `leave`.
     """
-    asyncio.Runner(loop_factory=uvloop.new_event_loop).run(main)
+    LEFT_OPEN.append(runner := asyncio.Runner(loop_factory=uvloop.new_event_loop))
+    runner.run(main)
 
 
 def leave(code: int) -> NoReturn:

@@ -155,7 +155,7 @@ def connection_limits(settings: Settings, open_files: int) -> ConnectionLimits:
 
 def logger(settings: Settings) -> Log:
     """Where lines go, from the settings."""
-    terminal = sys.stderr.isatty()
+    terminal = sys.stderr is not None and sys.stderr.isatty()  # None: closed before the start
     return Log(
         json_lines=settings.log.format == "json"
         or (settings.log.format == "auto" and not terminal),

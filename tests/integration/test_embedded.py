@@ -358,7 +358,7 @@ def test_readiness_says_so_while_the_server_is_gone(tmp_path: Path) -> None:
         manifest.write_text("nonsense\n")
         os.kill(server_pid(data_dir), signal.SIGKILL)
         until(lambda: len(events(process, "embedded_redis_failed")) >= 2, "two tries that fail")
-        assert ready(process) == 503
+        until(lambda: ready(process) == 503, "not being ready", patience_s=5)
         assert fetch(process.management_port, "/healthz", {}).status == 200
         first, second, *_ = events(process, "embedded_redis_failed")
         assert second["again_in_seconds"] > first["again_in_seconds"]

@@ -314,3 +314,36 @@ def test_a_name_server_that_never_answers_holds_nothing_up(
     finally:
         started.kill()
         started.wait()
+
+
+@pytest.mark.parametrize(
+    ("words", "environ"),
+    [
+        (("notify",), {"AUTHSIDECAR_MAIL__WEBHOOK_URL": "http://127.0.0.1:1/"}),
+        (("sync", "coolify"), {"AUTHSIDECAR_SYNC__DSN": "postgresql://u:p@127.0.0.1:1/d"}),
+    ],
+)
+def test_other_commands_that_keep_running_ignore_the_same_signals(
+    ready_redis: str, tmp_path: Path, words: tuple[str, ...], environ: dict[str, str]
+) -> None:
+    """A closed terminal or a reload ends none of them."""
+    process = start_sidecar(tmp_path, ready_redis, wait=False)
+    process.stop()
+    log = tmp_path / "command.log"
+    with log.open("ab") as out:
+        started = subprocess.Popen(
+            guarded(sys.executable, "-m", "authsidecar", *words),
+            env={**os.environ, **process.environ, **environ},
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        until(lambda: '"event"' in log.read_text(), "a line")
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            started.send_signal(number)
+            until(lambda: number.name in log.read_text(), "a line about it")  # noqa: B023
+        started.terminate()
+        assert started.wait(30) == 0
+    finally:
+        started.kill()
+        started.wait()

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -155,6 +156,28 @@ async def test_a_full_disk_under_the_log_costs_nothing(
         assert process.stop() == 0
     finally:
         os.close(full)
+
+
+CLOSED = """
+import os, sys
+os.close(2)
+os.execv(sys.executable, [sys.executable, "-m", "authsidecar", *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_closed_standard_error_costs_nothing(
+    ready_redis: str, tmp_path: Path, workers: str
+) -> None:
+    """Its number may be a connection's then: nothing is written to it."""
+    made = start_sidecar(tmp_path, ready_redis, "--workers", workers, wait=False)
+    made.stop()
+    process = replace(made, program=("-c", CLOSED), _process=None)
+    process.start()
+    try:
+        await asked(process, 1000)
+    finally:
+        assert process.stop() == 0
 
 
 @pytest.mark.slow

@@ -130,6 +130,7 @@ def main() -> None:
         code = end.code if isinstance(end.code, int) else DONE
     finally:
         leave()
-    if life := sys.modules.get("authsidecar.life"):  # `serve` has left its event loop open
+    life = sys.modules.get("authsidecar.life")
+    if life is not None and life.LEFT_OPEN:  # by `serve`
         life.leave(code)
     sys.exit(code)

@@ -61,12 +61,14 @@ async def _for_ever(session: Session) -> None:
     import asyncio
 
     from authsidecar.expiry.rounds import warning
+    from authsidecar.life import log_ignored_signals
     from authsidecar.sidecar import logger
     from authsidecar.store.keys import Keys
 
     options, keys = _options(session), Keys(session.settings.redis.prefix)
     log = logger(session.settings)
     stop = asyncio.Event()
+    log_ignored_signals(log)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with warning(options, session.client, keys, log, lambda _: None):

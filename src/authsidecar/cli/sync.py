@@ -101,6 +101,7 @@ async def _follow(session: Session, *, allow_empty: bool) -> None:
     from authsidecar.coolify.source import driver
     from authsidecar.coolify.sync import Follower
     from authsidecar.ending import end
+    from authsidecar.life import log_ignored_signals
     from authsidecar.sidecar import logger
     from authsidecar.store.keys import Keys
 
@@ -112,6 +113,7 @@ async def _follow(session: Session, *, allow_empty: bool) -> None:
     follower = Follower(options, session.client, keys, log, _progress(session))
     task = asyncio.create_task(follower.run())
     stop = asyncio.Event()
+    log_ignored_signals(log)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     task.add_done_callback(lambda _: stop.set())
