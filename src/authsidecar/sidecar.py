@@ -203,13 +203,13 @@ async def _answers(client: "Redis", settings: Settings) -> None:
     try:
         async with asyncio.timeout(START_BUDGET_MS / 1000):
             await client.time()
-    except redis.exceptions.AuthenticationError:
-        raise StartError(
-            f"redis.url: {name} refuses the login; check redis.username and redis.password"
-        ) from None
     except redis.exceptions.NoPermissionError as error:
         raise StartError(f"redis.username: has too few rights on {name} ({error})") from None
     except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
+        if kind_of(error) == "auth":
+            raise StartError(
+                f"redis.url: {name} refuses the login; check redis.username and redis.password"
+            ) from None
         plain = settings.redis.tls and await _speaks_plainly(settings)
         raise _away(settings, error, plain=plain) from None
 

@@ -417,7 +417,9 @@ def test_a_socket_in_use_is_one_clear_line(server: RedisProcess, tmp_path: Path)
 def test_an_unreachable_redis_is_one_clear_line() -> None:
     """Named without its password, with what to look at."""
     port = free_port()
-    code, stderr = serve(REDIS__URL=f"redis://user:hunter2@127.0.0.1:{port}/0")
+    code, stderr = serve(
+        REDIS__URL=f"redis://user:hunter2@127.0.0.1:{port}/0", REDIS__WAIT_AT_START_SECONDS="0"
+    )
     said(code, stderr, expected=1, words=("redis.url", f"127.0.0.1:{port}", "running?"))
     assert "hunter2" not in stderr
 
@@ -426,7 +428,7 @@ def test_a_redis_that_does_not_answer_is_one_clear_line(tmp_path: Path) -> None:
     """Frozen, it accepts connections and says nothing: no endless wait."""
     server = start_redis(tmp_path / "redis", port=0)
     server.freeze()
-    code, stderr = serve(REDIS__URL=server.tcp_url)
+    code, stderr = serve(REDIS__URL=server.tcp_url, REDIS__WAIT_AT_START_SECONDS="0")
     server.stop()
     said(code, stderr, expected=1, words=("redis.url", server.tcp_url, "no answer in time"))
 
