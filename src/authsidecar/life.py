@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import signal
 import sys
 from collections.abc import Coroutine, Iterable
@@ -102,6 +103,14 @@ def leave(code: int) -> NoReturn:
         with suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(code)
+
+
+def unread(patience_s: float = 1.0) -> bool:
+    """Whether standard error is a pipe that would hold up for ever whoever writes a last line."""
+    try:
+        return not select.select([], [sys.stderr.fileno()], [], patience_s)[1]
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def ignore_signals() -> None:

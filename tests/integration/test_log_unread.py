@@ -1,6 +1,7 @@
 """Standard error that nobody reads, and a full disk under it: decisions do not wait for a log."""
 
 import asyncio
+import contextlib
 import json
 import os
 import threading
@@ -156,6 +157,29 @@ async def test_a_full_disk_under_the_log_costs_nothing(
         assert process.stop() == 0
     finally:
         os.close(full)
+
+
+def test_a_start_that_fails_ends_although_nobody_reads_why(
+    redis_url: str, reader: Reader, tmp_path: Path
+) -> None:
+    """A supervisor that starts it again and again has the pipe full in the end."""
+    os.set_blocking(reader.write_end, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(reader.write_end, b"x" * 4096)
+    os.set_blocking(reader.write_end, True)
+    process = start_sidecar(
+        tmp_path, redis_url, stderr=reader.write_end, wait=False, REDIS__TLS_CA_FILE="/none"
+    )
+    assert process.wait() == 2
+    process = start_sidecar(
+        tmp_path,
+        "redis://127.0.0.1:1",
+        stderr=reader.write_end,
+        wait=False,
+        REDIS__WAIT_AT_START_SECONDS="0",
+    )
+    assert process.wait() == 1
 
 
 CLOSED = """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from authsidecar.cli.errors import RefusedError
+from authsidecar.cli.errors import MisconfiguredError, RefusedError
 from authsidecar.cli.options import Command, given
 from authsidecar.cli.session import load_settings
 
@@ -39,7 +39,14 @@ def serve(workers: int | None) -> None:
         listen = settings.listen.model_copy(update={"workers": workers})
         return settings.model_copy(update={"listen": listen})
 
-    _serve(load)
+    try:
+        _serve(load)
+    except (RefusedError, MisconfiguredError) as error:
+        from authsidecar.life import leave, unread
+
+        if unread():
+            leave(1 if isinstance(error, RefusedError) else 2)
+        raise
 
 
 def _serve(load: "Callable[[], Settings]") -> None:
