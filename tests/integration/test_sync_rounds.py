@@ -14,7 +14,8 @@ from authsidecar.coolify.source import SchemaError
 from authsidecar.coolify.status import Board
 from authsidecar.coolify.sync import BusyError, DoubtError, Follower, Options, planned
 from authsidecar.model import TeamId, UserId
-from authsidecar.store.bulk import Bulk, Fence, FenceBroken, FencedChanges
+from authsidecar.store.bulk import Bulk, FencedChanges
+from authsidecar.store.epoch import Fence, FenceBroken
 from authsidecar.store.keys import Keys
 from authsidecar.store.nouns import User
 from tests.support import seed

@@ -1,16 +1,17 @@
-"""What Redis holds, as far as a round needs to know it: per bucket the keys, and a digest.
+"""What Redis holds, as far as a round needs to know it: per bucket the keys, and two digests.
 
-The digest is of Coolify's rows as they were last applied. After a start it is unknown, and differs
+One digest is of Coolify's rows as they were last applied. After a start it is unknown, and differs
 from every other and from that of no rows: the first round compares everything with Redis itself.
+The other is of the facts as they were then left in Redis: the sweep compares it with what is there.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from authsidecar.coolify.nouns import NARROWING, TEAMS, TOKENS, USERS, Noun
-from authsidecar.coolify.rows import Odd
+from authsidecar.coolify.rows import Odd, Settings
 from authsidecar.coolify.source import BUCKET
 from authsidecar.store.bulk import Bulk
 
@@ -30,11 +31,13 @@ class Bucket:
         digest: of the rows that they came from; None if there are no rows.
         keys: which of them Redis holds.
         odd: which of the rows are odd.
+        content: of the facts themselves; 0 if they are not known.
     """
 
     digest: str | None = None
     keys: tuple[Any, ...] = ()
     odd: tuple[Oddity, ...] = ()
+    content: int = 0
 
 
 @dataclass(slots=True)
@@ -46,23 +49,34 @@ class Image:
         bad_entries: of the allowlist.
         snapshot: names the view that was last applied; None if unknown.
         tokens_file: the table whose tokens were last applied (see source.View); "" if unknown.
+        settings: the instance's, as they were last applied; None if unknown.
     """
 
     buckets: dict[str, dict[int, Bucket]]
     bad_entries: tuple[str, ...] = ()
     snapshot: str | None = None
     tokens_file: str = ""
+    settings: Settings | None = None
     _empty: Bucket = field(default=Bucket(), repr=False)
 
     @classmethod
-    async def load(cls, bulk: Bulk, tokens_file: str) -> "Image":
-        """Read from Redis which facts it holds."""
+    async def load(cls, bulk: Bulk, tokens_file: str, before: "Image | None" = None) -> "Image":
+        """Read from Redis which facts it holds.
+
+        Args:
+            bulk: Redis.
+            tokens_file: see above.
+            before: what Redis held once: an index may have been lost, and the facts be there.
+        """
         buckets: dict[str, dict[int, Bucket]] = {}
         for noun in NARROWING:
+            found = dict.fromkeys(await noun.held(bulk))
+            if before is not None:
+                found |= dict.fromkeys(before.every_key(noun))
             keys: dict[int, list[Any]] = {}
-            for key in await noun.held(bulk):
+            for key in found:
                 keys.setdefault(number(noun.bucketed(key)), []).append(key)
-            buckets[noun.name] = {i: Bucket(UNKNOWN, tuple(found)) for i, found in keys.items()}
+            buckets[noun.name] = {i: Bucket(UNKNOWN, tuple(some)) for i, some in keys.items()}
         return cls(buckets, tokens_file=tokens_file)
 
     def changed(self, noun: Noun[Any, Any], digests: Mapping[int, str]) -> list[int]:
@@ -76,6 +90,18 @@ class Image:
         held = self.buckets[noun.name]
         return [key for i in numbers for key in held.get(i, self._empty).keys]
 
+    def every_key(self, noun: Noun[Any, Any]) -> Iterator[Any]:
+        """The keys that Redis holds, of all buckets."""
+        for bucket in self.buckets[noun.name].values():
+            yield from bucket.keys
+
+    def doubt(self, noun: Noun[Any, Any], i: int, more: Sequence[Any] = ()) -> None:
+        """Have a bucket compared with Redis again, and with it keys that nobody knew of."""
+        held = self.buckets[noun.name].get(i, self._empty)
+        keys = (*held.keys, *(key for key in more if key not in held.keys))
+        self.buckets[noun.name][i] = Bucket(UNKNOWN, keys, held.odd)
+        self.snapshot = None
+
     def settle(self, noun: Noun[Any, Any], i: int, bucket: Bucket) -> None:
         """Take note of what a bucket holds now."""
         if bucket.digest is None:
@@ -86,6 +112,10 @@ class Image:
     def count(self, noun: Noun[Any, Any]) -> int:
         """How many facts Redis holds."""
         return sum(len(bucket.keys) for bucket in self.buckets[noun.name].values())
+
+    def last(self, noun: Noun[Any, Any]) -> int:
+        """The highest number that a key has; 0 without one."""
+        return max(self.every_key(noun), default=0)
 
     @property
     def holds_any(self) -> bool:
@@ -103,6 +133,11 @@ class Image:
     def odd(self) -> Mapping[Odd, int]:
         """How many odd rows there are, by what is wrong."""
         return Counter(reason for reason, _ in self.oddities())
+
+
+def content(facts: Iterable[Any]) -> int:
+    """A digest of facts, the same in any order; only within this process."""
+    return hash(frozenset(facts))
 
 
 def number(place: int) -> int:

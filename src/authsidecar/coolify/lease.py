@@ -9,7 +9,7 @@ from typing import Any, Final
 from redis import exceptions
 from redis.asyncio import Redis
 
-from authsidecar.store.bulk import Fence, FenceBroken
+from authsidecar.store.epoch import Fence, FenceBroken
 from authsidecar.store.keys import Keys
 
 LEASE_MS: Final = 3000
@@ -18,8 +18,9 @@ LEASE_MS: Final = 3000
 RENEW_S: Final = 0.5
 """The time between two renewals, and between two tries of those who stand by, in seconds."""
 
-# The fence is not renewed: a renewal would break the writes that watch it.
+# What follows a first write that needs no memory is done on a full Redis, too.
 _ACQUIRE: Final = """
+redis.call('DEL', KEYS[3])
 local ours = redis.call('GET', KEYS[1]) == ARGV[1]
 if ours or redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
   redis.call('SET', KEYS[2], ARGV[1])
@@ -47,7 +48,7 @@ class Lease:
     def __init__(self, client: "Redis", keys: Keys) -> None:
         """Nothing is sent yet; every Lease is another claimant."""
         self._client: Any = client
-        self._keys = [keys.sync_lease, keys.sync_fence]
+        self._keys = [keys.sync_lease, keys.sync_fence, keys.sync_room]
         self.holder = f"{socket.gethostname()}/{secrets.token_hex(6)}"
 
     @property
@@ -89,4 +90,4 @@ class Lease:
         await self._script(_RELEASE)
 
     async def _script(self, text: str, *args: int) -> int:
-        return int(await self._client.eval(text, 2, *self._keys, self.holder, *args))
+        return int(await self._client.eval(text, 3, *self._keys, self.holder, *args))

@@ -12,7 +12,7 @@ from authsidecar.coolify import rows, source
 from authsidecar.coolify.rows import Read, Row
 from authsidecar.model import Role, TeamId, TokenId, UserId
 from authsidecar.store.bulk import Bulk, Owner
-from authsidecar.store.keys import owner_bucket
+from authsidecar.store.keys import Keys, owner_bucket
 from authsidecar.store.nouns import Member, Team, Token, User
 
 K = TypeVar("K")
@@ -58,6 +58,10 @@ class Noun(ABC, Generic[K, F]):
     def shown(self, fact: F) -> str:
         """A fact in a line for people: nothing secret."""
 
+    def indexes(self, keys: Keys, fact: F) -> Sequence[tuple[str, int]]:  # noqa: ARG002  # none
+        """The sets in Redis that name a fact, each with what it is named by."""
+        return ()
+
     @abstractmethod
     async def held(self, bulk: Bulk) -> Sequence[K]:
         """The keys of all facts in Redis."""
@@ -100,6 +104,9 @@ class _Members(Noun[tuple[TeamId, UserId], Member]):
     def shown(self, fact: Member) -> str:
         return f"user {fact.user} in team {fact.team}: {fact.role}"
 
+    def indexes(self, keys: Keys, fact: Member) -> Sequence[tuple[str, int]]:
+        return ((keys.user_teams(fact.user), fact.team),)
+
     async def held(self, bulk: Bulk) -> Sequence[tuple[TeamId, UserId]]:
         return await bulk.memberships()
 
@@ -141,6 +148,12 @@ class _Tokens(Noun[TokenId, Token]):
         held = " ".join(sorted(fact.permissions)) or "no permission"
         return f"{fact.id} of user {fact.user}, {team}: {held}"
 
+    def indexes(self, keys: Keys, fact: Token) -> Sequence[tuple[str, int]]:
+        of_user = (keys.user_tokens(fact.user), fact.id)
+        return (
+            (of_user,) if fact.team is None else (of_user, (keys.team_tokens(fact.team), fact.id))
+        )
+
     async def held(self, bulk: Bulk) -> Sequence[TokenId]:
         return await bulk.token_ids()
 
@@ -173,6 +186,9 @@ class _Teams(Noun[TeamId, Team]):
     def shown(self, fact: Team) -> str:
         return f"{fact.id} {fact.name!a}, MCP {'on' if fact.mcp_enabled else 'off'}"
 
+    def indexes(self, keys: Keys, fact: Team) -> Sequence[tuple[str, int]]:
+        return ((keys.teams, fact.id),)
+
     async def held(self, bulk: Bulk) -> Sequence[TeamId]:
         return await bulk.team_ids()
 
@@ -204,6 +220,9 @@ class _Users(Noun[UserId, User]):
 
     def shown(self, fact: User) -> str:
         return f"{fact.id} {fact.name!a}"
+
+    def indexes(self, keys: Keys, fact: User) -> Sequence[tuple[str, int]]:
+        return ((keys.users, fact.id),)
 
     async def held(self, bulk: Bulk) -> Sequence[UserId]:
         return await bulk.user_ids()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from authsidecar.coolify import rows
-from authsidecar.coolify.image import Bucket, Image, Oddity, number
+from authsidecar.coolify.image import Bucket, Image, Oddity, content, number
 from authsidecar.coolify.nouns import NARROWING, TEAMS, TOKENS, USERS, WIDENING, Noun
 from authsidecar.coolify.rows import OFF, Settings
 from authsidecar.coolify.source import View
@@ -141,15 +141,16 @@ class Round:
         settings = self.look.settings or OFF
         total = self._remaining()
         stored = await stored_settings(self.bulk)
-        await self._save(stored, _both(stored, settings), applied)
-        for noun in NARROWING:
-            held = [i for i in self._changed(noun) if self.image.keys(noun, [i])]
-            for numbers in _batches(held):
-                compared = await self._compare(noun, numbers)
-                if await self._narrow(compared, applied):
-                    self._settle(compared)
-                progress(total - self._remaining(), total)
-        await self._save(_both(stored, settings), settings, applied)
+        with self.bulk.forced():
+            await self._save(stored, _both(stored, settings), applied)
+            for noun in NARROWING:
+                held = [i for i in self._changed(noun) if self.image.keys(noun, [i])]
+                for numbers in _batches(held):
+                    compared = await self._compare(noun, numbers)
+                    if await self._narrow(compared, applied):
+                        self._settle(compared)
+                    progress(total - self._remaining(), total)
+            await self._save(_both(stored, settings), settings, applied)
         for noun in WIDENING:
             for numbers in _batches(self._changed(noun)):
                 compared = await self._compare(noun, numbers)
@@ -158,7 +159,12 @@ class Round:
                 applied[noun.name, "put"] += len(wanted)
                 self._settle(compared)
                 progress(total - self._remaining(), total)
+        if applied.total() or self.image.settings is None:
+            # Not only of what was put: the round that put it may have been lost half.
+            last = {noun.name: self.image.last(noun) for noun in (USERS, TEAMS, TOKENS)}
+            await self.bulk.raise_last_ids(last)
         self.image.bad_entries = settings.bad_entries
+        self.image.settings = settings
         self.image.snapshot = self.look.snapshot
         if self.look.digests[TOKENS.name]:
             self.image.tokens_file = self.look.tokens_file
@@ -178,11 +184,14 @@ class Round:
                 keys[i].append(key)
         held = {*new, *self.image.keys(noun, numbers)}
         digests = self.look.digests[noun.name]
+        left = {i: content(new[key] for key in keys[i]) for i in numbers}
         return Comparison(
             noun=noun,
             old={noun.key(fact): fact for fact in await noun.facts(self.bulk, sorted(held))},
             new=new,
-            buckets={i: Bucket(digests.get(i), tuple(keys[i]), tuple(odd[i])) for i in numbers},
+            buckets={
+                i: Bucket(digests.get(i), tuple(keys[i]), tuple(odd[i]), left[i]) for i in numbers
+            },
         )
 
     async def _narrow(self, compared: Comparison, applied: Applied) -> bool:

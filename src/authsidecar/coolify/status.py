@@ -27,12 +27,33 @@ _EVERY_S: Final = 1.0
 """The time between two looks at what the sync tells, in seconds."""
 
 
+# What follows a first write that needs no memory is done on a full Redis, too.
+_TELL: Final = """
+redis.call('DEL', KEYS[2])
+redis.call('HSET', KEYS[1], unpack(ARGV, 2))
+if ARGV[1] == 'at' then
+  local now = redis.call('TIME')
+  local ms = now[1] * 1000 + math.floor(now[2] / 1000)
+  redis.call('HSET', KEYS[1], 'at', string.format('%.0f', ms))
+elseif ARGV[1] == 'kept' then
+  redis.call('HINCRBY', KEYS[1], 'kept', 1)
+end
+"""
+
+
 class Problem(StrEnum):
     """What keeps a sync from following; closed, since it labels a metric."""
 
     OUTAGE = "outage"
     SCHEMA = "schema"
     EMPTIED = "emptied"
+    REDIS = "redis"
+    REPLICAS = "replicas"
+    DEFECT = "defect"
+
+
+_NOT_KEPT: Final = {Problem.OUTAGE, Problem.REDIS, Problem.REPLICAS, Problem.DEFECT}
+"""What keeps a round from being made; the others are rounds that were not believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,27 +106,34 @@ class Board:
         """Say that the state is a sync's, before the first change of it."""
         await self.client.hset(self.keys.sync_status, "owner", OWNER)
 
-    async def followed(self, odd: Mapping[Odd, int], tokens_file: str) -> None:
-        """Say that Redis says what Coolify says."""
-        seconds, micros = await self.client.time()
-        fields: dict[str, str | int] = {
+    async def followed(
+        self, odd: Mapping[Odd, int], tokens_file: str, *, unconfirmed: str = ""
+    ) -> None:
+        """Say that Redis says what Coolify says.
+
+        Args:
+            odd: how many odd rows there are, by what is wrong.
+            tokens_file: the table whose tokens were applied.
+            unconfirmed: how many replicas lack what was written, for people; "" if none.
+        """
+        fields = {
             "owner": OWNER,
-            "at": seconds * 1000 + micros // 1000,
-            "problem": "",
-            "detail": "",
+            "problem": Problem.REPLICAS.value if unconfirmed else "",
+            "detail": unconfirmed,
             "odd": json.dumps(odd),
             "tokens_file": tokens_file,
         }
-        await self.client.hset(self.keys.sync_status, mapping=fields)
+        await self._tell("at", fields)
 
     async def troubled(self, problem: Problem, detail: str) -> None:
         """Say why Redis may not say what Coolify says."""
-        async with self.client.pipeline(transaction=True) as pipe:
-            fields = {"owner": OWNER, "problem": problem.value, "detail": detail}
-            pipe.hset(self.keys.sync_status, mapping=fields)
-            if problem is not Problem.OUTAGE:
-                pipe.hincrby(self.keys.sync_status, "kept", 1)
-            await pipe.execute()
+        kept = "" if problem in _NOT_KEPT else "kept"
+        await self._tell(kept, {"owner": OWNER, "problem": problem.value, "detail": detail})
+
+    async def _tell(self, also: str, fields: Mapping[str, str]) -> None:
+        words = [word for field in fields.items() for word in field]
+        names = (self.keys.sync_status, self.keys.sync_room)
+        await self.client.eval(_TELL, 2, *names, also, *words)
 
 
 async def owner(client: "Redis", keys: Keys) -> str | None:

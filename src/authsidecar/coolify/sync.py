@@ -21,9 +21,11 @@ from authsidecar.coolify.rounds import Applied, Look, Progress, Round, doubt, st
 from authsidecar.coolify.rows import OFF, Odd
 from authsidecar.coolify.source import SchemaError, Source, SourceError, connected, driver
 from authsidecar.coolify.status import Board, Problem
+from authsidecar.coolify.sweep import LOOK_S, Sweep
 from authsidecar.ending import end
 from authsidecar.log import Level, Log
-from authsidecar.store.bulk import Bulk, FenceBroken
+from authsidecar.store.bulk import Bulk
+from authsidecar.store.epoch import FenceBroken, WritesLost
 from authsidecar.store.keys import Keys
 
 BACKOFF_S: Final = (0.25, 0.5, 1.0, 2.0, 5.0)
@@ -31,6 +33,9 @@ BACKOFF_S: Final = (0.25, 0.5, 1.0, 2.0, 5.0)
 
 PROGRESS_S: Final = 5.0
 """The time between two log lines of a long application, in seconds."""
+
+CONFIRM_AGAIN_MS: Final = 50
+"""How long each later round waits for replicas that were late, in milliseconds."""
 
 LOGGED_ROWS: Final = 10
 """How many odd rows one log line names."""
@@ -46,6 +51,8 @@ class Options:
         instant: whether to listen to the triggers as well.
         allow_empty: whether an emptied database is believed.
         owned: whether the owners of resources are followed too.
+        wait_replicas: how many replicas what was written is waited for.
+        wait_timeout_ms: for how long, in milliseconds.
     """
 
     dsn: str = field(repr=False)
@@ -53,6 +60,8 @@ class Options:
     instant: bool = False
     allow_empty: bool = False
     owned: bool = False
+    wait_replicas: int = 0
+    wait_timeout_ms: int = 1000
 
     @classmethod
     def of(cls, settings: Settings) -> "Options | None":
@@ -66,6 +75,8 @@ class Options:
             instant=section.instant,
             allow_empty=section.allow_empty,
             owned=section.team_isolation,
+            wait_replicas=settings.redis.wait_replicas,
+            wait_timeout_ms=settings.redis.wait_timeout_ms,
         )
 
 
@@ -104,6 +115,9 @@ class Follower:
         self._log = log
         self._progress = progress
         self._image: Image | None = None
+        self._before: Image | None = None
+        self._sweep = Sweep(self._bulk, keys)
+        self._unconfirmed = ""
         self._wake = asyncio.Event()
         self._told = ""
         self._logged: set[tuple[Odd, str]] = set()
@@ -129,7 +143,7 @@ class Follower:
                 self._tell("warning", "sync_without_redis", error=type(error).__name__)
             except Exception as error:  # noqa: BLE001  # whatever it is, the last state stays
                 self._tell("error", "sync_failed", error=type(error).__name__)
-            self._image = None
+            self._forget()
             await asyncio.sleep(RENEW_S)
 
     async def once(self) -> Applied:
@@ -154,6 +168,8 @@ class Follower:
             return await self._kept(one)
         except FenceBroken:
             raise BusyError("another sync has taken over") from None
+        except WritesLost:
+            raise BusyError("Redis has lost what was written, by a failover say") from None
 
     async def _kept(self, work: Callable[[], Coroutine[Any, Any, Applied]]) -> Applied:
         """Work for as long as the lease is kept, and give it back."""
@@ -193,6 +209,10 @@ class Follower:
     async def _round_or_doubt(self, source: Source) -> None:
         try:
             await self._round(source)
+        except WritesLost:
+            self._lost()
+            await asyncio.sleep(LOOK_S)
+            self._wake.set()
         except DoubtError as error:
             self._tell("error", "sync_emptied", detail=str(error), hint="sync.allow_empty")
             await self._board.troubled(Problem.EMPTIED, str(error))
@@ -200,26 +220,79 @@ class Follower:
             self._tell("info", "sync_following")
 
     async def _round(self, source: Source) -> Applied:
+        await self._as_left()
         image = self._image
         if image is not None and image.snapshot is not None:  # noqa: SIM102  # a trip is no test
             if image.snapshot == await source.snapshot():
-                await self._board.followed(image.odd(), image.tokens_file)
+                await self._followed(image)
                 return Applied()
         async with source.view(owned=self._options.owned) as view:
             self._say_unowned(view.unowned)
             look = await Look.at(view)
-            self._image = None  # until it is known to be right again
+            self._forget()  # until it is known to be right again
             if image is None:
-                image = await Image.load(self._bulk, await self._board.tokens_file())
+                await self._bulk.epoch.begin()
+                tokens_file = await self._board.tokens_file()
+                if self._before is not None:  # a Redis that has lost writes knows an older one
+                    tokens_file = self._before.tokens_file or tokens_file
+                image = await Image.load(self._bulk, tokens_file, self._before)
+            self._before = image
             if not self._options.allow_empty and (why := doubt(look, image)) is not None:
                 self._image = image
                 raise DoubtError(why)
             await self._board.claim()
             applied = await Round(view, look, image, self._bulk).apply(self._progressing())
         self._image = image
-        await self._board.followed(image.odd(), image.tokens_file)
+        if applied.total():
+            await self._confirm(self._options.wait_timeout_ms)
+        await self._followed(image)
         self._say(applied, image)
         return applied
+
+    async def _followed(self, image: Image) -> None:
+        if self._unconfirmed:
+            await self._confirm(CONFIRM_AGAIN_MS)
+        await self._board.followed(image.odd(), image.tokens_file, unconfirmed=self._unconfirmed)
+
+    async def _confirm(self, timeout_ms: int) -> None:
+        """Wait for the replicas that must have what was written, and tell if they have not."""
+        wanted = self._options.wait_replicas
+        if not wanted:
+            return
+        found = await self._bulk.epoch.confirmed(wanted, timeout_ms)
+        before, self._unconfirmed = self._unconfirmed, ""
+        if found < wanted:
+            self._unconfirmed = f"{found} of {wanted} replicas have what was written last"
+        if bool(before) != bool(self._unconfirmed):
+            event = "sync_unconfirmed" if self._unconfirmed else "sync_confirmed"
+            self._log.event(
+                "warning" if self._unconfirmed else "info", event, replicas=found, wanted=wanted
+            )
+
+    async def _as_left(self) -> bool:
+        """Whether Redis is as the last round has left it, as far as one look can tell."""
+        if self._image is None:
+            return True
+        try:
+            if not await self._bulk.epoch.stands():
+                raise WritesLost  # noqa: TRY301  # as a write would have
+            different = await self._sweep.look(self._image)
+        except WritesLost:
+            self._lost()
+            return False
+        if different:
+            some = different[:LOGGED_ROWS]
+            self._log.event("warning", "sync_redis_differs", some=some, found=len(different))
+        return not different
+
+    def _lost(self) -> None:
+        """Redis is not as it was left: compare everything with it again."""
+        self._log.event("warning", "sync_redis_lost_writes")
+        self._forget()
+
+    def _forget(self) -> None:
+        """Know no more what Redis holds, but what it may hold."""
+        self._before, self._image = self._image or self._before, None
 
     def _progressing(self) -> Progress:
         last = time.monotonic()
@@ -265,9 +338,15 @@ class Follower:
             self._tell("warning", "sync_without_triggers", tables=without)
 
     async def _pause(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._options.interval_s):
-                await self._wake.wait()
+        """Wait for the next round; what happens in Redis meanwhile brings it on."""
+        until = time.monotonic() + self._options.interval_s
+        while (left := until - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, LOOK_S)):
+                    await self._wake.wait()
+                    return
+            if left > LOOK_S and not await self._as_left():
+                return
 
 
 @dataclass(frozen=True, slots=True)

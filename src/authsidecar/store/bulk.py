@@ -1,36 +1,42 @@
 """Many facts at once, by a writer that may have been replaced: as a sync writes them.
 
-Each batch, like the settings, is a MULTI that watches the fence. A writer whose fence another has
-taken changes nothing there any more, however late it wakes up.
+Each batch, like the settings, is one script that looks at the fence and at the epoch. A writer
+whose fence another has taken changes nothing there any more, however late it wakes up; nor does
+one whose last write Redis has lost.
 """
 
+import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from redis import exceptions
 from redis.asyncio import Redis
 
 from authsidecar.model import TeamId, TokenId, UserId
 from authsidecar.store import records
 from authsidecar.store.changes import Changes
+from authsidecar.store.epoch import (
+    Batch,
+    ClusterEpoch,
+    Epoch,
+    Fence,
+    FenceBroken,
+    epoch,
+)
 from authsidecar.store.keys import OWNER_BUCKETS, Keys, owner_bucket
 from authsidecar.store.nouns import Member, Team, Token, User
 from authsidecar.store.registry import Registry
+from authsidecar.store.scan import Scan
 
 BATCH: Final = 500
 """How many facts one MULTI writes: Redis serves nobody else meanwhile."""
 
+_RECORD: Final = re.compile(r"(token|user|team):(\d{1,19})")
+_MEMBERS: Final = re.compile(r"team:(\d{1,19}):members")
+_OWNERS: Final = re.compile(r"owners:(\d{1,3})")
+
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """A key, and the value that it has as long as its writer may write."""
-
-    key: str
-    value: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,40 +47,57 @@ class Owner:
     team: TeamId
 
 
-class FenceBroken(Exception):  # noqa: N818  # it is no failure: another one writes
-    """Another writer has taken over; nothing was written."""
-
-
 class FencedChanges(Changes):
-    """Changes whose MULTI is made only while the fence has its value.
+    """Changes that are made only while the fence has its value and no write before was lost.
 
-    A transaction watches no fence; the one that a batch makes, after it, only raises last ids.
+    Attributes:
+        epoch: moves with each of them.
+        forced: whether they are made on a full Redis too: those that take rights away.
     """
 
     def __init__(self, client: "Redis", keys: Keys, fence: Fence) -> None:
         """Nothing is sent yet."""
         super().__init__(client, keys)
         self._fence = fence
+        self._epoch = epoch(client, keys, fence)
+        self.forced = False
+
+    @property
+    def epoch(self) -> Epoch:
+        """What shows that Redis is as the last write left it."""
+        return self._epoch
 
     @asynccontextmanager
     async def multi(self, *, allow_oom: bool = False) -> AsyncIterator[Any]:
-        """A pipeline whose commands are one MULTI, once the caller executes it.
+        """A pipeline whose commands are one write, once the caller executes it.
+
+        On a cluster it is one in each slot.
 
         Args:
             allow_oom: make it on a full Redis too.
 
         Raises:
-            FenceBroken: before it, or out of the execution.
+            FenceBroken, WritesLost: before it, or out of the execution.
         """
-        async with super().multi(allow_oom=allow_oom) as pipe:
+        forced = allow_oom or self.forced
+        if not isinstance(self._epoch, ClusterEpoch):
+            yield Batch(self._epoch, forced=forced)  # type: ignore[abstract]
+            return
+        async with super().multi(allow_oom=forced) as pipe:
             await pipe.watch(self._fence.key)
             if await pipe.get(self._fence.key) != self._fence.value:
                 raise FenceBroken
             pipe.multi()
-            try:
-                yield pipe
-            except exceptions.WatchError:
-                raise FenceBroken from None
+            pipe.marks = self._epoch
+            yield pipe
+
+    async def raise_last_id(self, noun: str, number: int) -> None:
+        """Make sure that ids given from now on are above this one; nobody else gives any."""
+        key = self._keys.next_id(noun)
+        if number > int(await self._client.get(key) or 0):
+            async with self.multi() as pipe:
+                pipe.set(key, number)
+                await pipe.execute()
 
 
 class Bulk(Registry):
@@ -83,7 +106,26 @@ class Bulk(Registry):
     def __init__(self, client: "Redis", keys: Keys, fence: Fence) -> None:
         """Nothing is sent yet."""
         super().__init__(client, keys)
-        self._changes = FencedChanges(client, keys, fence)
+        self._changes: FencedChanges = FencedChanges(client, keys, fence)
+
+    @property
+    def epoch(self) -> Epoch:
+        """What shows that Redis is as the last write left it."""
+        return self._changes.epoch
+
+    @contextmanager
+    def forced(self) -> Iterator[None]:
+        """What is written within takes rights away: it is written to a full Redis too."""
+        self._changes.forced = True
+        try:
+            yield
+        finally:
+            self._changes.forced = False
+
+    async def raise_last_ids(self, last: dict[str, int]) -> None:
+        """Make sure that ids given from now on are above these, by noun."""
+        for noun, number in last.items():
+            await self._changes.raise_last_id(noun, number)
 
     async def token_ids(self) -> list[TokenId]:
         """Every token's id: each has an owner, so the users' indexes name them all."""
@@ -105,6 +147,39 @@ class Bulk(Registry):
             range(OWNER_BUCKETS), lambda pipe, bucket: pipe.hkeys(self._keys.owners(bucket))
         )
         return [records.text(uuid) async for _, uuids in buckets for uuid in uuids]
+
+    async def unlisted(self, named: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
+        """Those of these that are not in their index: each a set's key and a member."""
+        answers = self._answers(named, lambda pipe, one: pipe.sismember(*one))
+        return {one async for one, there in answers if not there}
+
+    async def found(self, scan: Scan) -> list[tuple[str, Any]]:
+        """Some of the facts that are there whatever the indexes say; all of them in the end.
+
+        Args:
+            scan: where the last call ended.
+
+        Returns:
+            The name of each one's noun, and its key.
+        """
+        facts: list[tuple[str, Any]] = []
+        hashes: list[tuple[str, str, int]] = []
+        for name in await scan.some(self._client, self._keys.prefix):
+            if (match := _RECORD.fullmatch(name)) is not None:
+                facts.append((match[1], int(match[2])))
+            elif (match := _MEMBERS.fullmatch(name)) is not None:
+                hashes.append(
+                    ("member", self._keys.team_members(TeamId(int(match[1]))), int(match[1]))
+                )
+            elif (match := _OWNERS.fullmatch(name)) is not None:
+                hashes.append(("owner", self._keys.owners(int(match[1])), 0))
+        answers = self._answers(hashes, lambda pipe, one: pipe.hkeys(one[1]))
+        async for (noun, _, team), names in answers:
+            facts += [
+                (noun, (team, int(found)) if noun == "member" else records.text(found))
+                for found in names
+            ]
+        return facts
 
     async def owners_of(self, uuids: Iterable[str]) -> list[Owner]:
         """Those of these resources' owners that are there."""

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Coroutine, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 from redis import exceptions
 from redis.asyncio.cluster import ClusterNode, ClusterPipeline, RedisCluster
@@ -205,6 +205,16 @@ class _Pipeline(ClusterPipeline):
         return await client.piped(super().execute(*args, **options))
 
 
+class Marks(Protocol):
+    """Moves a mark of the writer's on each node behind what it has written there (epoch.py)."""
+
+    def move(self, node: str) -> tuple[Any, ...]:
+        """The command that is sent to a node behind a write, on the same connection."""
+
+    def settle(self, node: str, said: Any) -> None:
+        """Told of its answer."""
+
+
 class Steps(AsyncCoreCommands):
     """A change whose keys are in several slots; used as redis-py's transactional pipeline.
 
@@ -214,6 +224,9 @@ class Steps(AsyncCoreCommands):
     very end the nonces are renewed, which makes what anybody read meanwhile stale. They are
     renewed also where a step before failed: it may have been done. WATCH becomes a lock, so that
     of the writers that read before they write one goes after the other.
+
+    Attributes:
+        marks: what goes with each write to a node, or None.
     """
 
     def __init__(self, client: Cluster, *, allow_oom: bool = False) -> None:
@@ -229,6 +242,7 @@ class Steps(AsyncCoreCommands):
         self._locks: list[str] = []
         self._owner = secrets.token_hex(12)
         self._gathering = True
+        self.marks: Marks | None = None
 
     async def __aenter__(self) -> Self:
         """Begin."""
@@ -291,14 +305,18 @@ class Steps(AsyncCoreCommands):
         for _ in range(REDIRECTS):
             node = await self._client.node(slot_of(key))
             self._client.written[node.name] = key
-            replies = await self._client.piped(on(node, self._sent(commands)))
-            refused = next((r for r in replies if isinstance(r, Exception)), None)
+            mark = [] if self.marks is None else [self.marks.move(node.name)]
+            change = self._sent(commands)
+            replies = await self._client.piped(on(node, [*change, *mark]))
+            done = replies[len(change) - 1]
+            refused = next((r for r in replies[: len(change)] if isinstance(r, Exception)), None)
             if isinstance(refused, exceptions.MovedError):
                 await self._client.moved(refused)
                 continue
             if refused is not None:
                 raise refused
-            *_, done = replies
+            if self.marks is not None:
+                self.marks.settle(node.name, replies[-1])
             for place, answer in zip(places, done, strict=True):
                 if isinstance(answer, Exception):
                     raise answer

@@ -60,8 +60,22 @@ class Keys:
 
     @property
     def sync_fence(self) -> str:
-        """STRING: the last sync that got the lease; its writes watch it."""
+        """STRING: the last sync that got the lease; its writes look at it."""
         return f"{self.prefix}{{sync}}:fence"
+
+    @property
+    def sync_epoch(self) -> str:
+        """STRING: another one after each write of the sync; a lost write shows by it."""
+        return f"{self.prefix}{{sync}}:epoch"
+
+    def sync_epoch_on(self, number: int) -> str:
+        """STRING: the same on one primary of a cluster: the number finds one of its slots."""
+        return f"{self.prefix}{{sync-{number}}}:epoch"
+
+    @property
+    def sync_room(self) -> str:
+        """Never there: a script that begins with its removal may go on on a full Redis."""
+        return f"{self.prefix}{{sync}}:room"
 
     @property
     def sync_status(self) -> str:

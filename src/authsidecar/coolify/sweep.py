@@ -1,0 +1,87 @@
+"""Comparing what Redis holds with what was left there, a little at each look.
+
+Rounds compare with Redis only what has changed in Coolify. What was changed in Redis itself, by
+hand or by a backup that was put back, is found here: each bucket is read once in a while, and all
+keys are walked over for facts that nobody knows of. Nothing of it asks Coolify's database; what
+differs is doubted, and the next round compares it with the database.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+from redis import exceptions
+
+from authsidecar.coolify.image import Image, content, number
+from authsidecar.coolify.nouns import NARROWING, Noun
+from authsidecar.coolify.rounds import stored_settings
+from authsidecar.store.bulk import Bulk
+from authsidecar.store.keys import Keys
+from authsidecar.store.scan import Scan
+
+LOOK_S: Final = 0.5
+"""The time between two looks, in seconds."""
+
+PASS_S: Final = 60.0
+"""In how many seconds all buckets are read, unless they are too many for that."""
+
+BUCKETS: Final = 2
+"""How many buckets one look reads at the most: 500 records. So 100,000 tokens take two minutes."""
+
+_NOUNS: Final = {noun.name: noun for noun in NARROWING}
+
+
+class Sweep:
+    """Where one sync's comparison is."""
+
+    def __init__(self, bulk: Bulk, keys: Keys) -> None:
+        """Nothing is sent yet."""
+        self._bulk = bulk
+        self._keys = keys
+        self._scan = Scan()
+        self._left: list[tuple[Noun[Any, Any], int]] = []
+        self._step = 1
+
+    async def look(self, image: Image) -> list[str]:
+        """Compare some of it with Redis, and doubt what differs.
+
+        Returns:
+            What differs, for people.
+        """
+        if not self._left:
+            self._left = [(noun, i) for noun in NARROWING for i in image.buckets[noun.name]]
+            looks = max(1, int(PASS_S / LOOK_S))
+            self._step = min(BUCKETS, -(-len(self._left) // looks))
+            if image.settings is not None and await stored_settings(self._bulk) != image.settings:
+                image.settings = image.snapshot = None
+                return ["settings"]
+        now, self._left = self._left[: self._step], self._left[self._step :]
+        different = [where for noun, i in now async for where in self._compared(image, noun, i)]
+        return [*different, *[where async for where in self._unknown(image)]]
+
+    async def _compared(self, image: Image, noun: Noun[Any, Any], i: int) -> AsyncIterator[str]:
+        bucket = image.buckets[noun.name].get(i)
+        if bucket is None or not bucket.content:
+            return
+        facts = await noun.facts(self._bulk, bucket.keys)
+        if content(facts) != bucket.content:
+            image.doubt(noun, i)
+            yield f"{noun.name} bucket {i}"
+            return
+        named = {index: fact for fact in facts for index in noun.indexes(self._keys, fact)}
+        lost = await self._bulk.unlisted(list(named))
+        if lost:
+            await noun.put(self._bulk, [named[index] for index in lost])
+            yield f"{noun.name} index"
+
+    async def _unknown(self, image: Image) -> AsyncIterator[str]:
+        try:
+            some = await self._bulk.found(self._scan)
+        except exceptions.NoPermissionError:  # SCAN: what the indexes name is compared all the same
+            return
+        for name, found in some:
+            noun = _NOUNS[name]
+            i = number(noun.bucketed(found))
+            bucket = image.buckets[name].get(i)
+            if bucket is None or found not in bucket.keys:
+                image.doubt(noun, i, [found])
+                yield f"{name} {found}"
