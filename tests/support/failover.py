@@ -1,6 +1,7 @@
 """Load on several processes while a primary dies: what may be refused, and what never passes."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field
 
 from authsidecar.authorize import Rules
 from tests.support.decisions import Sidecar
+from tests.support.redis import RedisProcess
 
 
 @dataclass(eq=False)
@@ -69,3 +71,67 @@ class Load:
                 if answer == "allow":
                     self.wrong.append((token, answer))
             await asyncio.sleep(0.002)
+
+
+@dataclass(eq=False)
+class Address:
+    """A port whose server can be replaced by another: what a name, or a virtual address, is.
+
+    Attributes:
+        server: who answers now.
+        port: on 127.0.0.1.
+    """
+
+    server: RedisProcess
+    port: int = 0
+    _open: set["asyncio.Task[None]"] = field(default_factory=set, repr=False)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def move(self, server: RedisProcess) -> None:
+        """Lead to another server, and cut what was open to the old one."""
+        self.server = server
+        for task in tuple(self._open):
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
+
+    async def connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            there, back = await asyncio.open_unix_connection(self.server.socket)
+            ways = [
+                asyncio.ensure_future(_pump(reader, back)),
+                asyncio.ensure_future(_pump(there, writer)),
+            ]
+            try:
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
+                back.close()
+        writer.close()
+
+
+async def _pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    while data := await source.read(65536):
+        target.write(data)
+        await target.drain()
+
+
+@asynccontextmanager
+async def address(server: RedisProcess) -> AsyncIterator[Address]:
+    """A port that leads to a server for now."""
+    made = Address(server)
+    listener = await asyncio.start_server(made.connect, "127.0.0.1", 0)
+    made.port = listener.sockets[0].getsockname()[1]
+    try:
+        yield made
+    finally:
+        listener.close()
+        await made.move(server)

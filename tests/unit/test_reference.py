@@ -135,6 +135,7 @@ def key_rows() -> set[str]:
         "repeat_key": b"",
         "key": "DIGEST",
         "bucket": "BUCKET",
+        "number": "NUMBER",
         "warning": "ID:EXPIRY:HOURS:CHANNEL",
     }
     rows = set()
