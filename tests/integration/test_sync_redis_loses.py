@@ -368,7 +368,96 @@ async def test_the_sync_waits_for_replicas_and_tells_where_they_are_late(
     assert lines.all("sync_confirmed")
 
 
+# A full Redis
+
+TAKEN = (
+    ("DELETE FROM personal_access_tokens WHERE id = 2", KEYS.token(TokenId(2))),
+    ("DELETE FROM users WHERE id = 2", KEYS.user(UserId(2))),
+    ("DELETE FROM teams WHERE id = 1", KEYS.team(TeamId(1))),
+)
+"""What is deleted in Coolify, and what is then to be gone."""
+
+
+def fill(server: RedisProcess) -> None:
+    """A neighbour uses all memory, so that nothing more is taken."""
+    with client(server) as node:
+        node.config_set("maxmemory", node.info("memory")["used_memory"] + 200_000)
+        with contextlib.suppress(sync_redis.exceptions.OutOfMemoryError):
+            for number in range(100_000):
+                node.set(f"neighbour:{number}", "x" * 1000)
+        with pytest.raises(sync_redis.exceptions.OutOfMemoryError):
+            node.set("one more", "x")
+
+
+def make_room(server: RedisProcess) -> None:
+    with client(server) as node:
+        node.config_set("maxmemory", 0)
+
+
+async def test_what_coolify_takes_away_is_gone_on_a_full_redis(
+    coolify_db: Coolify, pair: Pair, redis_client: Redis
+) -> None:
+    """Tokens, users, roles, permissions, the allowlist; and who starts only then finds the lease."""
+    address, lines = pair.address.url, Lines()
+    async with following(coolify_db, address, lines) as made:
+        fill(pair.first)
+        for statement, key in TAKEN:
+            await coolify_db.run(statement)
+
+            async def gone(key: str = key) -> bool:
+                return not await made.exists(key)
+
+            await eventually(gone, statement)
+        await coolify_db.run("UPDATE instance_settings SET allowed_ips = '10.0.0.0/8'")
+        await coolify_db.run("UPDATE personal_access_tokens SET abilities = '[]' WHERE id = 13")
+
+        async def narrowed() -> bool:
+            held = await made.hget(KEYS.token(TokenId(13)), "permissions")
+            return held == b"" and await made.hget(KEYS.instance, "allowlist") == b"10.0.0.0/8"
+
+        await eventually(narrowed, "what is narrowed")
+    async with following(coolify_db, address, lines) as made:
+        await coolify_db.run("DELETE FROM personal_access_tokens WHERE id = 5")
+
+        async def late_gone() -> bool:
+            return not await made.exists(KEYS.token(TokenId(5)))
+
+        await eventually(late_gone, "a revocation after a restart")
+        await coolify_db.add_token(900, user=3)
+
+        async def full() -> bool:
+            told = await status.read(made, KEYS)
+            return told is not None and told.problem == "redis"
+
+        await eventually(full, "what could not be added")
+        make_room(pair.first)
+        same = await as_coolify_says(coolify_db, made, redis_client)
+        await eventually(same, "all that Coolify says")
+
+
 # Cluster
+
+
+async def test_what_coolify_takes_away_is_gone_on_a_full_cluster(
+    coolify_db: Coolify, tmp_path: Path
+) -> None:
+    """Every node is full: a lock, a fence and an epoch need room too."""
+    with cluster(tmp_path, replicas=False) as nodes:
+        async with following(coolify_db, nodes.url) as made:
+            for server in nodes.servers:
+                fill_node(server)
+            for statement, key in TAKEN:
+                await coolify_db.run(statement)
+
+                async def gone(key: str = key) -> bool:
+                    return not await made.exists(key)
+
+                await eventually(gone, statement)
+
+
+def fill_node(server: RedisProcess) -> None:
+    with client(server) as node:
+        node.config_set("maxmemory", 1)
 
 
 @pytest.fixture

@@ -4,6 +4,10 @@ Changes are found by content: PostgreSQL computes a digest for each bucket of 25
 exactly these columns, so last_used_at and updated_at, which every request moves, cost nothing.
 """
 
+import asyncio
+import secrets
+import socket
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,12 +26,37 @@ CHANNEL: Final = "authsidecar_changed"
 
 _BIGINT: Final = 2**63 - 1
 
-CONNECT_S: Final = 5.0
-QUERY_S: Final = 60.0
-"""How long a connection and one query may take, in seconds."""
+PROBE: Final = "authsidecar_probe"
+"""Begins the name of the channel on which a listener notifies itself."""
 
-LOCK_MS: Final = 5000
+CONNECT_S: Final = 5.0
+"""How long a connection may take, in seconds."""
+
+QUICK_S: Final = 2.0
+"""How long a query may take that reads next to nothing, in seconds."""
+
+ROWS_S: Final = 10.0
+"""The same for the rows of some buckets."""
+
+DIGESTS_S: Final = (5.0, 60.0)
+"""The same for the digests of a table: ten times what they took last, but within these bounds; the
+upper one as long as nobody knows."""
+
+HEAR_S: Final = 2.0
+"""How long a notification may take, in seconds."""
+
+LOCK_MS: Final = 1500
 """How long a migration may keep us waiting before that is an outage, in milliseconds."""
+
+_LOCAL: Final = f"SET LOCAL lock_timeout = {LOCK_MS}"
+
+_KEEPALIVE: Final = (
+    (socket.TCP_KEEPIDLE, 2),
+    (socket.TCP_KEEPINTVL, 1),
+    (socket.TCP_KEEPCNT, 3),
+    (socket.TCP_USER_TIMEOUT, 5000),
+)
+"""A host that is gone is noticed after five seconds, in seconds and milliseconds."""
 
 
 class SourceError(Exception):
@@ -208,6 +237,9 @@ class View:
             keeps it, emptying, dropping or restoring the table does not.
         absent: what stands for expressions that are not in this database.
         unowned: the tables and columns without which some owners are not known.
+        digests_s: the longest that the digests of a table took last time, in seconds; None if
+            that is not known.
+        longest_s: the same of this time.
     """
 
     connection: Any = field(repr=False)
@@ -215,10 +247,17 @@ class View:
     tokens_file: str
     absent: Mapping[str, str]
     unowned: tuple[str, ...] = ()
+    digests_s: float | None = None
+    longest_s: float = 0.0
 
     async def digests(self, table: Table) -> Mapping[int, str]:
         """The digest of every bucket that has rows."""
-        rows = await self.connection.fetch(table.digests(self.absent))
+        least, most = DIGESTS_S
+        known = self.digests_s
+        patience = most if known is None else min(most, max(least, 10 * known))
+        start = time.monotonic()
+        rows = await self.connection.fetch(table.digests(self.absent), timeout=patience)
+        self.longest_s = max(self.longest_s, time.monotonic() - start)
         return {row["bucket"]: row["digest"] for row in rows}
 
     async def rows(self, table: Table, buckets: Sequence[int]) -> list[Mapping[str, Any]]:
@@ -227,7 +266,7 @@ class View:
         low = max((min(buckets) - 1) * BUCKET, -_BIGINT)
         high = min((max(buckets) + 1) * BUCKET, _BIGINT)
         found: list[Mapping[str, Any]] = await self.connection.fetch(
-            table.rows(self.absent), list(buckets), low, high
+            table.rows(self.absent), list(buckets), low, high, timeout=ROWS_S
         )
         return found
 
@@ -238,19 +277,26 @@ class View:
 
 
 class Source:
-    """One connection to Coolify's PostgreSQL that only reads."""
+    """One connection to Coolify's PostgreSQL that only reads.
 
-    def __init__(self, connection: "asyncpg.Connection[Any]") -> None:
+    Every query is in a transaction: a pooler between may give each transaction another connection
+    of its own to the server, and asyncpg needs two trips for a query.
+    """
+
+    def __init__(self, connection: "asyncpg.Connection[Any]", listener: "Listener | None") -> None:
         self._connection: Any = connection
+        self._digests_s: float | None = None
+        self.listener = listener
 
     async def snapshot(self) -> str | None:
         """Name what is visible now: as long as it stays the same, no row has changed."""
-        name: str | None = await self._connection.fetchval(_SNAPSHOT)
-        return name
+        async with self._reading():
+            return await self._snapshot()
 
     async def without_triggers(self) -> tuple[str, ...]:
         """The tables whose changes nobody would notify us of."""
-        rows = await self._connection.fetch(_TRIGGERS, CHANNEL)
+        async with self._reading():
+            rows = await self._connection.fetch(_TRIGGERS, CHANNEL)
         there = {row["table"] for row in rows}
         return tuple(table.name for table in TABLES if table.name not in there)
 
@@ -264,8 +310,10 @@ class Source:
         Raises:
             SchemaError: a table or column that decisions need is missing or not granted.
         """
-        async with self._connection.transaction(isolation="repeatable_read", readonly=True):
-            snapshot = await self.snapshot()
+        async with self._reading(isolation="repeatable_read"):
+            # Not as a parameter of the connection: a pooler does not take it.
+            await self._connection.execute(_LOCAL)
+            snapshot = await self._snapshot()
             names = [*(table.name for table in TABLES), *(owners.NEEDS if owned else ())]
             rows = await self._connection.fetch(_COLUMNS, names)
             there = {(row["table"], row["column"]) for row in rows}
@@ -277,12 +325,65 @@ class Source:
             tokens_file = next(row["file"] for row in rows if row["table"] == TOKENS.name)
             whose = owners.reading(there) if owned else owners.NOTHING
             absent[OWNED] = whose.source
-            yield View(self._connection, snapshot, tokens_file, absent, whose.missing)
+            view = View(
+                self._connection, snapshot, tokens_file, absent, whose.missing, self._digests_s
+            )
+            yield view
+            self._digests_s = view.longest_s or self._digests_s
+
+    @asynccontextmanager
+    async def _reading(self, isolation: str | None = None) -> AsyncIterator[None]:
+        transaction = self._connection.transaction(isolation=isolation, readonly=True)
+        await transaction.start()
+        try:
+            yield
+        except TimeoutError:
+            self._connection.terminate()  # it is silent, and so it would be to a ROLLBACK
+            raise
+        except BaseException:
+            await transaction.rollback()
+            raise
+        await transaction.commit()
+
+    async def _snapshot(self) -> str | None:
+        name: str | None = await self._connection.fetchval(_SNAPSHOT)
+        return name
+
+
+class Listener:
+    """A connection that is notified; it proves now and then that it still is."""
+
+    def __init__(self, connection: Any, changed: Callable[[], None]) -> None:
+        self._connection = connection
+        self._changed = changed
+        self._probe = f"{PROBE}_{secrets.token_hex(6)}"
+        self._heard = asyncio.Event()
+
+    async def listen(self) -> None:
+        """Be notified from now on."""
+        self._connection.add_termination_listener(lambda _: self._changed())
+        await self._connection.add_listener(CHANNEL, lambda *_: self._changed())
+        await self._connection.add_listener(self._probe, lambda *_: self._heard.set())
+
+    async def hears(self) -> bool:
+        """Whether a notification arrives: not through a pooler that lends out connections.
+
+        Raises:
+            SourceError: the connection is silent.
+        """
+        self._heard.clear()
+        await self._connection.execute(f"NOTIFY {self._probe}", timeout=QUICK_S)
+        try:
+            async with asyncio.timeout(HEAR_S):
+                await self._heard.wait()
+        except TimeoutError:
+            return False
+        return True
 
 
 @asynccontextmanager
 async def connected(dsn: str, changed: Callable[[], None] | None = None) -> AsyncIterator[Source]:
-    """A connection that cannot write, and another that listens if `changed` is given.
+    """A connection that only reads, and another that listens if `changed` is given.
 
     Args:
         dsn: where the database is.
@@ -298,10 +399,11 @@ async def connected(dsn: str, changed: Callable[[], None] | None = None) -> Asyn
     try:
         for _ in range(1 if changed is None else 2):
             connections.append(await _connect(library, dsn))  # noqa: PERF401  # `finally` needs each
+        listener = None
         if changed is not None:
-            connections[1].add_termination_listener(lambda _: changed())
-            await connections[1].add_listener(CHANNEL, lambda *_: changed())
-        yield Source(connections[0])
+            listener = Listener(connections[1], changed)
+            await listener.listen()
+        yield Source(connections[0], listener)
     except failures as error:
         raise SourceError(said(error)) from None
     finally:
@@ -338,14 +440,37 @@ async def _close(connection: Any, failures: tuple[type[BaseException], ...]) -> 
 
 
 async def _connect(library: Any, dsn: str) -> Any:
-    return await library.connect(
-        dsn,
-        timeout=CONNECT_S,
-        command_timeout=QUERY_S,
-        server_settings={
-            "application_name": "authsidecar",
-            "default_transaction_read_only": "on",
-            "lock_timeout": str(LOCK_MS),
-            "timezone": "UTC",
-        },
-    )
+    settings = {"application_name": "authsidecar", "timezone": "UTC"}
+    # Every transaction of ours is read-only by itself; this is a second lock on the same door.
+    for more in ({"default_transaction_read_only": "on"}, {}):
+        try:
+            connection = await library.connect(
+                dsn,
+                timeout=CONNECT_S,
+                command_timeout=QUICK_S,
+                # A pooler may give each transaction another connection: none keeps statements.
+                statement_cache_size=0,
+                server_settings={**settings, **more},
+            )
+        except library.ProtocolViolationError as error:
+            if not more or "startup parameter" not in str(error):
+                raise
+            continue  # a pooler, which knows only some parameters
+        except (ValueError, LookupError):  # its text may hold a piece of the password
+            raise SourceError(
+                "the DSN cannot be read: what is special in a URL is written %2F and so on"
+            ) from None
+        _watch(connection)
+        return connection
+    raise AssertionError("the second try has returned or raised")
+
+
+def _watch(connection: Any) -> None:
+    """Have the kernel end a connection whose other end is silent."""
+    transport = getattr(connection, "_transport", None)
+    found = None if transport is None else transport.get_extra_info("socket")
+    if found is None or found.family not in {socket.AF_INET, socket.AF_INET6}:
+        return
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _KEEPALIVE:
+        found.setsockopt(socket.IPPROTO_TCP, option, value)
