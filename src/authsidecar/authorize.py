@@ -89,6 +89,9 @@ class Stale:
     """The state that a request was judged by has changed; the store has forgotten it."""
 
 
+UNSYNCED: Final = "unsynced"
+"""The kind of a StoreError where Redis answers, and the sync has not filled it yet."""
+
 STALE: Final = Stale()
 
 
@@ -196,12 +199,13 @@ async def authorize(request: AccessRequest, rules: Rules, store: Store) -> Outco
 
 
 def _unavailable(error: StoreError, found: Route | Judgement, rules: Rules, now: UnixMs) -> Outcome:
-    """The answer where Redis gives none."""
+    """The answer where Redis gives none, or knows nothing yet."""
+    why = "sync: not complete yet" if error.kind == UNSYNCED else f"redis: {error.kind}"
     if isinstance(found, Route):
-        return Outcome(Deny(STORE_UNAVAILABLE, f"redis: {error.kind}"), now, route=found.template)
+        return Outcome(Deny(STORE_UNAVAILABLE, why), now, route=found.template)
     if rules.public_without_store and isinstance(found.verdict, Allow):
         return Outcome(found.verdict, now)
-    return Outcome(Deny(STORE_UNAVAILABLE, f"redis: {error.kind}"), now)
+    return Outcome(Deny(STORE_UNAVAILABLE, why), now)
 
 
 async def _without_token(

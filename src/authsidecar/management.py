@@ -28,7 +28,10 @@ async def _nothing() -> None:
 
 
 def application(
-    registry: Callable[[], CollectorRegistry], ready: Ready, sync: Told = _nothing
+    registry: Callable[[], CollectorRegistry],
+    ready: Ready,
+    sync: Told = _nothing,
+    background: Callable[[], Mapping[str, str]] = dict,
 ) -> web.Application:
     """`/healthz`, `/readyz` and `/metrics`.
 
@@ -36,6 +39,7 @@ def application(
         registry: gives the metrics of all processes.
         ready: asked at each `/readyz`.
         sync: what the sync tells of itself.
+        background: what fails beside requests, by task.
     """
 
     async def healthz(_: web.Request) -> web.Response:
@@ -43,10 +47,17 @@ def application(
 
     async def readyz(_: web.Request) -> web.Response:
         missing = await ready()
-        told = None if missing else await sync()  # without Redis nobody could say
-        status = {"status": "not ready" if missing else "ready", "missing": missing}
+        told = None if "redis" in missing else await sync()  # without Redis nobody could say
+        status: dict[str, object] = {
+            "status": "not ready" if missing else "ready",
+            "missing": missing,
+        }
+        if told is not None:
+            status["sync"] = told
+        if failing := background():
+            status["background"] = dict(failing)
         return web.json_response(
-            status if told is None else {**status, "sync": told},
+            status,
             status=503 if missing else 200,
             headers=_NO_STORE,
         )

@@ -17,7 +17,9 @@ from redis.asyncio import Redis
 
 from authsidecar import __version__, descriptors
 from authsidecar.addresses import Networks
-from authsidecar.authorize import Rules, StoreError
+from authsidecar.authorize import UNSYNCED, Rules, StoreError
+from authsidecar.background import Background
+from authsidecar.background import told as failure
 from authsidecar.config import Settings, reread
 from authsidecar.connection import Connections
 from authsidecar.coolify.source import SourceError
@@ -37,7 +39,7 @@ from authsidecar.room import MAX_CONNECTIONS, ConnectionLimits
 from authsidecar.routes import RouteError, RouteTable, coolify, extra
 from authsidecar.server import AuthzServer
 from authsidecar.store.absent import AbsentStore
-from authsidecar.store.cluster import configurations
+from authsidecar.store.cluster import Cluster, configurations
 from authsidecar.store.connect import Connection, connected, endpoints
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.embedded import EmbeddedRedisError
@@ -177,13 +179,32 @@ async def store(settings: Settings) -> AsyncIterator["Redis"]:
 
 
 @asynccontextmanager
-async def _connected(settings: Settings, log: Log | None = None) -> AsyncIterator["Redis"]:
-    """A client; with a log, an embedded server that ends is started again, and told of."""
+async def _connected(
+    settings: Settings, log: Log | None = None, background: Background | None = None
+) -> AsyncIterator["Redis"]:
+    """A client.
+
+    Args:
+        settings: the configuration.
+        log: if given, an embedded server that ends is started again, and this is told of it.
+        background: keeps going what the client does beside commands.
+    """
     try:
-        async with connected(connection(settings), log.event if log else None) as client:
+        told = log.event if log else None
+        keep = None if background is None else partial(background.keep, "sentinel")
+        async with connected(connection(settings), told, keep) as client:
+            if isinstance(client, Cluster) and background is not None:
+                client.look_failed = partial(_look_failed, background)
             yield client
     except EmbeddedRedisError as error:
         raise StartError(str(error)) from None
+
+
+def _look_failed(background: Background, error: BaseException | None) -> None:
+    if error is None:
+        background.well("cluster")
+    else:
+        background.failed("cluster", failure(error))
 
 
 class AwayError(StartError):
@@ -334,10 +355,12 @@ async def running(
     # A second series for each, which nobody asks for.
     disable_created_metrics()  # type: ignore[no-untyped-call]
     telemetry = Telemetry(registry := CollectorRegistry(), log, settings.log.decisions)
+    background = Background(log, registry)
     keys = Keys(settings.redis.prefix)
+    synced = settings.sync.source is not None
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(telemetry.kept())
-        client = await stack.enter_async_context(_connected(settings, log))
+        await stack.enter_async_context(telemetry.kept(partial(background.keep, "metrics")))
+        client = await stack.enter_async_context(_connected(settings, log, background))
         decisions = DecisionStore(
             client,
             keys,
@@ -345,12 +368,13 @@ async def running(
             cache_records=settings.redis.cache_records,
             cache_max_age_s=settings.redis.cache_max_age_seconds,
             pace=AddressPace(settings.limits.lookups_per_second),
+            synced=synced,
             observe=telemetry.trip,
             looked_up=telemetry.looked_up,
         )
         stack.push_async_callback(decisions.close)
         telemetry.watch(lambda: decisions.connections)
-        uses = await stack.enter_async_context(last_uses(client, keys, log))
+        uses = await stack.enter_async_context(last_uses(client, keys, log, background))
         authz = AuthzServer(
             rules=decided_by,
             store=AbsentStore(),
@@ -365,10 +389,12 @@ async def running(
             switch=partial(_switch, client, keys),
         )
         beside = await stack.enter_async_context(AsyncExitStack())
+        await beside.enter_async_context(shown(client, keys, registry, background, expected=synced))
         app = application(
             lambda: collected(registry),
             partial(_missing, life, _Readiness(decisions)),
-            lambda: told(client, keys),
+            lambda: told(client, keys, expected=synced),
+            lambda: background.failing,
         )
         limits = connection_limits(settings, open_files)
         if limits.connections < (settings.listen.max_connections or 0):
@@ -389,8 +415,8 @@ async def running(
 
         async def begin() -> None:
             await _warm(decisions, log)
-            await _follow(beside, settings, client, log, registry)
-            await beside.enter_async_context(_warning(settings, client, log, telemetry))
+            await _follow(beside, settings, client, log, background)
+            await beside.enter_async_context(_warning(settings, client, log, telemetry, background))
             authz.use(decisions)
             life.missing = {}
 
@@ -472,23 +498,27 @@ async def _follow(
     settings: Settings,
     client: "Redis",
     log: Log,
-    registry: CollectorRegistry,
+    background: Background,
 ) -> None:
     try:
-        await stack.enter_async_context(following(settings, client, log))
+        await stack.enter_async_context(following(settings, client, log, background))
     except SourceError as error:
         raise StartError(f"sync.source: {error}") from None
-    await stack.enter_async_context(shown(client, Keys(settings.redis.prefix), registry))
 
 
 def _warning(
-    settings: Settings, client: "Redis", log: Log, telemetry: Telemetry
+    settings: Settings,
+    client: "Redis",
+    log: Log,
+    telemetry: Telemetry,
+    background: Background,
 ) -> AbstractAsyncContextManager[None]:
     try:
         options = Options.of(settings)
     except NoDriverError as error:
         raise StartError(str(error)) from None
-    return warning(options, client, Keys(settings.redis.prefix), log, telemetry.warned)
+    keys = Keys(settings.redis.prefix)
+    return warning(options, client, keys, log, telemetry.warned, background=background)
 
 
 async def _switch(client: "Redis", keys: Keys, enabled: bool) -> None:
@@ -559,6 +589,8 @@ class _Readiness:
         try:
             await self._decisions.ready()
         except StoreError as error:
+            if error.kind == UNSYNCED:
+                return {"sync": "not complete yet"}
             return {"redis": error.kind}
         return {}
 

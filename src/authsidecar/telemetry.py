@@ -8,10 +8,10 @@ import asyncio
 import os
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -43,6 +43,9 @@ UNREADABLE_LINES: Final = 20
 
 SHARED_S: Final = 0.25
 """The age of what other processes see of this one's metrics, at the most, in seconds."""
+
+Keep = Callable[[Callable[[], Coroutine[Any, Any, None]]], Coroutine[Any, Any, None]]
+"""Does a task's work, and sees to it that it goes on."""
 
 Decisions = Literal["all", "denied", "none"]
 
@@ -240,11 +243,15 @@ class Telemetry:
         self._connected = connections
 
     @asynccontextmanager
-    async def kept(self) -> AsyncIterator[None]:
-        """Write down what is counted meanwhile, often where other processes read it too."""
-        tasks = [asyncio.create_task(self._watch_loop())]
+    async def kept(self, keep: Keep = lambda work: work()) -> AsyncIterator[None]:
+        """Write down what is counted meanwhile, often where other processes read it too.
+
+        Args:
+            keep: begins that work again if it fails.
+        """
+        tasks = [asyncio.create_task(keep(self._watch_loop))]
         if shared():
-            tasks.append(asyncio.create_task(self._keep_collecting()))
+            tasks.append(asyncio.create_task(keep(self._keep_collecting)))
         try:
             yield
         finally:

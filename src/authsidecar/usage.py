@@ -1,7 +1,8 @@
 """When, from where and for what each token was last used, without a write per request.
 
 A process keeps the latest use of each token in memory and writes them every few seconds, in a
-few trips for all. What is lost is at most those seconds, in a crash.
+few trips for all. What is lost is at most those seconds, in a crash; what Redis itself loses in a
+failover is lost as well, until the token is used again.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 from redis import exceptions
 
-from authsidecar.ending import end
+from authsidecar.background import Background
 from authsidecar.log import Log
 from authsidecar.model import Address, TokenId, UnixMs
 from authsidecar.store.keys import Keys
@@ -121,14 +122,15 @@ class LastUses:
 
 
 @contextlib.asynccontextmanager
-async def last_uses(client: Any, keys: Keys, log: Log) -> AsyncIterator[LastUses]:
+async def last_uses(
+    client: Any, keys: Keys, log: Log, background: Background
+) -> AsyncIterator[LastUses]:
     """Uses that are written beside other work, and a last time at the end."""
     uses = LastUses(client, keys)
-    task = asyncio.create_task(uses.keep_writing(log))
     try:
-        yield uses
+        async with background.running("last_used", lambda: uses.keep_writing(log)):
+            yield uses
     finally:
-        await end([task])
         with contextlib.suppress(exceptions.RedisError, OSError, TimeoutError):
             async with asyncio.timeout(LAST_WRITE_S):
                 await uses.write()

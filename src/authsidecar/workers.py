@@ -19,6 +19,7 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
+from prometheus_client.multiprocess import mark_process_dead
 
 from authsidecar import __version__
 from authsidecar.config import ConfigError, Settings
@@ -27,6 +28,7 @@ from authsidecar.listeners import Listeners
 from authsidecar.log import Bridge, Log
 from authsidecar.memory import directory
 from authsidecar.sidecar import GRACE_S, StartError, running
+from authsidecar.telemetry import shared
 
 HEARTBEAT_S: Final = 1.0
 """How often a worker tells that it lives, in seconds; after 30 s of silence it is replaced."""
@@ -76,6 +78,7 @@ class _Application(BaseApplication):
             "proc_name": "authsidecar",
             "worker_tmp_dir": directory(),  # for the heartbeat, which is a file
             "control_socket_disable": True,
+            "child_exit": _forget_metrics,
         }
         for name, value in options.items():
             self.cfg.set(name, value)
@@ -116,6 +119,12 @@ class _Arbiter(Arbiter):
         self.app.stopping[0] = 1
         self.systemd = True  # leave the socket's path alone: `listening` removes it
         super().stop(graceful)
+
+
+def _forget_metrics(_: Arbiter, worker: Worker) -> None:
+    """What a worker that is gone said of itself alone counts no more."""
+    if shared():
+        mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
 
 
 def _quiet(log: Log) -> type[Logger]:

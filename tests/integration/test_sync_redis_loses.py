@@ -397,7 +397,7 @@ def make_room(server: RedisProcess) -> None:
 async def test_what_coolify_takes_away_is_gone_on_a_full_redis(
     coolify_db: Coolify, pair: Pair, redis_client: Redis
 ) -> None:
-    """Tokens, users, roles, permissions, the allowlist; and who starts only then finds the lease."""
+    """Tokens, users, roles, permissions, the allowlist; and who starts then gets the lease."""
     address, lines = pair.address.url, Lines()
     async with following(coolify_db, address, lines) as made:
         fill(pair.first)

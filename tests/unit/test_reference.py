@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 import authsidecar
 from authsidecar import policy
+from authsidecar.background import Background
 from authsidecar.log import Log
 from authsidecar.model import Limit, Proxy, Reason, TeamId, TokenId, UnixMs, UserId
 from authsidecar.proxies import headers
@@ -97,7 +98,9 @@ def documented_metrics() -> dict[str, str]:
 def test_every_metric_is_documented_with_its_labels():
     """Dashboards are built from this page."""
     registry = CollectorRegistry()
-    Telemetry(registry, Log(json_lines=True))
+    log = Log(json_lines=True)
+    Telemetry(registry, log)
+    Background(log, registry)
     found = documented_metrics()
     for metric in registry.collect():
         collector = registry._names_to_collectors[metric.name]

@@ -60,6 +60,7 @@ async def _once(session: Session) -> None:
 async def _for_ever(session: Session) -> None:
     import asyncio
 
+    from authsidecar.background import Background
     from authsidecar.expiry.rounds import warning
     from authsidecar.life import log_ignored_signals
     from authsidecar.sidecar import logger
@@ -71,7 +72,9 @@ async def _for_ever(session: Session) -> None:
     log_ignored_signals(log)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with warning(options, session.client, keys, log, lambda _: None):
+    async with warning(
+        options, session.client, keys, log, lambda _: None, background=Background(log)
+    ):
         log.event("info", "warning_of_expiry", lead_times_hours=list(options.leads))
         await stop.wait()
     log.event("info", "stopped")

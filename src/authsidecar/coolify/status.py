@@ -8,6 +8,8 @@ round, what keeps it from another, and what is odd. Any sidecar on that Redis sa
 import asyncio
 import contextlib
 import json
+import math
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,8 +19,8 @@ from prometheus_client import CollectorRegistry, Gauge
 from redis import exceptions
 from redis.asyncio import Redis
 
+from authsidecar.background import Background
 from authsidecar.coolify.rows import Odd
-from authsidecar.ending import end
 from authsidecar.store.keys import Keys
 
 OWNER: Final = "coolify"
@@ -50,6 +52,7 @@ class Problem(StrEnum):
     REDIS = "redis"
     REPLICAS = "replicas"
     DEFECT = "defect"
+    OTHER = "other"
 
 
 _NOT_KEPT: Final = {Problem.OUTAGE, Problem.REDIS, Problem.REPLICAS, Problem.DEFECT}
@@ -103,8 +106,13 @@ class Board:
         return _text(await self.client.hget(self.keys.sync_status, "tokens_file"))
 
     async def claim(self) -> None:
-        """Say that the state is a sync's, before the first change of it."""
-        await self.client.hset(self.keys.sync_status, "owner", OWNER)
+        """Say that the state is a sync's, before the first change of it.
+
+        Until the first round is complete nothing is known, so what was read before is stale.
+        """
+        await self._tell("", {"owner": OWNER})
+        if not await self.client.hexists(self.keys.sync_status, "at"):
+            await self.client.delete(self.keys.instance_nonce)
 
     async def followed(
         self, odd: Mapping[Odd, int], tokens_file: str, *, unconfirmed: str = ""
@@ -157,20 +165,55 @@ async def read(client: "Redis", keys: Keys) -> Status | None:
         return None
     seconds, micros = await anyway.time()
     return Status(
-        age_s=None if at is None else max(0.0, seconds + micros / 1e6 - int(at) / 1000),
-        problem=Problem(_text(problem)) if problem else None,
+        age_s=None if at is None else max(0.0, seconds + micros / 1e6 - _number(at) / 1000),
+        problem=_problem(_text(problem)),
         detail=_text(detail),
-        kept=int(kept or 0),
-        odd={Odd(name): int(n) for name, n in json.loads(odd or b"{}").items()},
+        kept=_number(kept),
+        odd=_odd(odd),
     )
 
 
-async def told(client: "Redis", keys: Keys) -> Mapping[str, object] | None:
-    """What `/readyz` says of the sync; None if there is none, or Redis does not say."""
+def _problem(text: str) -> Problem | None:
+    """What is told there; a sync of another version may know more."""
+    try:
+        return Problem(text) if text else None
+    except ValueError:
+        return Problem.OTHER
+
+
+def _odd(text: bytes | None) -> Mapping[Odd, int]:
+    try:
+        found = json.loads(text or b"{}")
+        return {Odd(name): int(found[name]) for name in found if name in set(Odd)}
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _number(text: bytes | None) -> int:
+    """What cannot be read is 0: of a time, long ago."""
+    return int(text) if text is not None and text.isdigit() else 0
+
+
+NEVER: Final = Status(age_s=None, problem=None, detail="", kept=0, odd={})
+"""What there is to tell where a sync is expected and has told nothing."""
+
+
+async def told(
+    client: "Redis", keys: Keys, *, expected: bool = False
+) -> Mapping[str, object] | None:
+    """What `/readyz` says of the sync; None if there is none, or Redis does not say.
+
+    Args:
+        client: redis-py's asyncio client.
+        keys: the key names.
+        expected: whether there is to be one.
+    """
     try:
         status = await read(client, keys)
     except (exceptions.RedisError, OSError):
         return None
+    if status is None and expected:
+        status = NEVER
     return None if status is None else status.as_json()
 
 
@@ -198,36 +241,62 @@ class Gauges:
         )
         self._problem = gauge("problem", "What keeps the sync from following: 1 if so.", "problem")
         self._odd = gauge("odd_rows", "Odd rows in Coolify's tables, by what is wrong.", "reason")
+        self._seen = False
+        self._age_s = math.inf
+        self._told_at = 0.0
 
     def show(self, status: Status | None) -> None:
-        """Bring the metrics up to date."""
-        if status is None:
+        """Bring the metrics up to date; what was there once and is not any more is for ever old."""
+        if status is None and not self._seen:
             return
-        if status.age_s is not None:
-            self._age.labels(OWNER).set(status.age_s)
+        status, self._seen = status or NEVER, True
+        self._age_s = math.inf if status.age_s is None else status.age_s
+        self._told_at = time.monotonic()
+        self._age.labels(OWNER).set(self._age_s)
         self._kept.labels(OWNER).set(status.kept)
         for problem in Problem:
             self._problem.labels(problem.value).set(problem is status.problem)
         for reason in Odd:
             self._odd.labels(reason.value).set(status.odd.get(reason, 0))
 
+    def grow_old(self) -> None:
+        """Let the age go on: nobody says that it does not."""
+        if self._seen:
+            self._age.labels(OWNER).set(self._age_s + time.monotonic() - self._told_at)
+
 
 @contextlib.asynccontextmanager
-async def shown(client: "Redis", keys: Keys, registry: CollectorRegistry) -> AsyncIterator[None]:
-    """Keep the metrics of the sync up to date, until the context ends."""
+async def shown(
+    client: "Redis",
+    keys: Keys,
+    registry: CollectorRegistry,
+    background: Background,
+    *,
+    expected: bool,
+) -> AsyncIterator[None]:
+    """Keep the metrics of the sync up to date, until the context ends.
+
+    Args:
+        client: redis-py's asyncio client.
+        keys: the key names.
+        registry: where the metrics are.
+        background: keeps it going.
+        expected: whether there is to be a sync.
+    """
     gauges = Gauges(registry)
+    if expected:
+        gauges.show(NEVER)
 
     async def keep() -> None:
         while True:
-            with contextlib.suppress(exceptions.RedisError, OSError):
+            try:
                 gauges.show(await read(client, keys))
+            except (exceptions.RedisError, OSError):
+                gauges.grow_old()
             await asyncio.sleep(_EVERY_S)
 
-    task = asyncio.create_task(keep())
-    try:
+    async with background.running("sync_status", keep):
         yield
-    finally:
-        await end([task])
 
 
 def _text(value: bytes | None) -> str:

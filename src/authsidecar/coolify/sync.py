@@ -14,6 +14,7 @@ from typing import Any, Final
 from redis import exceptions
 from redis.asyncio import Redis
 
+from authsidecar.background import Background, told
 from authsidecar.config import Settings
 from authsidecar.coolify.image import Image
 from authsidecar.coolify.lease import LEASE_MS, RENEW_S, Lease
@@ -23,13 +24,17 @@ from authsidecar.coolify.source import SchemaError, Source, SourceError, connect
 from authsidecar.coolify.status import Board, Problem
 from authsidecar.coolify.sweep import LOOK_S, Sweep
 from authsidecar.ending import end
-from authsidecar.log import Level, Log
+from authsidecar.log import Level, Log, redact
 from authsidecar.store.bulk import Bulk
 from authsidecar.store.epoch import FenceBroken, WritesLost
 from authsidecar.store.keys import Keys
+from authsidecar.store.trips import kind_of
 
 BACKOFF_S: Final = (0.25, 0.5, 1.0, 2.0, 5.0)
 """The pauses between tries to reach the database, in seconds; the last one stays."""
+
+AWAY_S: Final = (RENEW_S, RENEW_S, 1.0, 2.0)
+"""The pauses between tries to get the lease, in seconds: the later ones where Redis fails."""
 
 PROGRESS_S: Final = 5.0
 """The time between two log lines of a long application, in seconds."""
@@ -98,6 +103,8 @@ class Follower:
         keys: Keys,
         log: Log,
         progress: Progress = lambda *_: None,
+        *,
+        report: Callable[[str | None], None] = lambda _: None,
     ) -> None:
         """Nothing is sent yet.
 
@@ -107,6 +114,7 @@ class Follower:
             keys: the key names.
             log: where lines go.
             progress: told how far an application is.
+            report: told what keeps from following that Redis may not take word of, or None.
         """
         self._options = options
         self._lease = Lease(client, keys)
@@ -114,6 +122,8 @@ class Follower:
         self._board = Board(client, keys)
         self._log = log
         self._progress = progress
+        self._report = report
+        self._well = False
         self._image: Image | None = None
         self._before: Image | None = None
         self._sweep = Sweep(self._bulk, keys)
@@ -125,26 +135,34 @@ class Follower:
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        standing_by = False
+        failures, role = 0, ""
         while True:
+            self._well = False
             try:
                 if await self._lease.acquire():
-                    standing_by = False
-                    self._log.event("info", "sync_leading", holder=self._lease.holder)
+                    if role != "leading":
+                        role = "leading"
+                        self._log.event("info", "sync_leading", holder=self._lease.holder)
                     await self._kept(self._follow)
-                elif not standing_by:
-                    standing_by = True
-                    self._log.event(
-                        "info", "sync_standing_by", behind=await self._lease.holder_now()
-                    )
+                else:
+                    self._well = True
+                    self._report(None)
+                    if role != "standing by":
+                        role = "standing by"
+                        behind = await self._lease.holder_now()
+                        self._log.event("info", "sync_standing_by", behind=behind)
             except FenceBroken:
+                role = ""
                 self._log.event("warning", "sync_lease_lost")
-            except (exceptions.RedisError, OSError) as error:
+            except (exceptions.ConnectionError, exceptions.TimeoutError, OSError) as error:
                 self._tell("warning", "sync_without_redis", error=type(error).__name__)
+            except exceptions.RedisError as error:
+                await self._trouble(Problem.REDIS, f"{kind_of(error)}: {redact(str(error))}")
             except Exception as error:  # noqa: BLE001  # whatever it is, the last state stays
-                self._tell("error", "sync_failed", error=type(error).__name__)
+                await self._trouble(Problem.DEFECT, told(error))
             self._forget()
-            await asyncio.sleep(RENEW_S)
+            failures = 0 if self._well else failures + 1
+            await asyncio.sleep(AWAY_S[min(failures, len(AWAY_S) - 1)])
 
     async def once(self) -> Applied:
         """One round.
@@ -187,24 +205,46 @@ class Follower:
                 await self._lease.release()
 
     async def _follow(self) -> Applied:
-        """Rounds without end; a database that fails is reached again."""
+        """Rounds without end; a database that fails is reached again.
+
+        Whatever fails is told and tried again later, and the lease is kept meanwhile.
+        """
         failures = 0
         while True:
+            self._well = False
             try:
-                changed = self._wake.set if self._options.instant else None
-                async with connected(self._options.dsn, changed) as source:
-                    await self._check_triggers(source)
-                    while True:
-                        self._wake.clear()
-                        await self._round_or_doubt(source)
-                        failures = 0
-                        await self._pause()
+                await self._rounds()
+            except (FenceBroken, exceptions.ConnectionError, exceptions.TimeoutError):
+                raise  # of Redis: the lease is lost, or cannot be kept
             except SourceError as error:
                 problem = Problem.SCHEMA if isinstance(error, SchemaError) else Problem.OUTAGE
-                self._tell("warning", f"sync_{problem}", detail=str(error))
-                await self._board.troubled(problem, str(error))
+                await self._trouble(problem, str(error))
+            except exceptions.RedisError as error:
+                await self._trouble(Problem.REDIS, f"{kind_of(error)}: {redact(str(error))}")
+            except Exception as error:  # noqa: BLE001  # whatever it is, the last state stays
+                await self._trouble(Problem.DEFECT, told(error))
+            failures = 0 if self._well else failures
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
             failures += 1
+
+    async def _rounds(self) -> None:
+        changed = self._wake.set if self._options.instant else None
+        async with connected(self._options.dsn, changed) as source:
+            await self._check_triggers(source)
+            while True:
+                self._wake.clear()
+                await self._round_or_doubt(source)
+                self._well = True
+                await self._pause()
+
+    async def _trouble(self, problem: Problem, detail: str) -> None:
+        """Tell what keeps from following: in the log, in this process, and in Redis if it can."""
+        level: Level = "error" if problem in {Problem.DEFECT, Problem.EMPTIED} else "warning"
+        self._tell(level, f"sync_{problem}", detail=detail)
+        if problem in {Problem.REDIS, Problem.DEFECT}:
+            self._report(f"{problem}: {detail}")
+        with contextlib.suppress(exceptions.RedisError, OSError):
+            await self._board.troubled(problem, detail)
 
     async def _round_or_doubt(self, source: Source) -> None:
         try:
@@ -214,9 +254,9 @@ class Follower:
             await asyncio.sleep(LOOK_S)
             self._wake.set()
         except DoubtError as error:
-            self._tell("error", "sync_emptied", detail=str(error), hint="sync.allow_empty")
-            await self._board.troubled(Problem.EMPTIED, str(error))
+            await self._trouble(Problem.EMPTIED, f"{error} (sync.allow_empty believes it)")
         else:
+            self._report(None)
             self._tell("info", "sync_following")
 
     async def _round(self, source: Source) -> Applied:
@@ -241,7 +281,12 @@ class Follower:
                 self._image = image
                 raise DoubtError(why)
             await self._board.claim()
-            applied = await Round(view, look, image, self._bulk).apply(self._progressing())
+            try:
+                applied = await Round(view, look, image, self._bulk).apply(self._progressing())
+            except exceptions.ResponseError as error:
+                if kind_of(error) == "full":  # and so nothing was written: what was done is known
+                    image.snapshot, self._image = None, image
+                raise
         self._image = image
         if applied.total():
             await self._confirm(self._options.wait_timeout_ms)
@@ -297,14 +342,14 @@ class Follower:
     def _progressing(self) -> Progress:
         last = time.monotonic()
 
-        def told(done: int, total: int) -> None:
+        def so_far(done: int, total: int) -> None:
             nonlocal last
             self._progress(done, total)
             if time.monotonic() - last > PROGRESS_S:
                 last = time.monotonic()
                 self._log.event("info", "sync_progress", done=done, total=total)
 
-        return told
+        return so_far
 
     def _say(self, applied: Applied, image: Image) -> None:
         """Log what a round has changed, and what is newly odd."""
@@ -387,7 +432,9 @@ async def planned(options: Options, client: "Redis", keys: Keys) -> AsyncIterato
 
 
 @contextlib.asynccontextmanager
-async def following(settings: Settings, client: "Redis", log: Log) -> AsyncIterator[None]:
+async def following(
+    settings: Settings, client: "Redis", log: Log, background: Background
+) -> AsyncIterator[None]:
     """Follow Coolify beside other work, if the settings say so.
 
     Raises:
@@ -398,9 +445,13 @@ async def following(settings: Settings, client: "Redis", log: Log) -> AsyncItera
         yield
         return
     driver()
-    follower = Follower(options, client, Keys(settings.redis.prefix), log)
-    task = asyncio.create_task(follower.run())
-    try:
+
+    def report(what: str | None) -> None:
+        if what is None:
+            background.well("sync")
+        else:
+            background.failed("sync", what)
+
+    follower = Follower(options, client, Keys(settings.redis.prefix), log, report=report)
+    async with background.running("sync", follower.run):
         yield
-    finally:
-        await end([task])

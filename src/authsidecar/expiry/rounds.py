@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final, Self
 
 from redis import exceptions
 
+from authsidecar.background import Background, told
 from authsidecar.config import Settings, reread
 from authsidecar.coolify.status import owner
 from authsidecar.ending import end
@@ -94,7 +96,15 @@ class Rounds:
     """One channel's warnings."""
 
     def __init__(
-        self, channel: Channel, options: Options, client: Any, keys: Keys, *, log: Log, count: Count
+        self,
+        channel: Channel,
+        options: Options,
+        client: Any,
+        keys: Keys,
+        *,
+        log: Log,
+        count: Count,
+        report: Callable[[str | None], None] = lambda _: None,
     ) -> None:
         """Nothing is sent yet.
 
@@ -105,6 +115,7 @@ class Rounds:
             keys: the key names.
             log: told of every warning.
             count: told what became of every try.
+            report: told of a failure that nobody foresaw, or None.
         """
         self._channel = channel
         self._options = options
@@ -112,6 +123,7 @@ class Rounds:
         self._keys = keys
         self._log = log
         self._count = count
+        self._report = report
         self._registry = Registry(client, keys)
         self._claims = Claims(client, keys, channel.name)
         self.stopping = asyncio.Event()
@@ -146,11 +158,12 @@ class Rounds:
         while not self.stopping.is_set():
             try:
                 failed = bool((await self.once())[Result.FAILED])
+                self._report(None)
             except (exceptions.RedisError, OSError) as error:
                 self._log.event("warning", "warnings_wait", redis=type(error).__name__)
                 failed = True
             except Exception as error:  # noqa: BLE001  # one odd token must not end all warnings
-                self._log.event("error", "defect", error=type(error).__name__)
+                self._report(told(error))
                 failed = True
             pause = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)] if failed else EVERY_S
             failures = failures + 1 if failed else 0
@@ -211,11 +224,34 @@ class Rounds:
 
 @contextlib.asynccontextmanager
 async def warning(
-    options: Options, client: Any, keys: Keys, log: Log, count: Count
+    options: Options, client: Any, keys: Keys, log: Log, count: Count, *, background: Background
 ) -> AsyncIterator[None]:
     """Warn beside other work; at the end, what is being sent may still be taken."""
-    rounds = [Rounds(one, options, client, keys, log=log, count=count) for one in options.channels]
-    tasks = [asyncio.create_task(one.run()) for one in rounds]
+    failing: dict[str, str] = {}
+
+    def report(channel: str, what: str | None) -> None:
+        if what is None:
+            failing.pop(channel, None)
+        else:
+            failing[channel] = f"{channel}: {what}"
+        if failing:
+            background.failed("warnings", ", ".join(sorted(failing.values())))
+        else:
+            background.well("warnings")
+
+    rounds = [
+        Rounds(
+            one,
+            options,
+            client,
+            keys,
+            log=log,
+            count=count,
+            report=partial(report, one.name),
+        )
+        for one in options.channels
+    ]
+    tasks = [asyncio.create_task(background.keep("warnings", one.run)) for one in rounds]
     try:
         yield
     finally:

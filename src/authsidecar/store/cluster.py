@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Awaitable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
@@ -64,6 +64,7 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
         self._looked_at = float("-inf")
         self._seen = False
         self.written: dict[str, str] = {}
+        self.look_failed: Callable[[BaseException | None], None] = lambda _: None
 
     async def initialize(self, *_: Any, **__: Any) -> Self:
         """See the whole cluster, the first time; later, look again without waiting for it."""
@@ -91,9 +92,13 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
             self._look = asyncio.get_running_loop().create_task(self._looking())
 
     async def _looking(self) -> None:
-        with contextlib.suppress(exceptions.RedisError, OSError, TimeoutError), _said():
-            async with asyncio.timeout(REFRESH_S):
-                await self.nodes_manager.initialize()
+        try:
+            with contextlib.suppress(exceptions.RedisError, OSError, TimeoutError), _said():
+                async with asyncio.timeout(REFRESH_S):
+                    await self.nodes_manager.initialize()
+            self.look_failed(None)
+        except Exception as error:  # noqa: BLE001  # the next look may do better
+            self.look_failed(error)
 
     async def node(self, slot: int) -> ClusterNode:
         """The node that serves a slot, as far as is known.

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -63,8 +63,14 @@ class Connection:
     again: "Callable[[], Connection] | None" = None
 
 
+Keep = Callable[[Callable[[], Coroutine[Any, Any, None]]], Coroutine[Any, Any, None]]
+"""Does a task's work, and sees to it that it goes on."""
+
+
 @asynccontextmanager
-async def connected(how: Connection, told: Told | None = None) -> AsyncIterator["Redis"]:
+async def connected(
+    how: Connection, told: Told | None = None, keep: Keep | None = None
+) -> AsyncIterator["Redis"]:
     """A client that answers in bytes and never repeats a command by itself.
 
     Nothing is sent before the first command. An embedded server is started first, and stopped
@@ -73,6 +79,7 @@ async def connected(how: Connection, told: Told | None = None) -> AsyncIterator[
     Args:
         how: where, and as whom.
         told: if given, an embedded server that ends is started again, and this is told of it.
+        keep: begins what runs beside commands, and again if it fails.
     """
     async with AsyncExitStack() as stack:
         scheme = how.url.partition("://")[0]
@@ -88,7 +95,7 @@ async def connected(how: Connection, told: Told | None = None) -> AsyncIterator[
                 service, sentinels, db=db, max_connections=_pooled(how), **_options(how)
             )
             client = _packing(pool)
-            following = asyncio.create_task(pool.follow())
+            following = asyncio.create_task(keep(pool.follow) if keep else pool.follow())
             stack.push_async_callback(end, [following])
         else:
             client = _alone(how, how.url)

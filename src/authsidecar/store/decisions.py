@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
 
-from authsidecar.authorize import STALE, Charged, Claim, Stale, StoreError
+from authsidecar.authorize import STALE, UNSYNCED, Charged, Claim, Stale, StoreError
 from authsidecar.ending import end
 from authsidecar.model import Credential, Limit, Quota, TeamId, TokenRecord, UnixMs
 from authsidecar.policy import Instance
@@ -63,6 +63,7 @@ class DecisionStore:
         cache_records: int = 100_000,
         cache_max_age_s: float = 30.0,
         pace: AddressPace | None = None,
+        synced: bool = False,
         observe: Observe = lambda *_: None,
         looked_up: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -76,6 +77,7 @@ class DecisionStore:
                 most; 0 keeps none.
             cache_max_age_s: after how many seconds they are read again in any case.
             pace: bounds the look-ups of addresses that send bad tokens.
+            synced: whether a sync is to fill Redis, also where Redis has forgotten that.
             observe: told of every trip: operation, seconds, kind of error or None.
             looked_up: told of every use of the cache: "hit", "miss" or "stale".
         """
@@ -84,6 +86,7 @@ class DecisionStore:
         self._keys = keys
         self._cache_records = cache_records
         self._owner_age_s = min(cache_max_age_s, OWNER_AGE_S)
+        self._synced = synced
         self._clustered = isinstance(client, Cluster)
         self._instance_age_s = min(cache_max_age_s, INSTANCE_AGE_S if self._clustered else inf)
         self._pace = pace or AddressPace()
@@ -136,7 +139,7 @@ class DecisionStore:
         claim = Claim((Charge("ready", "ready", "ready", _READY_LIMIT),))
         try:
             await self._calls.charge(self._part(claim, None, peek=False))
-            await self.instance(fresh=False)
+            await self.instance(fresh=True)
         except StoreError as error:
             if error.kind != "open":
                 raise
@@ -334,7 +337,10 @@ class DecisionStore:
 
     async def _load_instance(self) -> Instance:
         asked = time.monotonic()  # what is read is at least as new
-        loaded = await self._trips.make("instance", self._loader.instance())
+        loaded, complete = await self._trips.make("instance", self._loader.instance())
+        if complete is False or (complete is None and self._synced):
+            self._instance = None
+            raise StoreError(UNSYNCED, "instance: the first sync is not complete")
         loaded = unchanged(self._instance[0] if self._instance else None, loaded)
         self._instance = (loaded, asked)
         return loaded
@@ -343,6 +349,8 @@ class DecisionStore:
         asked = time.monotonic()  # what is read is at least as new
         record, digest = await self._trips.make("token", self._loader.record(credential))
         if record is None:
+            if self._clustered:
+                await self._load_instance()  # nothing else proves that the absence means anything
             self._records.absent(credential.token_id, digest)
         else:
             self._records.hold(record, asked)

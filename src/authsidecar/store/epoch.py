@@ -17,6 +17,7 @@ from redis.commands import AsyncCoreCommands
 
 from authsidecar.store.cluster import Cluster, on, slot_of
 from authsidecar.store.keys import Keys
+from authsidecar.store.trips import kind_of
 
 WAIT_SLICE_MS: Final = 500
 """Milliseconds of one WAIT: less than the connection's own patience with an answer."""
@@ -146,11 +147,16 @@ class OneEpoch:
         """
         expected, value = self._next()
         words = [word for command in commands for word in (len(command), *command)]
-        said = await self._client.eval(
-            *(_WRITE, 2, *self._keys),
-            *(self._fence.value, expected, value, int(forced)),
-            *words,
-        )
+        try:
+            said = await self._client.eval(
+                *(_WRITE, 2, *self._keys),
+                *(self._fence.value, expected, value, int(forced)),
+                *words,
+            )
+        except exceptions.ResponseError as error:
+            if not forced and kind_of(error) == "full":
+                self._value = expected  # the first command of all was refused
+            raise
         self._settle(said, value)
 
     def _next(self) -> tuple[str, str]:

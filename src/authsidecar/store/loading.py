@@ -32,14 +32,17 @@ class Loader:
         self._keys = keys
         self._ordered = ordered
 
-    async def instance(self) -> Instance:
-        """The instance-wide state."""
+    async def instance(self) -> tuple[Instance, bool | None]:
+        """The instance-wide state; and whether a sync has completed it, None: there is none."""
         names = self._keys
         fields = list(records.INSTANCE_FIELDS)
-        nonce, (read,) = await self._proven(
-            names.instance_nonce, lambda pipe: pipe.hmget(names.instance, fields)
-        )
-        return records.instance(read, nonce)
+
+        def read(pipe: Any) -> None:
+            pipe.hmget(names.instance, fields)
+            pipe.hmget(names.sync_status, ["owner", "at"])
+
+        nonce, (found, (owner, at)) = await self._proven(names.instance_nonce, read)
+        return records.instance(found, nonce), None if owner is None else at is not None
 
     async def record(self, credential: Credential) -> tuple[TokenRecord | None, bytes]:
         """The token of exactly this id and secret, or None, and the digest stored under its id.
