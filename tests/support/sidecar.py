@@ -49,6 +49,7 @@ class SidecarProcess:
         arguments: more words for `authsidecar serve`.
         program: what Python runs; a file that breaks something first, say.
         stderr: the descriptor that it logs to, if not to the file.
+        wait_for: the path that is 200 once it has started.
     """
 
     port: int
@@ -58,6 +59,7 @@ class SidecarProcess:
     arguments: tuple[str, ...] = ()
     program: tuple[str, ...] = ("-m", "authsidecar")
     stderr: int | None = None
+    wait_for: str = "/readyz"
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -80,7 +82,7 @@ class SidecarProcess:
         return self.log_path.read_text(errors="replace")
 
     def start(self, *, wait: bool = True) -> None:
-        """Start it, and return once `/readyz` is 200 and the authz listener accepts.
+        """Start it, and return once `wait_for` is 200 and the authz listener accepts.
 
         Args:
             wait: False returns at once.
@@ -176,7 +178,7 @@ class SidecarProcess:
 
     def _ready(self) -> bool:
         with contextlib.suppress(OSError, http.client.HTTPException):
-            if get(self.management_port, "/readyz", {}).status == 200:
+            if get(self.management_port, self.wait_for, {}).status == 200:
                 with socket.create_connection(("127.0.0.1", self.port), timeout=1):
                     return True
         return False
@@ -197,6 +199,7 @@ def start_sidecar(
     directory: Path,
     redis_url: str,
     *arguments: str,
+    wait_for: str = "/readyz",
     program: tuple[str, ...] = ("-m", "authsidecar"),
     stderr: int | None = None,
     wait: bool = True,
@@ -208,6 +211,7 @@ def start_sidecar(
         directory: where it logs; created if missing.
         redis_url: its Redis.
         arguments: more words for `authsidecar serve`.
+        wait_for: the path of the management listener that is 200 once it has started.
         program: what Python runs.
         stderr: the descriptor that it logs to, if not to a file in `directory`.
         wait: False returns before it is ready.
@@ -233,6 +237,7 @@ def start_sidecar(
         arguments,
         program,
         stderr=stderr,
+        wait_for=wait_for,
     )
     atexit.register(process.stop)
     process.start(wait=wait)

@@ -353,7 +353,7 @@ def test_every_problem_is_said_at_once_with_its_line(write):
             ':5: redis.budget_ms: got "soon"',
             ':8: trusted_peers: got "0.0.0.0/0", which would trust everyone',
             ":10: limits.token.limit: is missing",
-            ":12: sync.dsn: is missing beside sync.source",
+            ":12: sync.dsn: is missing beside sync.source, and so is sync.host",
             'AUTHSIDECAR_LOG__LEVEL: log.level: got "loud"',
             "AUTHSIDECAR_NOTHING: is no setting",
             'API_RATE_LIMIT: limits.user.limit: got "0"',

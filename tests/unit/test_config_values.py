@@ -66,6 +66,11 @@ RUN = {
     "mail.expiry_header_hours": ("48", 48),
     "sync.source": ("coolify", "coolify"),
     "sync.dsn": ("postgresql://me:pw@db/coolify", SecretStr("postgresql://me:pw@db/coolify")),
+    "sync.host": ("db", "db"),
+    "sync.port": ("6432", 6432),
+    "sync.user": ("authsidecar", "authsidecar"),
+    "sync.password": ("a/b", SecretStr("a/b")),
+    "sync.database": ("coolify", "coolify"),
     "sync.interval_seconds": ("0.5", 0.5),
     "sync.instant": ("1", True),
     "sync.team_isolation": ("true", True),
@@ -84,6 +89,11 @@ BESIDE = {
     "mail.username": {"mail.password": "x"},
     "mail.password": {"mail.username": "x"},
     "sync.source": {"sync.dsn": "postgresql://db/coolify"},
+    "sync.host": {"sync.user": "me", "sync.database": "coolify"},
+    "sync.port": {"sync.dsn": "postgresql://db/coolify", "sync.host": "other"},
+    "sync.user": {"sync.dsn": "postgresql://db/coolify"},
+    "sync.password": {"sync.dsn": "postgresql://db/coolify"},
+    "sync.database": {"sync.dsn": "postgresql://db/coolify"},
     **{f"limits.{scope}.window_seconds": {f"limits.{scope}.limit": "9"} for scope in SCOPES},
 }
 """What else has to be set for a setting to make sense."""
@@ -306,6 +316,21 @@ WRONG = [
     ("sync.source", "laravel", "one of coolify, or null"),
     ("sync.source", "coolify", "postgresql://"),
     ("sync.dsn", "mysql://db/coolify", "postgresql://USER:PASSWORD@HOST[:PORT]/DATABASE"),
+    ("sync.dsn", "postgresql://me:a/b@db/coolify", "postgresql://USER:PASSWORD@"),
+    ("sync.dsn", "postgresql://me:a#b@db/coolify", "postgresql://USER:PASSWORD@"),
+    ("sync.dsn", "postgresql://me:a?b@db/coolify", "postgresql://USER:PASSWORD@"),
+    ("sync.dsn", "postgresql://me:a@b@db/coolify", "postgresql://USER:PASSWORD@"),
+    ("sync.dsn", "postgresql://me:a%b@db/coolify", "postgresql://USER:PASSWORD@"),
+    ("sync.dsn", "postgresql://me:a[b@db/coolify", "postgresql://USER:PASSWORD@"),
+    ("sync.dsn", "postgresql://me:a b@db/coolify", "postgresql://USER:PASSWORD@"),
+    ("sync.dsn", "postgresql://me:pw@db:port/coolify", "postgresql://USER:PASSWORD@"),
+    ("sync.host", "-db", "a host name or an address"),
+    ("sync.host", "db", "1 to 255 characters"),
+    ("sync.port", "0", "a whole number from 1 to 65535"),
+    ("sync.port", "5432", "sync.host"),
+    ("sync.user", "a\tb", "no control characters"),
+    ("sync.user", "me", "a host name or an address"),
+    ("sync.database", "a\tb", "no control characters"),
     ("sync.interval_seconds", "0", "a number from 0.1 to 3600"),
     ("sync.instant", "instant", "true or false"),
     ("sync.team_isolation", "5", "true or false"),
@@ -318,6 +343,8 @@ ABOUT = {
     ("redis.tls_key_file", "/key.pem"): "redis.tls_cert_file",
     ("mail.host", "mail.example.com"): "mail.sender",
     ("sync.source", "coolify"): "sync.dsn",
+    ("sync.host", "db"): "sync.user",
+    ("sync.user", "me"): "sync.host",
     ("limits.token.window_seconds", "60"): "limits.token.limit",
     ("limits.user", "0"): "limits.user.limit",
     ("limits.user", "100001"): "limits.user.limit",
@@ -327,7 +354,10 @@ ABOUT = {
 
 def test_the_table_of_wrong_values_is_long_enough():
     """Sixty wrong values at least, and every setting that can be wrong is among them."""
-    unrefusable = {"redis.password", "mail.password", "mail.webhook_secret", "coolify.extra_routes"}
+    unrefusable = {
+        *("redis.password", "mail.password", "mail.webhook_secret", "sync.password"),
+        "coolify.extra_routes",
+    }
     tried = {key for key, _, _ in WRONG}
     buckets = {key for key in LEAVES if key.startswith("limits.") and key.count(".") == 2}
     assert len(WRONG) >= 60
@@ -385,6 +415,9 @@ def test_wrong_value_in_the_file_is_answered_with_its_line(tmp_path, key, text, 
         ("redis.prefix", "x" * 64),
         ("mail.webhook_url", "http://127.0.0.1:8080/a?b=c"),
         ("sync.dsn", "postgres://db/coolify"),
+        ("sync.dsn", "postgresql://me:a%2Fb@[::1]:5432,db2/coolify?sslmode=require"),
+        ("sync.dsn", "postgresql://me@%2Fvar%2Frun%2Fpostgresql/coolify"),
+        ("sync.dsn", "postgresql://me:p:w+=@db"),
     ],
 )
 def test_value_at_the_edge_is_taken(key, text):
@@ -392,3 +425,23 @@ def test_value_at_the_edge_is_taken(key, text):
     found = value_of(load(None, {variable(key): text}), key)
     plain = found.get_secret_value() if isinstance(found, SecretStr) else found
     assert str(plain) == text or float(plain) == float(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ({}, None),
+        ({"dsn": "postgres://me:pw@db:5/x?sslmode=require"}, "me:pw@db:5/x?sslmode=require"),
+        ({"dsn": "postgresql://me@db/x", "password": "a/b@c%d"}, "me:a%2Fb%40c%25d@db/x"),
+        ({"dsn": "postgresql://me:old@db/x", "user": "a b"}, "a%20b:old@db/x"),
+        ({"dsn": "postgresql://db1,db2/x", "host": "::1", "port": "7"}, "[::1]:7/x"),
+        ({"dsn": "postgresql://db/x?a=b", "database": "y/z"}, "db/y%2Fz?a=b"),
+        ({"host": "db", "user": "me", "database": "x"}, "me@db/x"),
+        ({"host": "db", "user": "me", "password": "/", "database": "x"}, "me:%2F@db/x"),
+    ],
+)
+def test_the_parts_of_the_database_and_its_dsn_are_one(given, url):
+    """What is set on its own wins, and needs no escapes."""
+    environ = {variable(f"sync.{name}"): text for name, text in given.items()}
+    found = load(None, environ).sync.url
+    assert (found and found.get_secret_value()) == (url and f"postgresql://{url}")

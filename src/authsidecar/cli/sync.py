@@ -194,7 +194,8 @@ def _options(session: Session, *, allow_empty: bool) -> "Options":
     options = Options.of(session.settings)
     if options is None:
         raise MisconfiguredError(
-            "sync.dsn: is missing; allowed: postgresql://USER:PASSWORD@HOST[:PORT]/DATABASE"
+            "sync.dsn: is missing, and so is sync.host; "
+            "allowed: postgresql://USER:PASSWORD@HOST[:PORT]/DATABASE"
         )
     return replace(options, allow_empty=options.allow_empty or allow_empty)
 
@@ -202,7 +203,7 @@ def _options(session: Session, *, allow_empty: bool) -> "Options":
 def _dsn(dsn_file: str | None) -> str:
     """Whom to install as: a DSN is never an argument, it would show in the process list."""
     if dsn_file is None:
-        dsn = load_settings(given()).sync.dsn
+        dsn = load_settings(given()).sync.url
         if dsn is None:
             raise click.UsageError("--dsn-file is missing, and so is sync.dsn")
         return dsn.get_secret_value()

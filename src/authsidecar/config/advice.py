@@ -139,5 +139,5 @@ def _sync(settings: Settings) -> Iterator[str]:
     sync = settings.sync
     if sync.allow_empty:
         yield "sync.allow_empty: an empty table in Coolify's database removes every token here"
-    if sync.source is None and (sync.instant or sync.dsn is not None):
+    if sync.source is None and (sync.instant or sync.url is not None):
         yield "sync.source: is null, so sync.dsn and sync.instant have no effect in `serve`"

@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from authsidecar.config.buckets import Limits
 from authsidecar.config.section import Section, contradiction
 from authsidecar.config.values import (
+    DatabaseName,
     DataDirectory,
     Endpoint,
     EndpointText,
@@ -31,6 +32,7 @@ from authsidecar.config.values import (
     WebUrl,
     parse_endpoint,
     parse_network,
+    postgres_url,
 )
 
 
@@ -362,6 +364,15 @@ class Sync(Section):
     dsn: PostgresDsn | None = Field(
         default=None, description="Coolify's PostgreSQL; a role that may only read is enough."
     )
+    host: HostName | None = Field(
+        default=None,
+        description="Host of that PostgreSQL; it and the four below win over sync.dsn, and are "
+        "written as they are, nothing percent-encoded.",
+    )
+    port: int | None = Field(default=None, ge=1, le=65_535, description="Its port; null: 5432.")
+    user: UserName | None = Field(default=None, description="The role that reads.")
+    password: Secret | None = Field(default=None, description="Its password.")
+    database: DatabaseName | None = Field(default=None, description="Name of Coolify's database.")
     interval_seconds: Seconds = Field(
         default=1.0,
         ge=0.1,
@@ -385,13 +396,42 @@ class Sync(Section):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if self.source is not None and self.dsn is None:
+        if self.dsn is None and self.host is None:
+            if self.source is not None:
+                raise contradiction(
+                    "sync.dsn",
+                    "is missing beside sync.source, and so is sync.host",
+                    "postgresql://USER:PASSWORD@HOST[:PORT]/DATABASE",
+                )
+            if self.user or self.password or self.database:
+                raise contradiction(
+                    "sync.host",
+                    "is missing beside the user, the password or the database",
+                    "a host name or an address",
+                )
+        if self.port is not None and self.host is None:
             raise contradiction(
-                "sync.dsn",
-                "is missing beside sync.source",
-                "postgresql://USER:PASSWORD@HOST[:PORT]/DATABASE",
+                "sync.port", "is set without sync.host", "a port beside sync.host, or in sync.dsn"
             )
+        if self.dsn is None and self.host is not None:
+            for name in ("user", "database"):
+                if getattr(self, name) is None:
+                    raise contradiction(
+                        f"sync.{name}", "is missing beside sync.host", "1 to 255 characters"
+                    )
         return self
+
+    @property
+    def url(self) -> SecretStr | None:
+        """One DSN of all that is set; None: there is no database."""
+        return postgres_url(
+            self.dsn,
+            host=self.host,
+            port=self.port,
+            user=self.user,
+            password=self.password,
+            database=self.database,
+        )
 
 
 class Shutdown(Section):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Final
+from urllib.parse import quote
 
 from pydantic import AfterValidator, Field, SecretStr, WithJsonSchema
 
@@ -197,10 +198,61 @@ def _web_url(text: str) -> str:
     return text
 
 
+_POSTGRES_URL: Final = re.compile(
+    r"postgres(?:ql)?://"
+    r"(?:(?P<user>[^:@/?#\[\]]*)(?P<password>:[^@/?#\[\]]*)?@)?"
+    r"(?P<hosts>[^@/?#]+)(?P<path>/[^/?#@]*)?(?P<more>\?[^#]*)?"
+)
+_ESCAPED: Final = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})*")
+
+
 def _dsn(secret: SecretStr) -> SecretStr:
-    if re.match(r"postgres(?:ql)?://[^\s/]", secret.get_secret_value()) is None:
+    """Check the shape of a DSN; a stray `/` or `@` usually is an unescaped password."""
+    text = secret.get_secret_value()
+    if re.match(r"postgres(?:ql)?://[^\s/]", text) is None:
         raise ValueError("is no PostgreSQL URL")
+    match = _POSTGRES_URL.fullmatch(text)
+    if match is None or not _ESCAPED.fullmatch(text) or re.fullmatch(r"[!-~]+", text) is None:
+        raise ValueError(
+            "has a blank or one of / ? # @ % [ ] in its user, password or database (write %20 %2F "
+            "%3F %23 %40 %25 %5B %5D, or set sync.password beside a DSN without one)"
+        )
+    if not all(_is_postgres_host(host) for host in match["hosts"].split(",")):
+        raise ValueError("has no HOST or HOST:PORT before its database")
     return secret
+
+
+def _is_postgres_host(text: str) -> bool:
+    """Tell whether it is a host, with a port or without; a socket's directory begins with %2F."""
+    return _is_host_port(re.sub(r"^%2[Ff][^:]*", "socket", text))
+
+
+def postgres_url(  # the parts of a DSN
+    dsn: SecretStr | None,
+    *,
+    host: str | None,
+    port: int | None,
+    user: str | None,
+    password: SecretStr | None,
+    database: str | None,
+) -> SecretStr | None:
+    """Write one DSN of a checked one and of what is set beside it, which wins; None of nothing."""
+    if dsn is None and host is None:
+        return None
+    match = _POSTGRES_URL.fullmatch("postgresql://x" if dsn is None else dsn.get_secret_value())
+    assert match is not None  # noqa: S101  # it was checked
+    hosts = match["hosts"]
+    if host is not None:
+        name = f"[{host}]" if ":" in host else host
+        hosts = name if port is None else f"{name}:{port}"
+    login = match["user"] or "" if user is None else quote(user, safe="")
+    if password is not None:
+        login += f":{quote(password.get_secret_value(), safe='')}"
+    else:
+        login += match["password"] or ""
+    path = match["path"] or "" if database is None else f"/{quote(database, safe='')}"
+    at = "@" if login else ""
+    return SecretStr(f"postgresql://{login}{at}{hosts}{path}{match['more'] or ''}")
 
 
 def _host(text: str) -> str:
@@ -277,6 +329,9 @@ KeyPrefix = Annotated[
     Allowed("1 to 64 printable ASCII characters, no blanks, no braces"),
 ]
 Secret = Annotated[SecretStr, Allowed("any text that is not empty", private=True)]
+DatabaseName = Annotated[
+    str, AfterValidator(_name), Allowed("1 to 255 characters, no control characters")
+]
 UserName = Annotated[
     str, AfterValidator(_name), Allowed("1 to 255 characters, no control characters")
 ]

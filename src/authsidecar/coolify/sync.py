@@ -72,10 +72,10 @@ class Options:
     def of(cls, settings: Settings) -> "Options | None":
         """From the settings; None if they name no database to follow."""
         section = settings.sync
-        if section.dsn is None:
+        if section.url is None:
             return None
         return cls(
-            dsn=section.dsn.get_secret_value(),
+            dsn=section.url.get_secret_value(),
             interval_s=section.interval_seconds,
             instant=section.instant,
             allow_empty=section.allow_empty,
