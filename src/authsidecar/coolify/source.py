@@ -4,7 +4,6 @@ Changes are found by content: PostgreSQL computes a digest for each bucket of 25
 exactly these columns, so last_used_at and updated_at, which every request moves, cost nothing.
 """
 
-import asyncio
 import secrets
 import socket
 import time
@@ -44,6 +43,9 @@ upper one as long as nobody knows."""
 
 HEAR_S: Final = 2.0
 """How long a notification may take, in seconds."""
+
+HEARING_S: Final = 5.0
+"""The time between two proofs that notifications arrive, in seconds."""
 
 LOCK_MS: Final = 1500
 """How long a migration may keep us waiting before that is an outage, in milliseconds."""
@@ -286,12 +288,20 @@ class Source:
     def __init__(self, connection: "asyncpg.Connection[Any]", listener: "Listener | None") -> None:
         self._connection: Any = connection
         self._digests_s: float | None = None
-        self.listener = listener
+        self._listener = listener
 
     async def snapshot(self) -> str | None:
         """Name what is visible now: as long as it stays the same, no row has changed."""
         async with self._reading():
             return await self._snapshot()
+
+    async def hears(self) -> bool:
+        """Whether notifications arrive, as far as is known; without a listener none are to.
+
+        Raises:
+            SourceError: they did arrive, and do not any more.
+        """
+        return self._listener is None or await self._listener.hears(self._connection)
 
     async def without_triggers(self) -> tuple[str, ...]:
         """The tables whose changes nobody would notify us of."""
@@ -351,34 +361,50 @@ class Source:
 
 
 class Listener:
-    """A connection that is notified; it proves now and then that it still is."""
+    """A connection that is notified; it is proved now and then that it still is."""
 
     def __init__(self, connection: Any, changed: Callable[[], None]) -> None:
         self._connection = connection
         self._changed = changed
         self._probe = f"{PROBE}_{secrets.token_hex(6)}"
-        self._heard = asyncio.Event()
+        self._asked_at: float | None = None
+        self._heard_at: float | None = None
 
     async def listen(self) -> None:
         """Be notified from now on."""
         self._connection.add_termination_listener(lambda _: self._changed())
         await self._connection.add_listener(CHANNEL, lambda *_: self._changed())
-        await self._connection.add_listener(self._probe, lambda *_: self._heard.set())
+        await self._connection.add_listener(self._probe, lambda *_: self._hear())
 
-    async def hears(self) -> bool:
-        """Whether a notification arrives: not through a pooler that lends out connections.
+    async def hears(self, other: Any) -> bool:
+        """Whether notifications arrive, as far as is known; waits for none.
+
+        Args:
+            other: the connection that notifies: a pooler that lends out connections would have its
+                notifications arrive anywhere but here.
 
         Raises:
-            SourceError: the connection is silent.
+            SourceError: they did arrive, and do not any more.
         """
-        self._heard.clear()
-        await self._connection.execute(f"NOTIFY {self._probe}", timeout=QUICK_S)
-        try:
-            async with asyncio.timeout(HEAR_S):
-                await self._heard.wait()
-        except TimeoutError:
-            return False
-        return True
+        now = time.monotonic()
+        if self._asked_at is None or (self._heard() and now > self._asked_at + HEARING_S):
+            self._asked_at = now
+            await other.execute(f"NOTIFY {self._probe}")
+        if self._heard() or now < self._asked_at + HEAR_S:
+            return True
+        if self._heard_at is not None:
+            raise SourceError("the connection that is notified is silent")
+        if now > self._asked_at + HEARING_S:
+            self._asked_at = None  # once more
+        return False
+
+    def _hear(self) -> None:
+        self._heard_at = time.monotonic()
+
+    def _heard(self) -> bool:
+        """Whether the last one has arrived."""
+        asked, heard = self._asked_at, self._heard_at
+        return asked is not None and heard is not None and heard >= asked
 
 
 @asynccontextmanager

@@ -51,6 +51,7 @@ class Problem(StrEnum):
     EMPTIED = "emptied"
     REDIS = "redis"
     REPLICAS = "replicas"
+    INSTANT = "instant"
     DEFECT = "defect"
     OTHER = "other"
 
@@ -115,19 +116,24 @@ class Board:
             await self.client.delete(self.keys.instance_nonce)
 
     async def followed(
-        self, odd: Mapping[Odd, int], tokens_file: str, *, unconfirmed: str = ""
+        self,
+        odd: Mapping[Odd, int],
+        tokens_file: str,
+        problem: Problem | None = None,
+        detail: str = "",
     ) -> None:
         """Say that Redis says what Coolify says.
 
         Args:
             odd: how many odd rows there are, by what is wrong.
             tokens_file: the table whose tokens were applied.
-            unconfirmed: how many replicas lack what was written, for people; "" if none.
+            problem: what is wrong all the same, or None.
+            detail: the same for people.
         """
         fields = {
             "owner": OWNER,
-            "problem": Problem.REPLICAS.value if unconfirmed else "",
-            "detail": unconfirmed,
+            "problem": "" if problem is None else problem.value,
+            "detail": detail,
             "odd": json.dumps(odd),
             "tokens_file": tokens_file,
         }

@@ -42,6 +42,11 @@ PROGRESS_S: Final = 5.0
 CONFIRM_AGAIN_MS: Final = 50
 """How long each later round waits for replicas that were late, in milliseconds."""
 
+DEAF: Final = (
+    "notifications do not arrive: instant mode needs a connection of its own, to PostgreSQL itself "
+    "or through a pooler in session mode; rounds go on"
+)
+
 LOGGED_ROWS: Final = 10
 """How many odd rows one log line names."""
 
@@ -128,6 +133,7 @@ class Follower:
         self._before: Image | None = None
         self._sweep = Sweep(self._bulk, keys)
         self._unconfirmed = ""
+        self._deaf = ""
         self._wake = asyncio.Event()
         self._told = ""
         self._logged: set[tuple[Odd, str]] = set()
@@ -233,9 +239,10 @@ class Follower:
             await self._check_triggers(source)
             while True:
                 self._wake.clear()
+                await self._check_listener(source)
                 await self._round_or_doubt(source)
                 self._well = True
-                await self._pause()
+                await self._pause(source)
 
     async def _trouble(self, problem: Problem, detail: str) -> None:
         """Tell what keeps from following: in the log, in this process, and in Redis if it can."""
@@ -257,7 +264,8 @@ class Follower:
             await self._trouble(Problem.EMPTIED, f"{error} (sync.allow_empty believes it)")
         else:
             self._report(None)
-            self._tell("info", "sync_following")
+            if not self._deaf:
+                self._tell("info", "sync_following")
 
     async def _round(self, source: Source) -> Applied:
         await self._as_left()
@@ -297,7 +305,12 @@ class Follower:
     async def _followed(self, image: Image) -> None:
         if self._unconfirmed:
             await self._confirm(CONFIRM_AGAIN_MS)
-        await self._board.followed(image.odd(), image.tokens_file, unconfirmed=self._unconfirmed)
+        problem, detail = None, ""
+        if self._unconfirmed:
+            problem, detail = Problem.REPLICAS, self._unconfirmed
+        elif self._deaf:
+            problem, detail = Problem.INSTANT, self._deaf
+        await self._board.followed(image.odd(), image.tokens_file, problem, detail)
 
     async def _confirm(self, timeout_ms: int) -> None:
         """Wait for the replicas that must have what was written, and tell if they have not."""
@@ -382,7 +395,13 @@ class Follower:
         if self._options.instant and (without := await source.without_triggers()):
             self._tell("warning", "sync_without_triggers", tables=without)
 
-    async def _pause(self) -> None:
+    async def _check_listener(self, source: Source) -> None:
+        """See that notifications arrive; where they never do, the rounds go on."""
+        self._deaf = "" if await source.hears() else DEAF
+        if self._deaf:
+            self._tell("warning", f"sync_{Problem.INSTANT}", detail=self._deaf)
+
+    async def _pause(self, source: Source) -> None:
         """Wait for the next round; what happens in Redis meanwhile brings it on."""
         until = time.monotonic() + self._options.interval_s
         while (left := until - time.monotonic()) > 0:
@@ -390,8 +409,10 @@ class Follower:
                 async with asyncio.timeout(min(left, LOOK_S)):
                     await self._wake.wait()
                     return
-            if left > LOOK_S and not await self._as_left():
-                return
+            if left > LOOK_S:
+                await self._check_listener(source)
+                if not await self._as_left():
+                    return
 
 
 @dataclass(frozen=True, slots=True)
