@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from authsidecar.config import load
 from authsidecar.coolify import status, triggers
-from authsidecar.coolify.source import HEAR_S, SourceError
+from authsidecar.coolify.source import HEAR_S, Source, SourceError
 from authsidecar.coolify.sync import Options
 from authsidecar.model import TokenId
 from authsidecar.store.keys import Keys
@@ -277,6 +277,26 @@ async def test_a_connection_that_falls_silent_delays_a_revocation_by_seconds(
             await eventually(lambda: gone(redis_client, 2), "the revocation")
             assert time.monotonic() - start < 10
         assert lines.all("sync_outage")
+
+
+async def test_another_connection_may_be_another_server(
+    coolify_db: Coolify, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A promoted PostgreSQL gives the same ids to other transactions: names alone prove nothing."""
+
+    async def same(_: Source) -> str:
+        return "the same"
+
+    monkeypatch.setattr(Source, "_snapshot", same)
+    async with following(coolify_db.dsn, redis_client):
+        await coolify_db.run("DELETE FROM personal_access_tokens WHERE id = 2")
+        await asyncio.sleep(0.3)
+        assert not await gone(redis_client, 2)  # the name says that nothing was written
+        await coolify_db.run(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'authsidecar'"
+        )
+        await eventually(lambda: gone(redis_client, 2), "the revocation")
 
 
 async def test_a_listener_that_falls_silent_is_noticed(

@@ -13,13 +13,26 @@ import pytest
 import redis as sync_redis
 from redis.asyncio import Redis
 
+from authsidecar.authorize import Rules, authorize
 from authsidecar.coolify import status, triggers
-from authsidecar.model import TeamId, TokenId, UserId
+from authsidecar.model import Allow, TeamId, TokenId, UserId
+from authsidecar.policy import Policy
+from authsidecar.routes import coolify
 from authsidecar.store.connect import Connection, connected
+from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.epoch import WritesLost
 from authsidecar.store.keys import Keys
 from tests.support import seed
-from tests.support.coolify import SECRETS, Coolify, Lines, admitted, contents, follower, state
+from tests.support.coolify import (
+    SECRETS,
+    Coolify,
+    Lines,
+    admitted,
+    asks,
+    contents,
+    follower,
+    state,
+)
 from tests.support.failover import Address, address
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.topologies import REPLICATION, RedisCluster, client, cluster, until
@@ -76,11 +89,11 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
 
 @asynccontextmanager
 async def following(
-    coolify: Coolify, url: str, lines: Lines | None = None, **options: Any
+    database: Coolify, url: str, lines: Lines | None = None, **options: Any
 ) -> AsyncIterator[Redis]:
     """A sync that follows, and has done its first round; yields a client of the same Redis."""
     async with connected(Connection(url, data_dir=None)) as made:  # type: ignore[arg-type]
-        one = follower(coolify.dsn, made, lines, **options)
+        one = follower(database.dsn, made, lines, **options)
         task = asyncio.create_task(one.run())
         try:
             await eventually(lambda: followed(made), "the first round")
@@ -105,10 +118,10 @@ async def refused(made: Redis, token: int) -> bool:
     return not await admitted(made, [token])
 
 
-async def as_coolify_says(coolify: Coolify, made: Redis, spare: Redis) -> Callable[[], Any]:
+async def as_coolify_says(database: Coolify, made: Redis, spare: Redis) -> Callable[[], Any]:
     """Whether decisions are those of a Redis that was filled from nothing."""
     await spare.flushall()
-    await follower(coolify.dsn, spare).once()
+    await follower(database.dsn, spare).once()
     right, facts = await admitted(spare, ALL), await state(spare)
 
     async def same() -> bool:
@@ -436,6 +449,44 @@ async def test_what_coolify_takes_away_is_gone_on_a_full_redis(
 
 
 # Cluster
+
+
+async def test_a_node_that_lost_a_nonce_alone_revives_no_cached_record(
+    coolify_db: Coolify, nodes: RedisCluster
+) -> None:
+    """The token is gone on one node, and its user's old nonce is back on another."""
+    rules = Rules(Policy(coolify("4.3")), {})
+    async with (
+        following(coolify_db, nodes.url) as made,
+        connected(Connection(nodes.url, data_dir=None)) as other,  # type: ignore[arg-type]
+    ):
+        store = DecisionStore(other, KEYS, budget_ms=5000)
+        try:
+            assert await allowed(store, rules, 2)
+            nonce = await made.get(KEYS.user_nonce(UserId(1)))
+            await coolify_db.run("DELETE FROM personal_access_tokens WHERE id = 2")
+
+            async def gone() -> bool:
+                return not await made.exists(KEYS.token(TokenId(2)))
+
+            await eventually(gone, "the revocation")
+            # What a failover of these nodes' replicas would leave, in one step.
+            await made.set(KEYS.user_nonce(UserId(1)), nonce)
+            async for key in made.scan_iter(f"{KEYS.prefix}{{sync-*"):
+                await made.set(key, "an older one")
+
+            async def refused_again() -> bool:
+                return not await allowed(store, rules, 2)
+
+            back = time.monotonic()
+            await eventually(refused_again, "the refusal")
+            assert time.monotonic() - back < SOON_S
+        finally:
+            await store.close()
+
+
+async def allowed(store: DecisionStore, rules: Rules, token: int) -> bool:
+    return isinstance((await authorize(asks(token), rules, store)).verdict, Allow)
 
 
 async def test_what_coolify_takes_away_is_gone_on_a_full_cluster(

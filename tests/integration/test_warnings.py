@@ -101,6 +101,20 @@ async def test_each_lead_time_is_warned_of_once(redis_client):
     assert Counter(spy.warned()) == Counter([(1, 48), (1, 24), (2, 48), (2, 24), (3, 48)])
 
 
+async def test_a_redis_that_forgets_what_was_sent_is_told_again(redis_client):
+    """A failover, a flush: whoever has sent it still knows, and nobody is warned twice."""
+    await expiring(seed.registry(redis_client), 1)
+    spy = Spy()
+    one = rounds(redis_client, spy)
+    await one.once()
+    key = KEYS.warning(f"{spy.sent[0].id}:spy")
+    await redis_client.delete(key)
+    await one.once()
+    assert await redis_client.get(key) == b"sent"
+    await rounds(redis_client, spy).once()
+    assert spy.warned() == [(1, 24)]
+
+
 async def test_a_renewed_token_is_warned_about_again(redis_client):
     """Its new expiry is another one; that of a token without expiry is none."""
     registry = seed.registry(redis_client)

@@ -164,6 +164,19 @@ async def admitted(client: Redis, tokens: list[int]) -> set[tuple[int, str]]:
     return found
 
 
+def asks(token: int) -> AccessRequest:
+    """A request with a token for what needs no more than `read`."""
+    method, path = ONE_ROUTE_EACH[Permission.READ]
+    return AccessRequest(
+        proxy=Proxy.NGINX,
+        method=method,
+        path=path,
+        target=path.encode(),
+        client=ip_address("192.0.2.1"),
+        credential=_credential(token),
+    )
+
+
 def _credential(token: int) -> Credential:
     from hashlib import sha256
 

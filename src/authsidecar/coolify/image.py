@@ -50,6 +50,7 @@ class Image:
         snapshot: names the view that was last applied; None if unknown.
         tokens_file: the table whose tokens were last applied (see source.View); "" if unknown.
         settings: the instance's, as they were last applied; None if unknown.
+        unsure: how many of the keys, by noun, no index names: they may be there.
     """
 
     buckets: dict[str, dict[int, Bucket]]
@@ -57,27 +58,40 @@ class Image:
     snapshot: str | None = None
     tokens_file: str = ""
     settings: Settings | None = None
+    unsure: dict[str, int] = field(default_factory=dict)
     _empty: Bucket = field(default=Bucket(), repr=False)
 
     @classmethod
-    async def load(cls, bulk: Bulk, tokens_file: str, before: "Image | None" = None) -> "Image":
+    async def load(
+        cls,
+        bulk: Bulk,
+        tokens_file: str,
+        before: "Image | None" = None,
+        dropped: Iterable[tuple[str, Any]] = (),
+    ) -> "Image":
         """Read from Redis which facts it holds.
 
         Args:
             bulk: Redis.
             tokens_file: see above.
             before: what Redis held once: an index may have been lost, and the facts be there.
+            dropped: what was removed lately, by noun: the fact alone may be back.
         """
+        gone = list(dropped)
+        unsure: dict[str, int] = {}
         buckets: dict[str, dict[int, Bucket]] = {}
         for noun in NARROWING:
             found = dict.fromkeys(await noun.held(bulk))
+            sure = len(found)
             if before is not None:
                 found |= dict.fromkeys(before.every_key(noun))
+            found |= dict.fromkeys(key for name, key in gone if name == noun.name)
+            unsure[noun.name] = len(found) - sure
             keys: dict[int, list[Any]] = {}
             for key in found:
                 keys.setdefault(number(noun.bucketed(key)), []).append(key)
             buckets[noun.name] = {i: Bucket(UNKNOWN, tuple(some)) for i, some in keys.items()}
-        return cls(buckets, tokens_file=tokens_file)
+        return cls(buckets, tokens_file=tokens_file, unsure=unsure)
 
     def changed(self, noun: Noun[Any, Any], digests: Mapping[int, str]) -> list[int]:
         """The numbers of the buckets that differ from these digests, in order."""
@@ -110,8 +124,9 @@ class Image:
             self.buckets[noun.name][i] = bucket
 
     def count(self, noun: Noun[Any, Any]) -> int:
-        """How many facts Redis holds."""
-        return sum(len(bucket.keys) for bucket in self.buckets[noun.name].values())
+        """How many facts Redis holds for sure."""
+        held = sum(len(bucket.keys) for bucket in self.buckets[noun.name].values())
+        return held - self.unsure.get(noun.name, 0)
 
     def last(self, noun: Noun[Any, Any]) -> int:
         """The highest number that a key has; 0 without one."""

@@ -120,12 +120,14 @@ class Round:
         look: its digests.
         image: what Redis holds; `apply` brings it up to date, and ruins it if it fails.
         bulk: Redis.
+        dropped: told of the noun and the key of each fact that is removed.
     """
 
     view: View
     look: Look
     image: Image
     bulk: Bulk
+    dropped: Callable[[str, Any], None] = lambda *_: None
 
     async def differences(self) -> AsyncIterator[Difference]:
         """Everything that an application would change, nouns in the order of removal."""
@@ -165,6 +167,7 @@ class Round:
             await self.bulk.raise_last_ids(last)
         self.image.bad_entries = settings.bad_entries
         self.image.settings = settings
+        self.image.unsure.clear()
         self.image.snapshot = self.look.snapshot
         if self.look.digests[TOKENS.name]:
             self.image.tokens_file = self.look.tokens_file
@@ -206,6 +209,7 @@ class Round:
             between = None if new is None else noun.narrowed(old, new)
             if between is None:
                 dropped.append(old)
+                self.dropped(noun.name, noun.key(old))
             elif between != old:
                 put.append(between)
             complete = complete and between == new

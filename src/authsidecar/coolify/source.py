@@ -222,10 +222,12 @@ SELECT c.relname AS table FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
 WHERE t.tgname = $1 AND t.tgenabled <> 'D' AND pg_table_is_visible(c.oid)
 """
 
-# Every write takes a transaction id, so equal snapshots see equal rows. In recovery the list of
-# running transactions is not exact.
+# Every write takes a transaction id, so equal snapshots of one server see equal rows. In recovery
+# the list of running transactions is not exact; and a server that was promoted or restored gives
+# the same ids to other transactions, perhaps behind the same pooler.
 _SNAPSHOT: Final = """
-SELECT CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_snapshot()::text END
+SELECT CASE WHEN pg_is_in_recovery() THEN NULL
+  ELSE pg_current_snapshot()::text || ' since ' || pg_postmaster_start_time()::text END
 """
 
 

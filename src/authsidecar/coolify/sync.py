@@ -7,8 +7,10 @@ half believed.
 import asyncio
 import contextlib
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final
 
 from redis import exceptions
@@ -18,6 +20,7 @@ from authsidecar.background import Background, told
 from authsidecar.config import Settings
 from authsidecar.coolify.image import Image
 from authsidecar.coolify.lease import LEASE_MS, RENEW_S, Lease
+from authsidecar.coolify.nouns import USERS
 from authsidecar.coolify.rounds import Applied, Look, Progress, Round, doubt, stored_settings
 from authsidecar.coolify.rows import OFF, Odd
 from authsidecar.coolify.source import SchemaError, Source, SourceError, connected, driver
@@ -46,6 +49,12 @@ DEAF: Final = (
     "notifications do not arrive: instant mode needs a connection of its own, to PostgreSQL itself "
     "or through a pooler in session mode; rounds go on"
 )
+
+DROPPED: Final = 10_000
+"""How many of the facts that were removed are remembered; the oldest goes first."""
+
+TOLD_AGAIN_S: Final = 10.0
+"""After how long the same is logged again, in seconds, if it comes and goes."""
 
 LOGGED_ROWS: Final = 10
 """How many odd rows one log line names."""
@@ -131,11 +140,13 @@ class Follower:
         self._well = False
         self._image: Image | None = None
         self._before: Image | None = None
+        self._dropped: OrderedDict[tuple[str, Any], None] = OrderedDict()
         self._sweep = Sweep(self._bulk, keys)
         self._unconfirmed = ""
         self._deaf = ""
         self._wake = asyncio.Event()
         self._told = ""
+        self._told_at: dict[str, float] = {}
         self._logged: set[tuple[Odd, str]] = set()
         self._unowned: tuple[str, ...] = ()
 
@@ -236,6 +247,8 @@ class Follower:
     async def _rounds(self) -> None:
         changed = self._wake.set if self._options.instant else None
         async with connected(self._options.dsn, changed) as source:
+            if self._image is not None:
+                self._image.snapshot = None  # another server may have the same names for others
             await self._check_triggers(source)
             while True:
                 self._wake.clear()
@@ -283,14 +296,16 @@ class Follower:
                 tokens_file = await self._board.tokens_file()
                 if self._before is not None:  # a Redis that has lost writes knows an older one
                     tokens_file = self._before.tokens_file or tokens_file
-                image = await Image.load(self._bulk, tokens_file, self._before)
+                image = await Image.load(self._bulk, tokens_file, self._before, self._dropped)
+                await self._bulk.outdate(image.every_key(USERS))
             self._before = image
             if not self._options.allow_empty and (why := doubt(look, image)) is not None:
                 self._image = image
                 raise DoubtError(why)
             await self._board.claim()
             try:
-                applied = await Round(view, look, image, self._bulk).apply(self._progressing())
+                one = Round(view, look, image, self._bulk, self._drop)
+                applied = await one.apply(self._progressing())
             except exceptions.ResponseError as error:
                 if kind_of(error) == "full":  # and so nothing was written: what was done is known
                     image.snapshot, self._image = None, image
@@ -343,6 +358,12 @@ class Follower:
             self._log.event("warning", "sync_redis_differs", some=some, found=len(different))
         return not different
 
+    def _drop(self, noun: str, key: object) -> None:
+        """Remember what was removed: on a cluster, a fact may come back without its index."""
+        self._dropped[noun, key] = None
+        if len(self._dropped) > DROPPED:
+            self._dropped.popitem(last=False)
+
     def _lost(self) -> None:
         """Redis is not as it was left: compare everything with it again."""
         self._log.event("warning", "sync_redis_lost_writes")
@@ -387,8 +408,9 @@ class Follower:
 
     def _tell(self, level: Level, event: str, **fields: object) -> None:
         """Log how it goes, once for as long as it goes like that."""
-        if self._told != event:
-            self._told = event
+        now = time.monotonic()
+        if self._told != event and now - self._told_at.get(event, -inf) >= TOLD_AGAIN_S:
+            self._told, self._told_at[event] = event, now
             self._log.event(level, event, **fields)
 
     async def _check_triggers(self, source: Source) -> None:

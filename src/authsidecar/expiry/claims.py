@@ -2,10 +2,13 @@
 
 A warning's key is absent, holds the name of the process that is about to send it (for a minute),
 or says `sent`. A process that is killed before it could say so is followed by another after that
-minute, which can't know whether the warning went out: that is the one way to a duplicate.
+minute, which can't know whether the warning went out: that is one way to a duplicate. The other is
+a Redis that loses what it was told, in a failover say: the process that has sent it says so again,
+unless another one has looked before or it is gone itself.
 """
 
 import secrets
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -20,6 +23,9 @@ HELD_MS: Final = 15 * 60_000
 """After how long a warning that was not taken is tried again, in milliseconds."""
 
 SENT: Final = b"sent"
+
+KEPT: Final = 10_000
+"""How many of the warnings that it has sent a process remembers; the oldest goes first."""
 
 _PAGE: Final = 500
 
@@ -39,6 +45,7 @@ class Claims:
         self._keys = keys
         self._channel = channel
         self._name = secrets.token_hex(12)
+        self._sent: OrderedDict[str, None] = OrderedDict()
 
     async def open(self, warnings: Sequence[Due]) -> list[Due]:
         """Those that nobody has sent or is about to; nothing is claimed by asking."""
@@ -49,7 +56,12 @@ class Claims:
                 for one in page:  # no MGET: in a Cluster, they are in many slots
                     pipe.get(self._key(one))
                 values = await pipe.execute()
-            found += [one for one, value in zip(page, values, strict=True) if value is None]
+            free = [one for one, value in zip(page, values, strict=True) if value is None]
+            for one in free:
+                if self._key(one) in self._sent:
+                    await self.sent(one)  # Redis has lost it
+                else:
+                    found.append(one)
         return found
 
     async def claim(self, warning: Due) -> bool:
@@ -59,7 +71,11 @@ class Claims:
     async def sent(self, warning: Due) -> None:
         """Say that it was sent, whoever has claimed it meanwhile."""
         until = UnixMs(warning.expires_at + 2 * LATE_MS)
-        await self._client.set(self._key(warning), SENT, pxat=until)
+        key = self._key(warning)
+        self._sent[key] = None
+        if len(self._sent) > KEPT:
+            self._sent.popitem(last=False)
+        await self._client.set(key, SENT, pxat=until)
 
     async def release(self, warning: Due) -> None:
         """Let anybody try again at once."""

@@ -122,6 +122,20 @@ class Bulk(Registry):
         finally:
             self._changes.forced = False
 
+    async def outdate(self, users: Iterable[UserId]) -> None:
+        """Make stale on a cluster whatever was read of these users, and of the settings.
+
+        There a nonce is on another node than what it proves: either may be lost without the other.
+        A nonce that is missing proves nothing, and a full node can be rid of it.
+        """
+        if not isinstance(self.epoch, ClusterEpoch):
+            return
+        await self._client.delete(self._keys.instance_nonce)
+        async for _ in self._answers(
+            list(users), lambda pipe, user: pipe.delete(self._keys.user_nonce(user))
+        ):
+            pass
+
     async def raise_last_ids(self, last: dict[str, int]) -> None:
         """Make sure that ids given from now on are above these, by noun."""
         for noun, number in last.items():

@@ -297,6 +297,9 @@ class Steps(AsyncCoreCommands):
             for groups in before:
                 for group in groups:
                     await self._change([commands[i] for i in group], group, answers)
+        except BaseException:
+            self.marks = None  # the nonces are renewed whatever the marks say
+            raise
         finally:
             for group in nonces:
                 await self._change([commands[i] for i in group], group, answers)

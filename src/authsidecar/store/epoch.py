@@ -209,11 +209,14 @@ class ClusterEpoch:
         self._keys = keys
         self._fence = fence
         self._marks: dict[str, tuple[str, str]] = {}
+        self._moving = _LOST
+        self._primaries: frozenset[str] = frozenset()
 
     async def begin(self) -> None:  # noqa: D102
         await self._look_at_fence()
         self._marks = {}
         await self._client.initialize()
+        self._primaries = self._names()
         for node in self._client.get_primaries():
             key = await self._key_on(node.name)
             if key is not None:
@@ -223,7 +226,7 @@ class ClusterEpoch:
 
     async def stands(self) -> bool:  # noqa: D102
         await self._look_at_fence()
-        if {node.name for node in self._client.get_primaries()} != self._marks.keys():
+        if self._names() != self._primaries:
             return False
         for name, (key, value) in self._marks.items():
             found = await self._client.get(key)
@@ -256,6 +259,9 @@ class ClusterEpoch:
         if said != DONE:
             raise WritesLost
         self._marks[node] = (self._marks[node][0], self._moving)
+
+    def _names(self) -> frozenset[str]:
+        return frozenset(node.name for node in self._client.get_primaries())
 
     async def _look_at_fence(self) -> None:
         if await self._client.get(self._fence.key) != self._fence.value:

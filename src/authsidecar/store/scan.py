@@ -33,9 +33,13 @@ class Scan:
             where = {"target_nodes": self._nodes[-1:]}
         match = _GLOB.sub(r"\\\1", prefix) + "*"
         # Not redis-py's scan of a cluster: it would ask all nodes at once.
-        found = await client.execute_command(
-            "SCAN", self._cursor, "MATCH", match, "COUNT", COUNT, **where
-        )
+        try:
+            found = await client.execute_command(
+                "SCAN", self._cursor, "MATCH", match, "COUNT", COUNT, **where
+            )
+        except BaseException:
+            self._cursor, self._nodes = 0, []  # that primary may be gone for good
+            raise
         cursor, names = _answer(found)
         self._cursor = cursor
         if cursor == 0 and self._nodes:
