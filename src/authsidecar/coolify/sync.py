@@ -257,10 +257,10 @@ class Follower:
                 self._well = True
                 await self._pause(source)
 
-    async def _trouble(self, problem: Problem, detail: str) -> None:
+    async def _trouble(self, problem: Problem, detail: str, **more: str) -> None:
         """Tell what keeps from following: in the log, in this process, and in Redis if it can."""
         level: Level = "error" if problem in {Problem.DEFECT, Problem.EMPTIED} else "warning"
-        self._tell(level, f"sync_{problem}", detail=detail)
+        self._tell(level, f"sync_{problem}", detail=detail, **more)
         if problem in {Problem.REDIS, Problem.DEFECT}:
             self._report(f"{problem}: {detail}")
         with contextlib.suppress(exceptions.RedisError, OSError):
@@ -274,7 +274,7 @@ class Follower:
             await asyncio.sleep(LOOK_S)
             self._wake.set()
         except DoubtError as error:
-            await self._trouble(Problem.EMPTIED, f"{error} (sync.allow_empty believes it)")
+            await self._trouble(Problem.EMPTIED, str(error), hint="sync.allow_empty")
         else:
             self._report(None)
             if not self._deaf:
