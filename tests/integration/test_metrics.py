@@ -33,6 +33,8 @@ NAMES = {
     "authsidecar_warnings": {"result"},
     "authsidecar_connections_dropped": {"cause"},
     "authsidecar_log_lines_dropped": set(),
+    "authsidecar_background_failing": {"task"},
+    "authsidecar_background_failures": {"task"},
     "authsidecar_build_info": {"version"},
 }
 """The names and labels of the public interface."""

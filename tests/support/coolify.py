@@ -192,7 +192,9 @@ async def contents(client: Redis) -> dict[bytes, Any]:
         b"string": client.get,
         b"zset": lambda key: client.zrange(key, 0, -1, withscores=True),
     }
-    return {key: await readers[await client.type(key)](key) for key in await client.keys("*")}
+    kinds = {key: await client.type(key) for key in await client.keys("*")}
+    # What is gone meanwhile is not there.
+    return {key: await readers[kind](key) for key, kind in kinds.items() if kind != b"none"}
 
 
 async def state(client: Redis, keys: Keys | None = None) -> dict[str, Any]:

@@ -142,6 +142,7 @@ class Follower:
         self._before: Image | None = None
         self._dropped: OrderedDict[tuple[str, Any], None] = OrderedDict()
         self._sweep = Sweep(self._bulk, keys)
+        self._swept_at = -inf
         self._unconfirmed = ""
         self._deaf = ""
         self._wake = asyncio.Event()
@@ -349,6 +350,9 @@ class Follower:
         try:
             if not await self._bulk.epoch.stands():
                 raise WritesLost  # noqa: TRY301  # as a write would have
+            if time.monotonic() < self._swept_at + LOOK_S:
+                return True
+            self._swept_at = time.monotonic()
             different = await self._sweep.look(self._image)
         except WritesLost:
             self._lost()

@@ -164,8 +164,18 @@ class Bulk(Registry):
 
     async def unlisted(self, named: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
         """Those of these that are not in their index: each a set's key and a member."""
-        answers = self._answers(named, lambda pipe, one: pipe.sismember(*one))
-        return {one async for one, there in answers if not there}
+        indexes: dict[str, list[int]] = {}
+        for index, member in named:
+            indexes.setdefault(index, []).append(member)
+        answers = self._answers(
+            list(indexes.items()), lambda pipe, one: pipe.smismember(one[0], one[1])
+        )
+        return {
+            (index, member)
+            async for (index, members), found in answers
+            for member, there in zip(members, found, strict=True)
+            if not there
+        }
 
     async def found(self, scan: Scan) -> list[tuple[str, Any]]:
         """Some of the facts that are there whatever the indexes say; all of them in the end.
