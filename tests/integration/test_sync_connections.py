@@ -115,6 +115,16 @@ async def test_a_dsn_that_the_driver_cannot_read_is_told_and_not_shown(
     assert "hunter" not in lines.stream.getvalue()
 
 
+@pytest.mark.parametrize(
+    "dsn", ["postgresql://me:hunter/2@db:port/x", "postgresql://[hunter2@db/x"]
+)
+async def test_triggers_with_a_dsn_that_cannot_be_read_are_one_line(dsn: str) -> None:
+    """Of a file that nobody has checked."""
+    with pytest.raises(SourceError, match="cannot be read") as caught:
+        await triggers.run(dsn, triggers.installing())
+    assert "hunter" not in str(caught.value)
+
+
 # PgBouncer
 
 pooled = pytest.mark.skipif(program() is None, reason=MISSING)

@@ -25,6 +25,8 @@ CHANNEL: Final = "authsidecar_changed"
 
 _BIGINT: Final = 2**63 - 1
 
+UNREADABLE: Final = "the DSN cannot be read: what is special in a URL is written %2F and so on"
+
 PROBE: Final = "authsidecar_probe"
 """Begins the name of the channel on which a listener notifies itself."""
 
@@ -485,9 +487,7 @@ async def _connect(library: Any, dsn: str) -> Any:
                 raise
             continue  # a pooler, which knows only some parameters
         except (ValueError, LookupError):  # its text may hold a piece of the password
-            raise SourceError(
-                "the DSN cannot be read: what is special in a URL is written %2F and so on"
-            ) from None
+            raise SourceError(UNREADABLE) from None
         _watch(connection)
         return connection
     raise AssertionError("the second try has returned or raised")

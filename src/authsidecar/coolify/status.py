@@ -159,7 +159,7 @@ async def owner(client: "Redis", keys: Keys) -> str | None:
 async def release(client: "Redis", keys: Keys) -> bool:
     """Let the state be managed here again, as it is; False if no sync owned it."""
     anyway: Any = client
-    return bool(await anyway.delete(keys.sync_status, keys.sync_fence))
+    return bool(await anyway.delete(keys.sync_status, keys.sync_fence, keys.sync_epoch))
 
 
 async def read(client: "Redis", keys: Keys) -> Status | None:

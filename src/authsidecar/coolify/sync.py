@@ -33,10 +33,10 @@ from authsidecar.store.epoch import FenceBroken, WritesLost
 from authsidecar.store.keys import Keys
 from authsidecar.store.trips import kind_of
 
-BACKOFF_S: Final = (0.25, 0.5, 1.0, 2.0, 5.0)
+BACKOFF_S: Final = (0.25, 0.5, 1.0, 2.0)
 """The pauses between tries to reach the database, in seconds; the last one stays."""
 
-AWAY_S: Final = (RENEW_S, RENEW_S, 1.0, 2.0)
+AWAY_S: Final = (RENEW_S, RENEW_S, 1.0)
 """The pauses between tries to get the lease, in seconds: the later ones where Redis fails."""
 
 PROGRESS_S: Final = 5.0

@@ -8,7 +8,7 @@ rows notifies once.
 from collections.abc import Mapping
 from typing import Any, Final
 
-from authsidecar.coolify.source import CHANNEL, CONNECT_S, SourceError, driver, said
+from authsidecar.coolify.source import CHANNEL, CONNECT_S, UNREADABLE, SourceError, driver, said
 
 MATTERS: Final[Mapping[str, tuple[str, ...]]] = {
     "personal_access_tokens": (
@@ -89,5 +89,7 @@ async def run(dsn: str, statements: tuple[str, ...]) -> None:
                     await connection.execute(statement)
         finally:
             await connection.close(timeout=CONNECT_S)
+    except (ValueError, LookupError):  # its text may hold a piece of the password
+        raise SourceError(UNREADABLE) from None
     except (library.PostgresError, library.InterfaceError, OSError, TimeoutError) as error:
         raise SourceError(said(error)) from None
