@@ -29,12 +29,14 @@ from tests.support.coolify import (
     Lines,
     admitted,
     asks,
+    bearer,
     contents,
     follower,
     state,
 )
 from tests.support.failover import Address, address
 from tests.support.redis import RedisProcess, start_redis
+from tests.support.sidecar import start_sidecar
 from tests.support.topologies import REPLICATION, RedisCluster, client, cluster, until
 from tests.support.waiting import eventually
 
@@ -155,6 +157,48 @@ async def test_a_failover_that_lost_a_revocation_brings_no_token_back(
         assert time.monotonic() - back < SOON_S
 
     assert lines.all("sync_redis_lost_writes")
+
+
+async def test_a_sidecar_refuses_again_what_a_failover_brought_back(
+    coolify_db: Coolify, pair: Pair, tmp_path: Path
+) -> None:
+    """The whole process, as it was found: within the lease, and with a record in its cache."""
+    process = await asyncio.to_thread(
+        lambda: start_sidecar(
+            tmp_path / "sidecar",
+            pair.address.url,
+            SYNC__SOURCE="coolify",
+            SYNC__DSN=coolify_db.dsn,
+            LIMITS__USER="100000",
+            LIMITS__FAILED="100000",
+        )
+    )
+
+    async def status_of(token: int) -> int:
+        answer = await asyncio.to_thread(
+            lambda: process.ask("GET", "/api/v1/teams", authorization=bearer(token))
+        )
+        return answer.status
+
+    try:
+        assert await status_of(2) == 200
+        pair.cut_off()
+        await coolify_db.run("DELETE FROM personal_access_tokens WHERE id = 2")
+
+        async def refused_now() -> bool:
+            return await status_of(2) == 401
+
+        await eventually(refused_now, "the revocation")
+        await pair.fail_over()
+        back = time.monotonic()
+        seen = set()
+        while time.monotonic() - back < SOON_S:  # it is back at first, and may be refused or not
+            seen.add(await status_of(2))
+        for _ in range(20):
+            assert await status_of(2) == 401, seen
+        assert await status_of(27) == 200
+    finally:
+        process.stop()
 
 
 async def test_a_failover_that_lost_nothing_is_no_loss(
