@@ -115,13 +115,29 @@ async def test_a_sidecar_that_does_not_follow_itself_waits_for_the_first_sync_to
     try:
         assert asked(process, 2) == (401, "token_unknown")
         one = follower(coolify_db.dsn, redis_client)
+        assert await one._lease.acquire()
+        await one._bulk.epoch.begin()
         await one._board.claim()
+        await one._bulk.say_synced(complete=False)
         assert asked(process, 2) == (503, "store_unavailable")
         until(lambda: readyz(process).status == 503, "a readiness that is asked anew")
         assert readyz(process).json["sync"]["age_seconds"] is None
+        await one._lease.release()
         await sync_once(coolify_db.dsn, redis_client)
         assert asked(process, 2) == (200, None)
         until(lambda: readyz(process).status == 200, "a readiness that is asked anew")
+        await redis_client.flushall()
+        assert asked(process, 2) == (503, "store_unavailable")
+        await sync_once(coolify_db.dsn, redis_client)
+        assert asked(process, 2) == (200, None)
+        # An older version's sync says no more than when its last round was.
+        await redis_client.hdel(KEYS.instance, "synced")
+        await redis_client.delete(KEYS.instance_nonce)
+        assert asked(process, 2) == (200, None)
+        assert await status.release(redis_client, KEYS)
+        assert asked(process, 2) == (200, None)
+        await redis_client.flushall()
+        assert asked(process, 2) == (401, "token_unknown")
     finally:
         process.stop()
 

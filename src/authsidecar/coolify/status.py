@@ -22,6 +22,7 @@ from redis.asyncio import Redis
 from authsidecar.background import Background
 from authsidecar.coolify.rows import Odd
 from authsidecar.store.keys import Keys
+from authsidecar.store.records import SYNC_ENDED, SYNCED
 
 OWNER: Final = "coolify"
 
@@ -107,13 +108,8 @@ class Board:
         return _text(await self.client.hget(self.keys.sync_status, "tokens_file"))
 
     async def claim(self) -> None:
-        """Say that the state is a sync's, before the first change of it.
-
-        Until the first round is complete nothing is known, so what was read before is stale.
-        """
+        """Say that the state is a sync's, before the first change of it."""
         await self._tell("", {"owner": OWNER})
-        if not await self.client.hexists(self.keys.sync_status, "at"):
-            await self.client.delete(self.keys.instance_nonce)
 
     async def followed(
         self,
@@ -159,7 +155,11 @@ async def owner(client: "Redis", keys: Keys) -> str | None:
 async def release(client: "Redis", keys: Keys) -> bool:
     """Let the state be managed here again, as it is; False if no sync owned it."""
     anyway: Any = client
-    return bool(await anyway.delete(keys.sync_status, keys.sync_fence, keys.sync_epoch))
+    if not await anyway.delete(keys.sync_status, keys.sync_fence, keys.sync_epoch):
+        return False
+    await anyway.hset(keys.instance, SYNCED, SYNC_ENDED)
+    await anyway.delete(keys.instance_nonce)
+    return True
 
 
 async def read(client: "Redis", keys: Keys) -> Status | None:

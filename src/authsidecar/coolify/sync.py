@@ -293,29 +293,42 @@ class Follower:
             look = await Look.at(view)
             self._forget()  # until it is known to be right again
             if image is None:
-                await self._bulk.epoch.begin()
-                tokens_file = await self._board.tokens_file()
-                if self._before is not None:  # a Redis that has lost writes knows an older one
-                    tokens_file = self._before.tokens_file or tokens_file
-                image = await Image.load(self._bulk, tokens_file, self._before, self._dropped)
-                await self._bulk.outdate(image.every_key(USERS))
+                image = await self._load()
             self._before = image
             if not self._options.allow_empty and (why := doubt(look, image)) is not None:
                 self._image = image
                 raise DoubtError(why)
-            await self._board.claim()
-            try:
-                one = Round(view, look, image, self._bulk, self._drop)
-                applied = await one.apply(self._progressing())
-            except exceptions.ResponseError as error:
-                if kind_of(error) == "full":  # and so nothing was written: what was done is known
-                    image.snapshot, self._image = None, image
-                raise
+            applied = await self._apply(Round(view, look, image, self._bulk, self._drop))
         self._image = image
         if applied.total():
             await self._confirm(self._options.wait_timeout_ms)
         await self._followed(image)
         self._say(applied, image)
+        return applied
+
+    async def _load(self) -> Image:
+        """What Redis holds, read from it; what it loses from now on shows."""
+        await self._bulk.epoch.begin()
+        tokens_file = await self._board.tokens_file()
+        if self._before is not None:  # a Redis that has lost writes knows an older one
+            tokens_file = self._before.tokens_file or tokens_file
+        image = await Image.load(self._bulk, tokens_file, self._before, self._dropped)
+        await self._bulk.outdate(image.every_key(USERS))
+        return image
+
+    async def _apply(self, one: Round) -> Applied:
+        await self._board.claim()
+        fresh = one.image.settings is None
+        if fresh:
+            await self._bulk.say_synced(complete=False)
+        try:
+            applied = await one.apply(self._progressing())
+        except exceptions.ResponseError as error:
+            if kind_of(error) == "full":  # and so nothing was written: what was done is known
+                one.image.snapshot, self._image = None, one.image
+            raise
+        if fresh:
+            await self._bulk.say_synced(complete=True)
         return applied
 
     async def _followed(self, image: Image) -> None:

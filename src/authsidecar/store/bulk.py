@@ -122,6 +122,18 @@ class Bulk(Registry):
         finally:
             self._changes.forced = False
 
+    async def say_synced(self, *, complete: bool) -> None:
+        """Say whether all is there; once it was, it is until Redis forgets it."""
+        found = await self._client.hget(self._keys.instance, records.SYNCED)
+        wanted = records.SYNC_COMPLETE if complete else records.SYNC_BEGUN
+        if found in {wanted, records.SYNC_COMPLETE}:
+            return
+        with self.forced():
+            async with self._changes.multi() as pipe:
+                pipe.hset(self._keys.instance, records.SYNCED, wanted)
+                self._changes.renew_instance(pipe)
+                await pipe.execute()
+
     async def outdate(self, users: Iterable[UserId]) -> None:
         """Make stale on a cluster whatever was read of these users, and of the settings.
 

@@ -27,7 +27,13 @@ from authsidecar.store.cluster_calls import ClusterCalls
 from authsidecar.store.keys import Keys
 from authsidecar.store.loading import Loader
 from authsidecar.store.near_cache import NearCache
-from authsidecar.store.records import unchanged
+from authsidecar.store.records import (
+    SYNC_BEGUN,
+    SYNC_COMPLETE,
+    SYNC_ENDED,
+    Field,
+    unchanged,
+)
 from authsidecar.store.refusals import Refusals
 from authsidecar.store.trips import Observe, Trips
 
@@ -87,6 +93,7 @@ class DecisionStore:
         self._cache_records = cache_records
         self._owner_age_s = min(cache_max_age_s, OWNER_AGE_S)
         self._synced = synced
+        self._seen_synced = False
         self._clustered = isinstance(client, Cluster)
         self._instance_age_s = min(cache_max_age_s, INSTANCE_AGE_S if self._clustered else inf)
         self._pace = pace or AddressPace()
@@ -337,13 +344,26 @@ class DecisionStore:
 
     async def _load_instance(self) -> Instance:
         asked = time.monotonic()  # what is read is at least as new
-        loaded, complete = await self._trips.make("instance", self._loader.instance())
-        if complete is False or (complete is None and self._synced):
+        loaded, synced = await self._trips.make("instance", self._loader.instance())
+        if not await self._is_complete(synced):
             self._instance = None
             raise StoreError(UNSYNCED, "instance: the first sync is not complete")
         loaded = unchanged(self._instance[0] if self._instance else None, loaded)
         self._instance = (loaded, asked)
         return loaded
+
+    async def _is_complete(self, synced: Field) -> bool:
+        """Whether what Redis holds is all there is: not before the first sync, or after a flush."""
+        if synced == SYNC_COMPLETE:
+            self._seen_synced = True
+            return True
+        if synced == SYNC_ENDED:
+            self._seen_synced = False
+        if synced == SYNC_BEGUN:
+            return False
+        if self._synced or self._seen_synced:
+            return await self._trips.make("instance", self._loader.followed())
+        return True
 
     async def _load_record(self, credential: Credential) -> TokenRecord | None:
         asked = time.monotonic()  # what is read is at least as new

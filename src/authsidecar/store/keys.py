@@ -30,7 +30,7 @@ class Keys:
 
     @property
     def instance(self) -> str:
-        """HASH: api_enabled, allowlist, mcp_enabled."""
+        """HASH: api_enabled, allowlist, mcp_enabled; synced: 1 if a sync is complete, 0 before."""
         return f"{self.prefix}instance"
 
     @property

@@ -32,17 +32,19 @@ class Loader:
         self._keys = keys
         self._ordered = ordered
 
-    async def instance(self) -> tuple[Instance, bool | None]:
-        """The instance-wide state; and whether a sync has completed it, None: there is none."""
+    async def instance(self) -> tuple[Instance, records.Field]:
+        """The instance-wide state, and what a sync says of it (records.SYNCED)."""
         names = self._keys
-        fields = list(records.INSTANCE_FIELDS)
+        fields = [*records.INSTANCE_FIELDS, records.SYNCED]
+        nonce, (read,) = await self._proven(
+            names.instance_nonce, lambda pipe: pipe.hmget(names.instance, fields)
+        )
+        *read, synced = read
+        return records.instance(read, nonce), synced
 
-        def read(pipe: Any) -> None:
-            pipe.hmget(names.instance, fields)
-            pipe.hmget(names.sync_status, ["owner", "at"])
-
-        nonce, (found, (owner, at)) = await self._proven(names.instance_nonce, read)
-        return records.instance(found, nonce), None if owner is None else at is not None
+    async def followed(self) -> bool:
+        """Whether a sync has ever told of a complete round; an older one says no more."""
+        return bool(await self._client.hexists(self._keys.sync_status, "at"))
 
     async def record(self, credential: Credential) -> tuple[TokenRecord | None, bytes]:
         """The token of exactly this id and secret, or None, and the digest stored under its id.

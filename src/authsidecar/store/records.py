@@ -12,6 +12,14 @@ from authsidecar.policy import Instance
 TOKEN_FIELDS: Final = ("sha256", "name", "user", "team", "permissions", "expires_at", "limit")
 USER_FIELDS: Final = ("name", "limit")
 TEAM_FIELDS: Final = ("name", "mcp_enabled", "limit")
+SYNCED: Final = "synced"
+"""The field of the instance by which a sync says that all is there: SYNC_COMPLETE, SYNC_BEGUN until
+then, SYNC_ENDED once it was released."""
+
+SYNC_COMPLETE: Final = b"1"
+SYNC_BEGUN: Final = b"0"
+SYNC_ENDED: Final = b""
+
 INSTANCE_FIELDS: Final = ("api_enabled", "allowlist", "mcp_enabled")
 
 _BIGINT_DIGITS: Final = 19
