@@ -425,6 +425,36 @@ async def test_the_sync_waits_for_replicas_and_tells_where_they_are_late(
     assert lines.all("sync_confirmed")
 
 
+# Few rights
+
+
+async def test_the_documented_rights_are_enough_to_follow(
+    coolify_db: Coolify, pair: Pair, redis_client: Redis
+) -> None:
+    """Epoch, sweep, walk and WAIT by the user of docs/how-to/redis.md."""
+    text = (Path(__file__).parents[2] / "docs/how-to/redis.md").read_text()
+    words = text.split("ACL SETUSER sidecar ", 1)[1].split("```", 1)[0].split()
+    with client(pair.first) as node:
+        node.execute_command("ACL SETUSER", "sidecar", *words)
+    url = pair.address.url.replace("://", "://sidecar:choose-one@")
+    lines = Lines()
+    async with following(coolify_db, url, lines, wait_replicas=1) as made:
+        async with Redis.from_url(pair.first.url) as all_rights:
+            await _back(all_rights)
+
+            async def mended() -> bool:
+                return not await all_rights.exists(KEYS.token(TokenId(2_000_000)))
+
+            await eventually(mended, "the end of a token that nobody knows of")
+            await coolify_db.run("DELETE FROM personal_access_tokens WHERE id = 2")
+            await eventually(lambda: refused(all_rights, 2), "the revocation")
+            same = await as_coolify_says(coolify_db, all_rights, redis_client)
+            await eventually(same, "all that Coolify says")
+        assert made is not None
+    assert not lines.all("sync_redis")
+    assert not lines.all("sync_unconfirmed")
+
+
 # A full Redis
 
 TAKEN = (
