@@ -161,8 +161,8 @@ class Round:
                 applied[noun.name, "put"] += len(wanted)
                 self._settle(compared)
                 progress(total - self._remaining(), total)
-        if applied.total() or self.image.settings is None:
-            # Not only of what was put: the round that put it may have been lost half.
+        if self.image.settings is None:
+            # Whoever put a fact has done so; but that may be lost, and the fact be there.
             last = {noun.name: self.image.last(noun) for noun in (USERS, TEAMS, TOKENS)}
             await self.bulk.raise_last_ids(last)
         self.image.bad_entries = settings.bad_entries

@@ -6,7 +6,9 @@ keys are walked over for facts that nobody knows of. Nothing of it asks Coolify'
 differs is doubted, and the next round compares it with the database.
 """
 
+import time
 from collections.abc import AsyncIterator
+from math import inf
 from typing import Any, Final
 
 from redis import exceptions
@@ -19,8 +21,14 @@ from authsidecar.store.keys import Keys
 from authsidecar.store.scan import Scan
 
 LOOK_S: Final = 0.5
-"""The time between two looks, in seconds. One reads one bucket, so 100,000 tokens of a few users
-take three minutes, and a hundredth or two of a processor."""
+"""The time between two looks, in seconds. One reads one bucket at the most, so 100,000 tokens of a
+few users take three minutes."""
+
+PASS_S: Final = 60.0
+"""The least time in which all buckets are read, and all keys are walked over, in seconds."""
+
+PAGE: Final = 64
+"""How many facts are read at a time: whoever has a request meanwhile waits for no more."""
 
 _NOUNS: Final = {noun.name: noun for noun in NARROWING}
 
@@ -34,6 +42,13 @@ class Sweep:
         self._keys = keys
         self._scan = Scan()
         self._left: list[tuple[Noun[Any, Any], int]] = []
+        self._next_at = self._walk_at = -inf
+        self._pause_s = 0.0
+
+    def hurry(self) -> None:
+        """Begin anew at once: something is known to be wrong."""
+        self._left.clear()
+        self._next_at = self._walk_at = -inf
 
     async def look(self, image: Image) -> list[str]:
         """Compare a bucket of it with Redis, and doubt what differs.
@@ -41,22 +56,35 @@ class Sweep:
         Returns:
             What differs, for people.
         """
+        now = time.monotonic()
+        different: list[str] = []
+        if now >= self._next_at:
+            different = await self._next(image)
+            self._next_at = now + self._pause_s
+        if now >= self._walk_at:
+            different += [where async for where in self._unknown(image)]
+            if self._scan.complete:
+                self._walk_at = now + PASS_S
+        return different
+
+    async def _next(self, image: Image) -> list[str]:
         if not self._left:
             self._left = [(noun, i) for noun in NARROWING for i in image.buckets[noun.name]]
+            self._pause_s = PASS_S / (len(self._left) + 1)
             if image.settings is not None and await stored_settings(self._bulk) != image.settings:
                 image.settings = image.snapshot = None
                 return ["settings"]
-        different: list[str] = []
-        if self._left:
-            noun, i = self._left.pop()
-            different = [where async for where in self._compared(image, noun, i)]
-        return [*different, *[where async for where in self._unknown(image)]]
+            return []
+        noun, i = self._left.pop()
+        return [where async for where in self._compared(image, noun, i)]
 
     async def _compared(self, image: Image, noun: Noun[Any, Any], i: int) -> AsyncIterator[str]:
         bucket = image.buckets[noun.name].get(i)
         if bucket is None or not bucket.content:
             return
-        facts = await noun.facts(self._bulk, bucket.keys)
+        facts: list[Any] = []
+        for start in range(0, len(bucket.keys), PAGE):
+            facts += await noun.facts(self._bulk, bucket.keys[start : start + PAGE])
         if content(facts) != bucket.content:
             image.doubt(noun, i)
             yield f"{noun.name} bucket {i}"

@@ -384,6 +384,7 @@ class Follower:
     def _lost(self) -> None:
         """Redis is not as it was left: compare everything with it again."""
         self._log.event("warning", "sync_redis_lost_writes")
+        self._sweep.hurry()
         self._forget()
 
     def _forget(self) -> None:

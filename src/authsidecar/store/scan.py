@@ -19,6 +19,11 @@ class Scan:
         self._cursor = 0
         self._nodes: list[Any] = []
 
+    @property
+    def complete(self) -> bool:
+        """Whether the walk is about to begin again."""
+        return self._cursor == 0 and not self._nodes
+
     async def some(self, client: Any, prefix: str) -> list[str]:
         """The names of some keys without their prefix; those that stay are seen in each walk.
 
