@@ -122,12 +122,12 @@ def test_the_example_shows_the_defaults():
 @pytest.mark.parametrize("cdn", ["", "192.0.2.0/24,2001:db8::/32"])
 def test_the_settings_of_the_compose_file_can_be_used(cdn):
     """The sidecar's own loader reads them; Redis is one of compose's, and evicts nothing."""
-    settings = load(None, environment(CDN_NETWORKS=cdn))
+    settings = load(None, environment(CDN_NETWORKS=cdn, COOLIFY_DB_PASSWORD="a/b@c"))
     assert settings.enforcement == "report"
     assert settings.sync.source == "coolify"
-    assert settings.sync.dsn is not None
-    assert settings.sync.dsn.get_secret_value() == (
-        "postgresql://authsidecar:choose-one@coolify-db:5432/coolify"
+    assert settings.sync.url is not None
+    assert settings.sync.url.get_secret_value() == (
+        "postgresql://authsidecar:a%2Fb%40c@coolify-db/coolify"
     )
     assert settings.trusted_peers == ("10.0.1.0/24",)
     assert settings.trusted_hops == tuple(filter(None, cdn.split(",")))
@@ -234,7 +234,8 @@ async def _host(
     own = {name.removeprefix("AUTHSIDECAR_"): told[name] for name in told if "__" in name}
     own |= {"ENFORCEMENT": told["AUTHSIDECAR_ENFORCEMENT"]}
     own |= {"TRUSTED_PEERS": told["AUTHSIDECAR_TRUSTED_PEERS"]}
-    own |= {"REDIS__URL": redis.url, "SYNC__DSN": postgres.dsn(database)}
+    own |= {"REDIS__URL": redis.url, "SYNC__HOST": "127.0.0.1", "SYNC__PORT": str(postgres.port)}
+    own |= {"SYNC__USER": "postgres", "SYNC__DATABASE": database}
     sidecar = start_sidecar(directory, redis.url, **own)
     until(lambda: "sync_following" in sidecar.log, "the first round")
     dynamic, port = directory / "dynamic", free_port()
