@@ -321,10 +321,12 @@ class Steps(AsyncCoreCommands):
             if isinstance(refused, exceptions.MovedError):
                 await self._client.moved(refused)
                 continue
+            if self.marks is not None and (
+                refused is None or isinstance(refused, exceptions.OutOfMemoryError)
+            ):
+                self.marks.settle(node.name, replies[-1])  # all of it was done, or nothing
             if refused is not None:
                 raise refused
-            if self.marks is not None:
-                self.marks.settle(node.name, replies[-1])
             for place, answer in zip(places, done, strict=True):
                 if isinstance(answer, Exception):
                     raise answer
