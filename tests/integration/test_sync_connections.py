@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from authsidecar.config import load
 from authsidecar.coolify import status, triggers
 from authsidecar.coolify.source import HEAR_S, Source, SourceError
-from authsidecar.coolify.sync import Options
+from authsidecar.coolify.sync import Follower, Options
 from authsidecar.model import TokenId
 from authsidecar.store.keys import Keys
 from tests.support.coolify import Coolify, Lines, coolify_at, follower, state, sync_once
@@ -27,6 +27,10 @@ PASSWORD = "a/b?c#d@e:f%20g[h]+= '\"\\$i&"
 
 async def gone(made: Redis, token: int) -> bool:
     return not await made.exists(KEYS.token(TokenId(token)))
+
+
+async def told(lines: Lines, event: str) -> bool:
+    return bool(lines.all(event))
 
 
 @contextlib.asynccontextmanager
@@ -90,6 +94,17 @@ async def test_a_password_that_would_break_a_url_works_as_a_setting(
             await sync_once(wrong.dsn, redis_client)
         assert "password" in str(caught.value)
         assert "sec" not in str(caught.value)
+
+        # Rotated while it runs: the file is read again at the next connection.
+        lines = Lines()
+        task = asyncio.create_task(Follower(wrong, redis_client, Keys("other:"), lines.log).run())
+        try:
+            await eventually(lambda: told(lines, "sync_outage"), "the refused login")
+            (tmp_path / "password").write_text(PASSWORD + "\n")
+            await eventually(lambda: told(lines, "sync_following"), "the first round")
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
     finally:
         server.stop()
 

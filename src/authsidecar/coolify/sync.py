@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from authsidecar.background import Background, told
-from authsidecar.config import Settings
+from authsidecar.config import Settings, reread
 from authsidecar.coolify.image import Image
 from authsidecar.coolify.lease import LEASE_MS, RENEW_S, Lease
 from authsidecar.coolify.nouns import USERS
@@ -72,6 +73,7 @@ class Options:
         owned: whether the owners of resources are followed too.
         wait_replicas: how many replicas what was written is waited for.
         wait_timeout_ms: for how long, in milliseconds.
+        again: the dsn with what the files of its secrets hold now; None: it stays as it is.
     """
 
     dsn: str = field(repr=False)
@@ -81,6 +83,7 @@ class Options:
     owned: bool = False
     wait_replicas: int = 0
     wait_timeout_ms: int = 1000
+    again: Callable[[], str] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of(cls, settings: Settings) -> "Options | None":
@@ -96,7 +99,18 @@ class Options:
             owned=section.team_isolation,
             wait_replicas=settings.redis.wait_replicas,
             wait_timeout_ms=settings.redis.wait_timeout_ms,
+            again=partial(_dsn_now, settings) if settings.files else None,
         )
+
+    @property
+    def dsn_now(self) -> str:
+        """Where the database is, with the password that is right now."""
+        return self.dsn if self.again is None else self.again()
+
+
+def _dsn_now(settings: Settings) -> str:
+    found = reread(settings).sync.url
+    return "" if found is None else found.get_secret_value()
 
 
 class BusyError(Exception):
@@ -197,7 +211,7 @@ class Follower:
             await asyncio.sleep(RENEW_S)
 
         async def one() -> Applied:
-            async with connected(self._options.dsn) as source:
+            async with connected(self._options.dsn_now) as source:
                 return await self._round(source)
 
         try:
@@ -247,7 +261,7 @@ class Follower:
 
     async def _rounds(self) -> None:
         changed = self._wake.set if self._options.instant else None
-        async with connected(self._options.dsn, changed) as source:
+        async with connected(self._options.dsn_now, changed) as source:
             if self._image is not None:
                 self._image.snapshot = None  # another server may have the same names for others
             await self._check_triggers(source)
