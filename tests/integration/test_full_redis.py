@@ -202,6 +202,7 @@ async def test_a_sync_drops_from_a_full_redis(store: Store) -> None:
         registry = await world(made)
         await made.set(KEYS.sync_fence, "me")
         bulk = Bulk(made, KEYS, Fence(KEYS.sync_fence, b"me"))
+        await bulk.epoch.begin()
         store.fill()
         token, user = await registry.token(TOKEN), await registry.user(USER)
         members, team = await registry.members(TEAM), await registry.team(TEAM)
