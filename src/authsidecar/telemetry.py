@@ -1,11 +1,13 @@
 """What is told of a decision: counters for Prometheus and one log line.
 
 Label values come from closed sets: a path, token, user or address is never one. A log line
-names ids and the route's template, never a target, a header or any part of a token.
+names ids and the route's template, never a target, a header or any part of a token; of the
+proxy's request id only what has the form of one.
 """
 
 import asyncio
 import os
+import re
 import time
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
@@ -46,6 +48,10 @@ SHARED_S: Final = 0.25
 
 Keep = Callable[[Callable[[], Coroutine[Any, Any, None]]], Coroutine[Any, Any, None]]
 """Does a task's work, and sees to it that it goes on."""
+
+_REQUEST_ID: Final = re.compile(r"[0-9A-Fa-f-]{16,64}")
+"""Hexadecimal or a UUID, as the four proxies make them. Anything else may be what a client put
+there behind a proxy that does not overwrite it, a token for example, and is not written."""
 
 Decisions = Literal["all", "denied", "none"]
 
@@ -391,6 +397,7 @@ def _decision(
         "method": request.method,
         "route": outcome.route,
         "client": str(request.client),
+        "request_id": _plain(request.request_id),
         "user": record.user if record else None,
         "team": record.team if record else None,
         "token": record.token if record else None,
@@ -406,6 +413,11 @@ def _unreadable(proxy: Proxy | None, deny: Deny, decision_id: str, peer: str) ->
 def _network(client: Address) -> bytes:
     """What has a pace of its own: an IPv4 address, or the 64 bits that one IPv6 host has."""
     return client.packed[:8]
+
+
+def _plain(request_id: str | None) -> str | None:
+    """The proxy's id of a request as it may be written, or None."""
+    return request_id if request_id and _REQUEST_ID.fullmatch(request_id) else None
 
 
 def _told(proxy: Proxy | None, verdict: Verdict, decision_id: str) -> dict[str, object]:

@@ -102,7 +102,9 @@ def refused(answer: Answer, status: int, code: str, message: str | None = None) 
     assert (answer.status, body["code"]) == (status, code)
     assert message is None or body["message"] == message
     assert body["message"]
-    assert set(body) <= {"message", "code", "decision_id", "missing_permissions", "docs"}
+    known = {"message", "code", "decision_id", "missing_permissions", "docs", "limit_name"}
+    assert set(body) <= known
+    assert ("limit_name" in body) == (status == 429)
     assert ("missing_permissions" in body) == (code == "permission_missing")
     assert ("docs" in body) == (code == "route_unknown")
     assert re.fullmatch(r"[0-9A-Za-z_-]{8,64}", body["decision_id"])

@@ -37,6 +37,7 @@ REQUEST = AccessRequest(
     target=b"/api/v1/servers/s3cret?token=7|s3cret",
     client=ip_address("192.0.2.1"),
     credential=Deny(TOKEN_MISSING),
+    request_id="4f2a9c0d17be4d3f9a6b5c8e7d1f0a23",
 )
 RECORD = TokenRecord(
     token=TokenId(7),
@@ -59,8 +60,8 @@ class Told:
         log = Log(json_lines=True, level="error", stream=self.stream)
         self.telemetry = Telemetry(self.registry, log, decisions)
 
-    def decided(self, outcome: Outcome) -> None:
-        self.telemetry.decided(Proxy.NGINX, outcome, "d1", REQUEST, 0.0015)
+    def decided(self, outcome: Outcome, request: AccessRequest = REQUEST) -> None:
+        self.telemetry.decided(Proxy.NGINX, outcome, "d1", request, 0.0015)
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, labels)
@@ -105,12 +106,31 @@ def test_a_line_names_ids_and_the_template() -> None:
         "method": "GET",
         "route": "/api/v1/servers/{uuid}",
         "client": "192.0.2.1",
+        "request_id": "4f2a9c0d17be4d3f9a6b5c8e7d1f0a23",
         "user": 1,
         "team": 2,
         "token": 7,
         "ms": 1.5,
     }
     assert "s3cret" not in told.stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        ("0b5e7a52-3c55-4b8c-9d3d-1f7a3f1f9b60", "0b5e7a52-3c55-4b8c-9d3d-1f7a3f1f9b60"),
+        (None, None),
+        ("7|aW5kZWVkYXNlY3JldHRoYXRub2JvZHlzZWVz", None),
+        ("aW5kZWVkYXNlY3JldHRoYXRub2JvZHlzZWVz", None),
+        ("0b5e7a52-3c55-4b8c-9d3d-1f7a3f1f9b60\n", None),
+        ("abc", None),
+    ],
+)
+def test_only_what_looks_like_a_request_id_is_written(sent: str | None, told: str | None) -> None:
+    """A proxy that does not overwrite the header passes on whatever a client put there."""
+    seen = Told()
+    seen.decided(Outcome(Allow(None), NOW), REQUEST._replace(request_id=sent))
+    assert seen.lines[0]["request_id"] == told
 
 
 def test_a_refusal_says_why_in_words_for_the_operator() -> None:

@@ -114,9 +114,12 @@ def render(
             decision = f"{headers.DECISION_ID}: {decision_id}\r\n"
             return Reply(200, f"{identity}{decision}{expiry}{quota}{NO_STORE}")
         case Deny() as deny:
-            reply = refuse(deny, decision_id)
             if deny.reason.kind is Kind.RATE_LIMITED:
-                quota += _retry(outcome.quotas, outcome.now)
+                full = _full(outcome.quotas)
+                reply = refuse(deny, decision_id, limit_name=full.scope)
+                quota += _retry(full, outcome.now)
+            else:
+                reply = refuse(deny, decision_id)
             return Reply(reply.status, reply.fields + quota, reply.body)
 
 
@@ -127,19 +130,25 @@ def served(outcome: Outcome, message: str) -> Reply:
     return Reply(200, f"{JSON}{quota}{ANY_ORIGIN}{NO_STORE}", body)
 
 
-def refuse(deny: Deny, decision_id: str) -> Reply:
-    """The native answer to a refusal, before any counter is told of."""
+def refuse(deny: Deny, decision_id: str, *, limit_name: str | None = None) -> Reply:
+    """The native answer to a refusal, before any counter is told of.
+
+    Args:
+        deny: why it is refused.
+        decision_id: names this decision.
+        limit_name: the limit that has no room, as RateLimit-Policy names it.
+    """
     reason = deny.reason
     fields = _refusal(reason)
     if reason is METHOD_NOT_ALLOWED:
         allowed = "POST" if deny.detail.endswith("takes POST") else ", ".join(sorted(METHODS))
         fields = lines(("Allow", allowed)) + fields
-    body = f'{_body(reason, deny.missing)}, "decision_id": "{decision_id}"}}'
+    body = f'{_body(reason, deny.missing, limit_name)}, "decision_id": "{decision_id}"}}'
     return Reply(reason.status, fields, body.encode("ascii"))
 
 
 @lru_cache(maxsize=256)
-def _body(reason: Reason, missing: tuple[Permission, ...]) -> str:
+def _body(reason: Reason, missing: tuple[Permission, ...], limit_name: str | None) -> str:
     """A refusal's JSON, up to what is different each time."""
     body: dict[str, object] = {"message": reason.message}
     if reason == ROUTE_UNKNOWN:
@@ -147,6 +156,8 @@ def _body(reason: Reason, missing: tuple[Permission, ...]) -> str:
     body["code"] = reason.code
     if missing:
         body["missing_permissions"] = list(missing)
+    if limit_name is not None:
+        body["limit_name"] = limit_name
     return json.dumps(body)[:-1]
 
 
@@ -217,11 +228,15 @@ def _policy(scope: str, limit: Limit) -> str:
     return f'"{scope}";q={limit.requests};w={-(-limit.window_ms // 1000)}'
 
 
-def _retry(quotas: Sequence[Quota], now: UnixMs) -> str:
-    """When the last of the full counters opens: rounded up, at least a second."""
-    at = max([q.reset_at for q in quotas if q.remaining == 0])
-    wait = max(1, _seconds(at - now))
-    return f"Retry-After: {wait}\r\nX-RateLimit-Reset: {_seconds(at)}\r\n"
+def _full(quotas: Sequence[Quota]) -> Quota:
+    """Of the counters without room, the one that opens last."""
+    return max([q for q in quotas if q.remaining == 0], key=lambda q: q.reset_at)
+
+
+def _retry(full: Quota, now: UnixMs) -> str:
+    """When a full counter opens: rounded up, at least a second."""
+    wait = max(1, _seconds(full.reset_at - now))
+    return f"Retry-After: {wait}\r\nX-RateLimit-Reset: {_seconds(full.reset_at)}\r\n"
 
 
 def _seconds(milliseconds: int) -> int:

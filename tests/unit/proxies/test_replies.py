@@ -141,6 +141,25 @@ def test_retry_waits_for_the_last_full_counter() -> None:
     assert denied(*full)["Retry-After"] == "9"
 
 
+@pytest.mark.parametrize(
+    ("quotas", "name"),
+    [
+        ([quota(0, 2_000)], "user"),
+        ([quota(3, 1), quota(0, 1, scope="team")], "team"),
+        ([quota(0, 2_000), quota(0, 9_000, scope="token")], "token"),
+    ],
+)
+def test_a_429_names_the_limit_that_must_be_waited_for(quotas: list[Quota], name: str) -> None:
+    """As RateLimit-Policy names it; of several full ones the one that Retry-After is of."""
+    reply = render(Outcome(FULL, NOW, tuple(quotas)), CLIENT, "d1")
+    assert json.loads(reply.body) == {
+        "message": "Too Many Attempts.",
+        "code": "rate_limited",
+        "limit_name": name,
+        "decision_id": "d1",
+    }
+
+
 def test_the_tightest_counter_is_told() -> None:
     """The least room; of equals the one that opens last."""
     user, token, team = (
