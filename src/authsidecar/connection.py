@@ -35,6 +35,9 @@ sends a request just when we close."""
 
 _READ_BYTES: Final = 64 * 1024
 
+_BEGIN_BYTES: Final = 256
+"""What is kept of a request that has not arrived whole: enough for the line of a subrequest."""
+
 SHARE_BYTES: Final = 4096
 """How much of what one connection sent is parsed in one tick of the loop."""
 
@@ -78,8 +81,8 @@ class Asked(NamedTuple):
 Answer = Callable[[Asked], Coroutine[Any, Any, Reply]]
 """Answers a request. It runs outside of any task: it may await futures and tasks."""
 
-Refuse = Callable[[HttpProcessingError, str], Reply]
-"""Answers what could not be parsed, to this peer."""
+Refuse = Callable[[HttpProcessingError, str, bytes], Reply]
+"""Answers what could not be parsed, to this peer; the bytes are what the request begins with."""
 
 Fail = Callable[[BaseException, str], Reply]
 """Answers a request whose own answer raised this, to this peer."""
@@ -205,6 +208,7 @@ class Connection(BaseProtocol):
     __slots__ = (
         "_active_at",
         "_answering",
+        "_begun",
         "_connections",
         "_ending",
         "_idle_timer",
@@ -229,6 +233,7 @@ class Connection(BaseProtocol):
         self._answering: RawRequestMessage | None = None
         self._ending = False
         self._active_at = 0.0
+        self._begun = b""
         self._unparsed = b""
         self._turn_due = False
         self._linger = False
@@ -315,6 +320,7 @@ class Connection(BaseProtocol):
         try:
             messages, upgraded, rest = parser.feed_data(data)
         except HttpProcessingError as error:
+            self._begun += data[:_BEGIN_BYTES]
             self._broken(error)
             return
         if whole and not upgraded and len(messages) == 1 and not self._unparsed:
@@ -323,8 +329,13 @@ class Connection(BaseProtocol):
                 # As nearly always: one request, and nothing else.
                 self._requests.append((message, False))
                 if self._waits is not None:
+                    self._begun = b""
                     self._wait(None)
                 return
+        if messages:
+            self._begun = b""
+        elif len(self._begun) < _BEGIN_BYTES:
+            self._begun += data[:_BEGIN_BYTES]
         self._take_all(parser, messages, upgraded, rest, whole=whole)
 
     def _take_all(
@@ -486,7 +497,7 @@ class Connection(BaseProtocol):
 
     def _refused(self, error: HttpProcessingError) -> None:
         try:
-            self._write(self._connections.refuse(error, self.peer), head=False)
+            self._write(self._connections.refuse(error, self.peer, self._begun), head=False)
         except Exception:
             self.abort()
             raise

@@ -188,8 +188,8 @@ class AuthzServer:
         reply = render(outcome, access.client, decision_id, expiry_ms=self._expiry_ms)
         return _spoken(reply, proxy)
 
-    def _unreadable(self, error: HttpProcessingError, peer: str) -> Reply:
-        """The answer to what could not be parsed."""
+    def _unreadable(self, error: HttpProcessingError, peer: str, begun: bytes) -> Reply:
+        """The answer to what could not be parsed, to whom it seems to be from."""
         reason = REQUEST_UNREADABLE
         if isinstance(error, LineTooLong) or "Too many" in str(error.message):
             reason = HEADERS_TOO_LARGE
@@ -197,7 +197,7 @@ class AuthzServer:
             reason = REQUEST_TIMEOUT
         elif isinstance(error, BadHttpMethod):  # Envoy passes on whatever the client made up
             reason = METHOD_NOT_ALLOWED
-        return self._refused(None, Deny(reason), self._decision_ids(), peer)
+        return self._refused(_begun_by(begun), Deny(reason), self._decision_ids(), peer)
 
     def _stranger(self, start: bytes, peer: str) -> Reply:
         """The answer to a peer that is not trusted; `start` is where its request begins."""
@@ -256,6 +256,13 @@ def _endpoint(raw_path: str) -> Proxy | None:
     if raw_path in SWITCHES:
         return Proxy.DIRECT
     return _ENDPOINTS.get(raw_path.partition("?")[0])
+
+
+def _begun_by(begun: bytes) -> Proxy | None:
+    """The proxy whose endpoint an unparsable request begins with, as far as that can be told."""
+    words = begun.split(None, 2)
+    target = words[1].decode("latin-1") if len(words) > 1 else ""
+    return next((proxy for path, proxy in _ENDPOINTS.items() if target.startswith(path)), None)
 
 
 def _line(asked: Asked, proxy: Proxy) -> RequestLine | None:

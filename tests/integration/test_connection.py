@@ -25,7 +25,9 @@ async def listening(
     async def answered(asked: Asked) -> Reply:
         return await answer(asked)
 
-    connections = Connections(answered, lambda _error, _peer: Reply(400, ""), **options)
+    connections = Connections(
+        answered, lambda _error, _peer, begun: Reply(400, "", begun), **options
+    )
     server = await asyncio.get_running_loop().create_server(connections, "127.0.0.1", 0)
     try:
         yield server.sockets[0].getsockname()[1], connections

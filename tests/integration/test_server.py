@@ -190,6 +190,46 @@ async def test_a_broken_request_is_a_clean_refusal(request_bytes: bytes, world: 
         assert await wire.ended()
 
 
+UNPARSABLE = {
+    "value": (431, "headers_too_large", b"Cookie: " + b"z" * 40_000),
+    "number": (431, "headers_too_large", b"\r\n".join(b"X-%d: z" % n for n in range(300))),
+    "name": (400, "request_unreadable", b"X zzzz: 1"),
+    "nul": (400, "request_unreadable", b"X-A: zz\x00zz"),
+    "length": (400, "request_unreadable", b"Content-Length: zzzz"),
+}
+
+
+@pytest.mark.parametrize("cut", [0, 1, 9, 30])
+@pytest.mark.parametrize("what", UNPARSABLE)
+async def test_nginx_is_told_403_of_what_cannot_be_parsed(
+    what: str, cut: int, world: World
+) -> None:
+    """It would make a 500 of any other status; wherever the first packet ends."""
+    status, code, header = UNPARSABLE[what]
+    data = b"GET /authz/nginx HTTP/1.1\r\nHost: a\r\n" + header + b"\r\n\r\n"
+    async with Wire(world.sidecar.port) as wire:
+        wire.send(data[:cut])
+        await wire.writer.drain()
+        await asyncio.sleep(0.01 if cut else 0)
+        answer = await wire.ask(data[cut:])
+        assert (answer.status, answer.header("X-Authz-Status")) == (403, str(status))
+        assert json.loads(answer.header("X-Authz-Body") or "")["code"] == code
+        assert await wire.ended()
+
+
+@pytest.mark.parametrize(
+    "line", [b"WHAT /authz/nginx HTTP/1.1", b"GET /authz/nginx HTTP/9.9", b"GET /authz/nginx\x01"]
+)
+async def test_nginx_is_told_403_of_a_line_that_cannot_be_parsed(line: bytes, world: World) -> None:
+    """It is enough that the line names its endpoint."""
+    first = GOOD.replace(b"/authz/traefik", b"/authz/nginx")
+    async with Wire(world.sidecar.port) as wire:
+        assert (await wire.ask(first)).status == 200
+        answer = await wire.ask(line + b"\r\nHost: a\r\n\r\n")
+        assert answer.status == 403
+        assert answer.header("X-Authz-Status") in {"400", "405"}
+
+
 # Bodies, upgrades, kept connections
 
 SMUGGLED = REFUSED
