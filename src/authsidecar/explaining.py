@@ -267,7 +267,7 @@ def _with_token(
 
 
 def _route(route: Route) -> Finding:
-    needs = "a token" if route.permission is None else str(route.permission)
+    needs = " or ".join(route.sufficient) or "a token"
     return Result.PASS, f"{route.method} {route.template} needs {needs}"
 
 
@@ -351,7 +351,8 @@ def _permission(case: Case) -> Finding:
     if case.route.permission is None:
         return Result.SKIPPED, "the route needs no permission"
     held = " ".join(sorted(case.record.permissions))
-    return Result.PASS, f"the route needs {case.route.permission}, the token holds {held}"
+    needs = " or ".join(case.route.sufficient)
+    return Result.PASS, f"the route needs {needs}, the token holds {held}"
 
 
 def _instance_team(case: Case) -> Finding:

@@ -261,18 +261,19 @@ def check_team_mcp(case: Case) -> Deny | None:
 
 
 def check_permission(case: Case) -> Deny | None:
-    """Row 8: the token holds the permission that the route needs."""
-    needed, held = case.route.permission, case.record.permissions
-    if needed is None or not INCLUDED_BY[needed].isdisjoint(held):
+    """Row 8: the token holds the permission that the route needs, or one of several."""
+    sufficient, held = case.route.sufficient, case.record.permissions
+    if not sufficient or any(not INCLUDED_BY[one].isdisjoint(held) for one in sufficient):
         return None
     reason = Reason(
         PERMISSION_MISSING.code,
         PERMISSION_MISSING.kind,
         PERMISSION_MISSING.status,
-        f"{PERMISSION_MISSING.message}: {needed}",
+        f"{PERMISSION_MISSING.message}: {', '.join(sufficient)}",
     )
     found = " ".join(sorted(held)) or "nothing"
-    return Deny(reason, f"the route needs {needed}, the token holds {found}", (needed,))
+    detail = f"the route needs {' or '.join(sufficient)}, the token holds {found}"
+    return Deny(reason, detail, sufficient)
 
 
 def check_instance_team(case: Case) -> Deny | None:

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 from authsidecar.config import ConfigError, load, loading
 from authsidecar.config.buckets import SCOPES
 from authsidecar.config.catalogue import SETTINGS
+from authsidecar.routes.loading import WITHIN
 
 RUN = {
     "listen.address": ("0.0.0.0:8080", "0.0.0.0:8080"),
@@ -275,8 +276,8 @@ WRONG = [
     ("trusted_peers", "[[1]]", NETWORKS),
     ("trusted_hops", "0.0.0.0/0", NETWORKS),
     ("trusted_hops", "::/0", NETWORKS),
-    ("coolify.routes", "4.2", "one of 4.0, 4.1, 4.3"),
-    ("coolify.routes", "latest", "one of 4.0, 4.1, 4.3"),
+    ("coolify.routes", "4.2", "one of 4.0, 4.1, 4.3, 4.4"),
+    ("coolify.routes", "latest", "one of 4.0, 4.1, 4.3, 4.4"),
     ("coolify.outside", "allow", "one of deny, pass"),
     ("coolify.instance_team", "-1", "a whole number from 0 to 9223372036854775807"),
     ("coolify.instance_team", "root", "a whole number from 0 to 9223372036854775807"),
@@ -445,3 +446,12 @@ def test_the_parts_of_the_database_and_its_dsn_are_one(given, url):
     environ = {variable(f"sync.{name}"): text for name, text in given.items()}
     found = load(None, environ).sync.url
     assert (found and found.get_secret_value()) == (url and f"postgresql://{url}")
+
+
+def test_a_release_line_without_a_table_is_told_which_one_serves_it():
+    """Refused alone, the operator of a 4.2 would have to guess."""
+    with pytest.raises(ConfigError) as caught:
+        load(None, {"AUTHSIDECAR_COOLIFY__ROUTES": "4.2"})
+    assert 'got "4.2", which the table of 4.3 serves; allowed: one of' in caught.value.problems[0]
+    assert WITHIN == {"4.2": "4.3"}
+    assert load(None, {"AUTHSIDECAR_COOLIFY__ROUTES": "4.4"}).coolify.routes == "4.4"

@@ -306,6 +306,22 @@ def test_the_first_check_that_refuses_has_the_word() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("held", "passes"),
+    [("write", True), ("deploy", True), ("root", True), ("*", True), ("read", False)],
+)
+def test_of_several_permissions_each_suffices(held: str, passes: bool) -> None:
+    """A refusal names them all, as Coolify does."""
+    either = replace(needing("write"), alternatives=(Permission.DEPLOY,))
+    judgement = judged(either, record(held, role=Role.OWNER))
+    assert code(judgement) == ("allow" if passes else "permission_missing")
+    if isinstance(judgement.verdict, Deny):
+        denial = judgement.verdict
+        assert denial.reason.message == "Missing required permissions: write, deploy"
+        assert denial.missing == (Permission.WRITE, Permission.DEPLOY)
+        assert denial.detail == "the route needs write or deploy, the token holds read"
+
+
 def test_the_permission_is_said_before_the_instance_team() -> None:
     """Row 8 before row 9."""
     assert code(judged(ENABLE, record("write"))) == "permission_missing"

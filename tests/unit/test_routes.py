@@ -9,6 +9,8 @@ import pytest
 from authsidecar.model import Permission
 from authsidecar.routes import RELEASES, Guard, Route, RouteError, RouteTable, coolify, extra
 from authsidecar.routes import table as module
+from authsidecar.routes.diff import compare
+from authsidecar.routes.loading import TABLES, released
 
 DATA = Path(__file__).parents[1] / "data"
 EMPTY = RouteTable(())
@@ -16,7 +18,8 @@ SWITCH_PATHS = {"/api/v1/enable", "/api/v1/disable", "/api/v1/mcp/enable", "/api
 
 
 def data(release: str) -> list[dict[str, str]]:
-    header, *lines = (DATA / f"coolify-routes-{release}.tsv").read_text("ascii").splitlines()
+    table = DATA / f"coolify-routes-{TABLES[release]}.tsv"
+    header, *lines = table.read_text("ascii").splitlines()
     names = header.split("\t")
     return [dict(zip(names, line.split("\t"), strict=True)) for line in lines]
 
@@ -37,8 +40,9 @@ def test_every_row_of_the_data_is_loaded_in_its_order(release: str) -> None:
     assert [(r.method, r.template) for r in coolify(release)] == [
         (row["method"], row["path"]) for row in rows
     ]
-    shipped = files("authsidecar.routes").joinpath(f"coolify-{release}.tsv").read_text("ascii")
-    assert shipped == (DATA / f"coolify-routes-{release}.tsv").read_text("ascii")
+    table = TABLES[release]
+    shipped = files("authsidecar.routes").joinpath(f"coolify-{table}.tsv").read_text("ascii")
+    assert shipped == (DATA / f"coolify-routes-{table}.tsv").read_text("ascii")
 
 
 @pytest.mark.parametrize("release", RELEASES)
@@ -106,8 +110,21 @@ def test_every_row_is_found_by_a_path_of_its_own(release: str) -> None:
 @pytest.mark.parametrize("release", ["", "4", "4.2", "5.0", "4.3\n", "../4.3"])
 def test_an_unknown_release_is_refused_by_name(release: str) -> None:
     """The message says which ones are known."""
-    with pytest.raises(RouteError, match=r"known: 4\.0, 4\.1, 4\.3"):
+    with pytest.raises(RouteError, match=r"known: 4\.0, 4\.1, 4\.3, 4\.4"):
         coolify(release)
+
+
+def test_a_release_without_a_table_is_told_which_one_serves_it() -> None:
+    """4.3 has all rows of 4.1, and none that needs less: so has it those of what lies between."""
+    with pytest.raises(RouteError, match=r"for Coolify '4\.2': the table of 4\.3 serves it"):
+        coolify("4.2")
+    diff = compare(released("4.1"), released("4.3"))
+    assert (diff.removed, diff.weaker) == ((), ())
+
+
+def test_44_has_the_routes_of_43() -> None:
+    """As of its first release candidate."""
+    assert released("4.4") == released("4.3")
 
 
 # Matching
@@ -218,6 +235,7 @@ def test_extra_rows_add_override_and_close() -> None:
         GET /api/v1/teams root
         GET /api/v1/version deny
         GET /api/v1/status public
+        GET /api/v1/either write,deploy
         """,
         base,
     )
@@ -230,7 +248,22 @@ def test_extra_rows_add_override_and_close() -> None:
     assert public is not None
     assert closed.guard is Guard.CLOSED
     assert (public.guard, public.bucket) == (Guard.PUBLIC, "unknown")
-    assert len(table) == len(base) + 5
+    assert len(table) == len(base) + 6
+    either = table.find("GET", "/api/v1/either")
+    assert either is not None
+    assert either.sufficient == (Permission.WRITE, Permission.DEPLOY)
+
+
+def test_extra_rows_can_be_switches_and_the_named_public_routes() -> None:
+    """So that a newer release's rows can stand in front of an older table."""
+    base = coolify("4.0")
+    table = extra(
+        "POST /api/v1/enable switch\nPOST /api/feedback public\nGET /api/v1/mcp/enable switch", base
+    )
+    (post, feedback, mcp, *_) = table
+    assert (post.guard, post.permission) == (Guard.SWITCH, Permission.ROOT)
+    assert (feedback.guard, feedback.bucket) == (Guard.PUBLIC, "feedback")
+    assert mcp.guard is Guard.SWITCH
 
 
 def test_no_extra_rows_change_nothing() -> None:
@@ -258,6 +291,10 @@ def test_no_extra_rows_change_nothing() -> None:
         ("GET https://example.test/a read", "path template"),
         ("GET /a reads", "'reads' is not a permission"),
         ("GET /a READ", "'READ' is not a permission"),
+        ("GET /a read,", "'' is not a permission"),
+        ("GET /a write,deploi", "'deploi' is not a permission"),
+        ("GET /a write,public", "'public' is not a permission"),
+        ("POST /a switch", "/a is no switch; one of /api/v1/disable, /api/v1/enable"),
         ("GET /a *", "is not a permission"),
         ("GET /a -", "is not a permission"),
     ],
@@ -359,6 +396,28 @@ def test_templates_that_share_a_path_are_siblings(post: str, other: str) -> None
 def test_templates_without_a_common_path_are_strangers(post: str, other: str) -> None:
     """Their permissions have nothing to do with each other."""
     assert len(extra(f"POST {post} read\nDELETE {other} write", EMPTY)) == 2
+
+
+@pytest.mark.parametrize(
+    ("post", "other", "weaker"),
+    [
+        ("write", "write,deploy", False),
+        ("write,deploy", "write", True),
+        ("write,deploy", "deploy,write", False),
+        ("read:sensitive,root", "read", False),
+        ("read,root", "read:sensitive", True),
+    ],
+)
+def test_every_permission_that_suffices_for_a_post_counts(
+    post: str, other: str, weaker: bool
+) -> None:
+    """Whoever may call the POST may call the other."""
+    text = f"POST /a {post}\nPATCH /a {other}"
+    if weaker:
+        with pytest.raises(RouteError, match="POST /a is weaker than PATCH /a"):
+            extra(text, EMPTY)
+    else:
+        assert len(extra(text, EMPTY)) == 2
 
 
 def test_a_weak_post_is_found_behind_coolifys_rows_too() -> None:

@@ -15,7 +15,14 @@ from authsidecar.cli.streams import tell, write
 if TYPE_CHECKING:
     from authsidecar.routes import Route, RouteTable
     from authsidecar.routes.diff import Change
+    from authsidecar.routes.importing import Conditional
     from authsidecar.routes.loading import Row
+
+_CONDITIONAL = click.option(
+    "--conditional",
+    type=click.Choice(["include", "leave-out"]),
+    help="What becomes of routes inside an `if` of a routes/api.php; else the file is refused.",
+)
 
 _RELEASE = click.option(
     "--release", metavar="R", help="A Coolify release line; else the table that is configured."
@@ -74,7 +81,8 @@ def match(method: str, target: str, release: str | None) -> None:
 @routes.command()
 @click.argument("old")
 @click.argument("new")
-def diff(old: str, new: str) -> None:
+@_CONDITIONAL
+def diff(old: str, new: str, conditional: "Conditional | None") -> None:
     """Compare two tables; say first what became weaker.
 
     Each is a release line, a table that `import` wrote, or a routes/api.php. The exit code is 1
@@ -87,7 +95,7 @@ def diff(old: str, new: str) -> None:
     """
     from authsidecar.routes.diff import compare
 
-    found = compare(_rows(old), _rows(new))
+    found = compare(_rows(old, conditional), _rows(new, conditional))
     kinds = {
         "weaker": found.weaker,
         "stricter": found.stricter,
@@ -119,11 +127,13 @@ def diff(old: str, new: str) -> None:
     metavar="R",
     help="The release (coolify.routes) that extra rows will stand in front of.",
 )
-def import_(file: str, form: str, base: str) -> None:
+@_CONDITIONAL
+def import_(file: str, form: str, base: str, conditional: "Conditional | None") -> None:
     """Read Coolify's routes/api.php and write a route table to standard output.
 
     What cannot be read is said by line, and then nothing is written: the exit code is 1. The file
-    holds no /mcp routes; with --format extra those of the base stay.
+    holds no /mcp routes; with --format extra those of the base stay. What extra rows cannot say is
+    listed, and stands in them as comments.
 
     \b
     Examples:
@@ -131,14 +141,18 @@ def import_(file: str, form: str, base: str) -> None:
       authsidecar routes import - --format extra --base 4.3 < api.php > extra-routes.txt
     """
     from authsidecar.routes import RouteError, coolify
-    from authsidecar.routes.loading import as_extra, tsv
+    from authsidecar.routes.loading import Extra, as_extra, tsv
 
-    rows = _imported(_text(file), file)
+    rows = _imported(_text(file), file, conditional)
     try:
-        write(tsv(rows) if form == "tsv" else as_extra(rows, coolify(base)), newline=False)
+        made = Extra(tsv(rows), ()) if form == "tsv" else as_extra(rows, coolify(base))
     except RouteError as error:
         raise RefusedError(str(error)) from None
-    Output(given()).note(f"{len(rows)} routes")
+    write(made.text, newline=False)
+    output = Output(given())
+    for line in made.left_out:
+        output.warn(f"left out: {line}")
+    output.note(f"{len(rows)} routes")
 
 
 def _table(release: str | None) -> "RouteTable":
@@ -156,7 +170,7 @@ def _item(route: "Route") -> dict[str, object]:
     from authsidecar.routes import Guard
 
     needs = {
-        Guard.ORDINARY: route.permission,
+        Guard.ORDINARY: " or ".join(route.sufficient),
         Guard.SWITCH: f"{route.permission}, instance team",
         Guard.MCP: "token, MCP switches",
         Guard.PUBLIC: f"nothing, limit {route.bucket}",
@@ -168,7 +182,7 @@ def _item(route: "Route") -> dict[str, object]:
         "method": route.method,
         "path": route.template,
         "guard": route.guard.value,
-        "permission": route.permission,
+        "permission": ",".join(route.sufficient) or None,
         "needs": needs[route.guard],
     }
 
@@ -178,30 +192,38 @@ def _told(kind: str, changes: tuple["Change", ...]) -> str:
     return "\n".join([f"{kind}:", *lines])
 
 
-def _rows(name: str) -> "tuple[Row, ...]":
+def _rows(name: str, conditional: "Conditional | None") -> "tuple[Row, ...]":
     """A release line's rows, or a file's: a table or PHP."""
     from authsidecar.routes import RELEASES, RouteError
-    from authsidecar.routes.loading import released, rows
+    from authsidecar.routes.loading import WITHIN, released, rows
 
     if name in RELEASES:
         return released(name)
     if not Path(name).exists():
-        raise RefusedError(f"{name} is no file, and no release line: {', '.join(RELEASES)}")
+        use = f" (the table of {WITHIN[name]} serves it)" if name in WITHIN else ""
+        raise RefusedError(f"{name} is no file, and no release line: {', '.join(RELEASES)}{use}")
     text = _text(name)
     try:
-        return _imported(text, name) if text.lstrip("\ufeff").startswith("<?") else rows(text)
+        if text.lstrip("\ufeff").startswith("<?"):
+            return _imported(text, name, conditional)
+        return rows(text)
     except RouteError as error:
         raise RefusedError(f"{name}: {error}") from None
 
 
-def _imported(text: str, name: str) -> "tuple[Row, ...]":
+def _imported(text: str, name: str, conditional: "Conditional | None") -> "tuple[Row, ...]":
     from authsidecar.routes.importing import read
 
-    found = read(text)
+    found = read(text, conditional)
     for line, message in found.problems:
         tell(f"{name}:{line}: {message}")
     if found.problems:
         raise RefusedError(f"{name} cannot be read whole; nothing was guessed, nothing is written")
+    became = "included" if conditional == "include" else "left out"
+    for within in found.conditional:
+        Output(given()).note(
+            f"{name}:{within.line}: {within.method} {within.path} is inside an `if`: {became}"
+        )
     return found.rows
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, PrivateAttr, SecretStr, model_validator
+from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from authsidecar.config.buckets import Limits
@@ -267,13 +267,15 @@ class Redis(Section):
 class Coolify(Section):
     """Which Coolify stands behind."""
 
-    routes: Literal["4.0", "4.1", "4.3"] = Field(
-        default="4.3", description="Release line of Coolify, whose route table is used."
+    routes: Literal["4.0", "4.1", "4.3", "4.4"] = Field(
+        default="4.3",
+        description="Release line of Coolify, whose route table is used; for a 4.2 use 4.3.",
     )
     extra_routes: FilePath | None = Field(
         default=None,
         description="File of your own routes, before and over the table's: one `METHOD PATH "
-        "PERMISSION` a line, where PERMISSION may also be `public`, `deny` (closed) or `absent`.",
+        "PERMISSION` a line, where PERMISSION may also be several with commas, `public`, `switch`, "
+        "`deny` (closed) or `absent`.",
     )
     outside: Literal["deny", "pass"] = Field(
         default="deny",
@@ -285,6 +287,13 @@ class Coolify(Section):
         le=9_223_372_036_854_775_807,
         description="Id of the team whose root tokens may switch the API on and off.",
     )
+
+    @field_validator("routes", mode="before")
+    @classmethod
+    def _served(cls, value: object) -> object:
+        if value == "4.2":  # routes.loading.WITHIN
+            raise ValueError("the table of 4.3 serves")
+        return value
 
 
 class Api(Section):

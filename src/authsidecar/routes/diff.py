@@ -94,7 +94,7 @@ def weakenings(a: Row, b: Row, *, reverse: bool = False) -> Iterator[str]:
     """
     if a.auth != "-" and b.auth == "-":
         yield f"needs a token now, {a.ability}" if reverse else f"public now, needed {a.ability}"
-    elif STRENGTH.index(b.ability) < STRENGTH.index(a.ability):
+    elif _suffices_less(a.ability, b.ability):
         yield (
             f"needs {a.ability}, needed {b.ability}"
             if reverse
@@ -105,6 +105,12 @@ def weakenings(a: Row, b: Row, *, reverse: bool = False) -> Iterator[str]:
         if gone := had - has:
             which = "" if gone == {"yes"} else f" ({', '.join(sorted(gone))})"
             yield f"{words}{which} {'added' if reverse else 'dropped'}"
+
+
+def _suffices_less(a: str, b: str) -> bool:
+    """Whether `b` asks for less than `a`; of a list of permissions each one suffices."""
+    one, other = ({STRENGTH.index(name) for name in cell.split(",")} for cell in (a, b))
+    return min(other) < min(one) or (min(other) == min(one) and not other <= one)
 
 
 def _parts(cell: str) -> set[str]:

@@ -7,7 +7,7 @@ Whatever is not understood is a problem with its line; a table with problems mus
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from authsidecar.model import METHODS, Permission
 from authsidecar.routes.loading import Row, overlap
@@ -32,19 +32,39 @@ class Problem(NamedTuple):
     message: str
 
 
+Conditional = Literal["include", "leave-out"]
+"""What becomes of the routes inside an `if`: the file alone does not say whether they are there."""
+
+
+class Within(NamedTuple):
+    """A route inside an `if`, at a line that counts from 1."""
+
+    line: int
+    method: str
+    path: str
+
+
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What a route file says; with any problem the rows are not the whole truth."""
+    """What a route file says; with any problem the rows are not the whole truth.
+
+    Attributes:
+        rows: in Laravel's matching order.
+        problems: what was not understood, or may not be guessed.
+        conditional: the routes inside an `if`, whatever became of them.
+    """
 
     rows: tuple[Row, ...]
     problems: tuple[Problem, ...]
+    conditional: tuple[Within, ...] = ()
 
 
-def read(source: str) -> Imported:
+def read(source: str, conditional: Conditional | None = None) -> Imported:
     """The rows of a route file, in Laravel's matching order.
 
     Args:
         source: the text of Coolify's routes/api.php.
+        conditional: what becomes of routes inside an `if`; None: each is a problem.
 
     >>> read("<?php Route::get('/health', [A::class, 'b']);").rows[0].path
     '/api/health'
@@ -57,11 +77,22 @@ def read(source: str) -> Imported:
     except RecursionError:
         return Imported((), (Problem(1, "nested too deeply"),))
     reader.check_order()
-    rows = tuple(
-        route.row._replace(order=str(order))
-        for order, route in enumerate(reader.routes.values(), 1)
+    if conditional is None:
+        reader.check_conditional()
+    found = [
+        route
+        for route in reader.routes.values()
+        if conditional != "leave-out" or route.condition is None
+    ]
+    return Imported(
+        tuple(route.row._replace(order=str(order)) for order, route in enumerate(found, 1)),
+        tuple(sorted(set(reader.problems))),
+        tuple(
+            Within(route.line, route.row.method, route.row.path)
+            for route in reader.routes.values()
+            if route.condition is not None
+        ),
     )
-    return Imported(rows, tuple(sorted(set(reader.problems))))
 
 
 _FACADES: Final = frozenset({"Illuminate\\Support\\Facades\\Route", "Route"})
@@ -94,12 +125,22 @@ _COLUMNS: Final = {
     "App\\Http\\Middleware\\ApiAllowed": ("api_enabled_and_allowlist", "yes"),
     "api.sensitive": ("sensitive_flag", "yes"),
     "App\\Http\\Middleware\\ApiSensitiveData": ("sensitive_flag", "yes"),
-    "throttle:feedback": ("throttle", "api+feedback"),
-    "throttle:api": ("throttle", "api"),
 }
 """Middleware without a choice in it, and what it puts into which column."""
 
-_ABILITIES: Final = ("api.ability:", "App\\Http\\Middleware\\ApiAbility:")
+_THROTTLE: Final = re.compile(r"throttle:(?:(api|feedback)|([1-9][0-9]*)(?:,([1-9][0-9]*))?)")
+"""One of Coolify's own limits by name, or requests in so many minutes (1 if it is not said)."""
+
+_ANY_ABILITY: Final = (
+    "api.ability:",
+    "App\\Http\\Middleware\\ApiAbility:",
+    "ability:",
+    "Laravel\\Sanctum\\Http\\Middleware\\CheckForAnyAbility:",
+)
+"""Coolify's own and Sanctum's: of several abilities, each suffices."""
+
+_ALL_ABILITIES: Final = ("abilities:", "Laravel\\Sanctum\\Http\\Middleware\\CheckAbilities:")
+"""Sanctum's, too: of several abilities, all are needed."""
 
 
 class _Middleware(NamedTuple):
@@ -114,6 +155,8 @@ class _Scope:
     prefix: str = ""
     middleware: tuple[_Middleware, ...] = ()
     where: Mapping[str, str] = field(default_factory=dict)
+    condition: int | None = None
+    """The line of the `if` that it stands in."""
 
 
 class _Call(NamedTuple):
@@ -128,6 +171,7 @@ class _Found(NamedTuple):
     row: Row
     line: int
     narrowed: bool
+    condition: int | None = None
 
 
 class _Reader:
@@ -162,9 +206,35 @@ class _Reader:
                     cursor.takes("}")
                 cursor.takes(";")
 
+    def check_conditional(self) -> None:
+        """Report every route of which the file does not say whether it is there."""
+        for found in self.routes.values():
+            if found.condition is not None:
+                self.problems += [
+                    Problem(
+                        found.condition,
+                        "routes inside an `if`: --conditional include or leave-out says what "
+                        "becomes of them",
+                    ),
+                    Problem(
+                        found.line,
+                        f"{found.row.method} {found.row.path} is inside the `if` of line "
+                        f"{found.condition}",
+                    ),
+                ]
+
     def check_order(self) -> None:
-        """Report what a table without patterns would decide by another row than Laravel."""
+        """Report what a table would decide by another row than Laravel.
+
+        A table has no patterns, and no conditions.
+        """
         found = list(self.routes.values())
+        for at, one in enumerate(found):
+            for later in found[at + 1 :] if one.condition is not None else ():
+                a, b = one.row, later.row
+                if a.method == b.method and a[3:] != b[3:] and overlap(a.segments, b.segments):
+                    message = f"{a.path}, inside an `if`, may hide {b.path} of line {later.line}"
+                    self.problems.append(Problem(one.line, message))
         for at, narrow in enumerate(found):
             for later in found[at + 1 :] if narrow.narrowed else ():
                 a, b = narrow.row, later.row
@@ -181,12 +251,37 @@ class _Reader:
         elif cursor.takes("declare"):
             cursor.arguments()
             cursor.expect(";")
+        elif cursor.sees("if"):
+            self._conditional(cursor, scope)
         elif first.lexeme is Lexeme.NAME and cursor.ahead(1).text == "::":
             if self._resolved(first.text) not in _FACADES:
                 raise SourceError(first.line, f"{first.text} is not Laravel's Route")
             self._chain(_calls(cursor), scope)
         else:
             raise SourceError(first.line, f"not a route: a statement that begins with {first.text}")
+
+    def _conditional(self, cursor: Cursor, scope: _Scope) -> None:
+        """`if (...) {...}` with all that follows it; no condition is ever evaluated."""
+        line = cursor.next().line
+        scope = replace(scope, condition=scope.condition or line)
+        while True:
+            cursor.expect("(")
+            cursor.skip(")")
+            cursor.expect(")")
+            self._branch(cursor, scope, line)
+            if cursor.takes("elseif"):
+                continue
+            if not cursor.takes("else"):
+                return
+            if not cursor.takes("if"):
+                self._branch(cursor, scope, line)
+                return
+
+    def _branch(self, cursor: Cursor, scope: _Scope, line: int) -> None:
+        if not cursor.takes("{"):
+            raise SourceError(line, "an `if` without braces")
+        self._statements(cursor, scope)
+        cursor.expect("}")
 
     def _use(self, cursor: Cursor) -> None:
         if cursor.takes("function", "const"):
@@ -299,16 +394,30 @@ class _Reader:
         path = _joined("/api", _joined(scope.prefix, _text(arguments[0])))
         match = _PARAMETER.fullmatch(path.removeprefix("/api/"))
         if match and call.name == "any" and scope.where.get(match[1]) in _CATCH_ALL:
-            if scope.middleware:
-                raise SourceError(call.line, "a catch-all with middleware")
-            self._catch_all = call.line  # what no route matches: 404 here too
+            self._end_with(call.line, scope)
             return
         columns = _columns(scope.middleware, call.line)
         for template, narrowed in _templates(path, scope.where, call.line):
             for method in methods:
                 row = Row(order="", method=method, path=template, **columns)
-                # Laravel keeps the place of an earlier route with the same method and path.
-                self.routes[method, template] = _Found(row, call.line, narrowed)
+                self._add(_Found(row, call.line, narrowed, scope.condition))
+
+    def _end_with(self, line: int, scope: _Scope) -> None:
+        """Read a catch-all: what no route matches is 404 here too."""
+        if scope.middleware:
+            raise SourceError(line, "a catch-all with middleware")
+        if scope.condition is not None:
+            raise SourceError(line, "a catch-all inside an `if`")
+        self._catch_all = line
+
+    def _add(self, found: _Found) -> None:
+        """Laravel keeps the place of an earlier route with the same method and path."""
+        key = found.row.method, found.row.path
+        earlier = self.routes.get(key)
+        if earlier and (earlier.condition is not None or found.condition is not None):
+            message = f"{' '.join(key)} is at line {earlier.line}, too; one of them is in an `if`"
+            self.problems.append(Problem(found.line, message))
+        self.routes[key] = found
 
 
 def _calls(cursor: Cursor) -> tuple[_Call, ...]:
@@ -387,21 +496,43 @@ def _templates(path: str, where: Mapping[str, str], line: int) -> tuple[tuple[st
 
 def _columns(middleware: tuple[_Middleware, ...], line: int) -> dict[str, str]:
     """A row's columns, as its middleware fills them."""
-    columns = dict.fromkeys(Row._fields[3:], "-") | {"throttle": "api"}
-    abilities = set()
+    columns = dict.fromkeys(Row._fields[3:], "-")
+    abilities: set[tuple[str, ...]] = set()
+    limits = ["api"]
     for name, at in middleware:
-        ability = next((name.removeprefix(p) for p in _ABILITIES if name.startswith(p)), None)
-        if ability is not None:
-            if ability not in set(Permission):
-                raise SourceError(at, f"not one permission: {ability}")
-            abilities.add(ability)
+        if (needed := _abilities(name, at)) is not None:
+            abilities.add(needed)
         elif name in _COLUMNS:
             column, value = _COLUMNS[name]
-            columns[column] = max(columns[column], value)  # "api+feedback" > "api" > "-"
+            columns[column] = value
+        elif throttle := _THROTTLE.fullmatch(name):
+            named, requests, minutes = throttle.groups()
+            limits.append(named or f"{requests}/{minutes or 1}m")
         elif name != "api":
             raise SourceError(at, f"a middleware that is not understood: {name}")
     if len(abilities) > 1:
-        raise SourceError(line, f"needs {' and '.join(sorted(abilities))}: a row names one")
+        needs = " and ".join(" or ".join(needed) for needed in sorted(abilities))
+        raise SourceError(
+            line, f"needs {needs}: a row names one, or several each of which suffices"
+        )
     if abilities and columns["auth"] == "-":
         raise SourceError(line, "needs a permission, but no token")
-    return columns | {"ability": "".join(abilities) or "-"}
+    columns["throttle"] = "+".join(dict.fromkeys(limits))
+    return columns | {"ability": ",".join(*abilities) if abilities else "-"}
+
+
+def _abilities(name: str, line: int) -> tuple[str, ...] | None:
+    """The abilities of which a middleware needs one, in order of their names; None: it is another.
+
+    Raises:
+        SourceError: it needs one that does not exist, or several at once.
+    """
+    start = next((p for p in (*_ANY_ABILITY, *_ALL_ABILITIES) if name.startswith(p)), None)
+    if start is None:
+        return None
+    named = name.removeprefix(start).split(",")  # PHP's explode: a blank belongs to the name
+    if odd := [ability for ability in named if ability not in set(Permission)]:
+        raise SourceError(line, f"not a permission: {odd[0]}")
+    if start in _ALL_ABILITIES and len(set(named)) > 1:
+        raise SourceError(line, f"needs {' and '.join(named)}: a row names one")
+    return tuple(dict.fromkeys(named))

@@ -1,6 +1,6 @@
 """Route tables from text: Coolify's own, and the operator's rows in front of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.resources import files
 from typing import Final, NamedTuple
@@ -8,8 +8,15 @@ from typing import Final, NamedTuple
 from authsidecar.model import METHODS, Permission
 from authsidecar.routes.table import Guard, Route, RouteTable, is_parameter
 
-RELEASES: Final = ("4.0", "4.1", "4.3")
-"""The Coolify release lines whose routes are known."""
+TABLES: Final = {"4.0": "4.0", "4.1": "4.1", "4.3": "4.3", "4.4": "4.3"}
+"""The Coolify release lines whose routes are known, and the table of each. 4.4 has the routes of
+4.3, as of its first release candidate."""
+
+RELEASES: Final = tuple(TABLES)
+
+WITHIN: Final = {"4.2": "4.3"}
+"""Release lines without a table of their own, and the table that serves them: from 4.1 to 4.3 rows
+were added and none was removed or weakened; where Coolify 4.2 has none, it answers 404 itself."""
 
 SWITCHES: Final = frozenset(
     {"/api/v1/enable", "/api/v1/disable", "/api/v1/mcp/enable", "/api/v1/mcp/disable"}
@@ -24,7 +31,11 @@ PUBLIC: Final = {
 }
 """The only rows without a token, and the bucket that each is counted in."""
 
-EXTRA_COLUMNS: Final = "method, path and permission (a permission, `public`, `deny` or `absent`)"
+EXTRA_COLUMNS: Final = (
+    "method, path and permission (a permission, several with commas, `public`, `switch`, `deny` "
+    "or `absent`)"
+)
+_SWITCHES: Final = tuple(sorted(SWITCHES))
 _GRANTABLE: Final = tuple(p for p in Permission if p is not Permission.LEGACY_ROOT)
 
 
@@ -72,8 +83,10 @@ def released(release: str) -> tuple[Row, ...]:
         RouteError: the release is not known.
     """
     if release not in RELEASES:
-        raise RouteError(f"no routes for Coolify {release!r}; known: {', '.join(RELEASES)}")
-    return rows(files("authsidecar.routes").joinpath(f"coolify-{release}.tsv").read_text("ascii"))
+        use = f": the table of {WITHIN[release]} serves it" if release in WITHIN else ""
+        raise RouteError(f"no routes for Coolify {release!r}{use}; known: {', '.join(RELEASES)}")
+    table = f"coolify-{TABLES[release]}.tsv"
+    return rows(files("authsidecar.routes").joinpath(table).read_text("ascii"))
 
 
 def rows(text: str) -> tuple[Row, ...]:
@@ -88,7 +101,7 @@ def rows(text: str) -> tuple[Row, ...]:
     for number, fields in enumerate(lines, 1):
         if len(fields) != len(Row._fields):
             raise RouteError(f"line {number}: {len(fields)} columns, expected {len(Row._fields)}")
-        if number > 1 and fields[3] not in {"-", *Permission}:
+        if number > 1 and fields[3] != "-" and not set(fields[3].split(",")) <= set(Permission):
             raise RouteError(f"line {number}: {fields[3]!r} is not a permission")
     return tuple(Row(*fields) for fields in lines[1:])
 
@@ -98,12 +111,24 @@ def tsv(table: Iterable[Row]) -> str:
     return "".join("\t".join(fields) + "\n" for fields in (Row._fields, *table))
 
 
-def as_extra(table: Iterable[Row], base: RouteTable) -> str:
-    """The operator's rows that turn one table into another: what `extra` reads.
+class Extra(NamedTuple):
+    """A table as the operator's own rows.
 
-    Rows of `base` that the table lacks become `absent`. The routes that have rules of their own
-    (switches, /mcp, public ones) stay as they are in `base`, whatever the table says; any other
-    row without a token or a permission is absent as well.
+    Attributes:
+        text: what `extra` reads; it ends with what was left out, as comments.
+        left_out: what the rows cannot say, one line each.
+    """
+
+    text: str
+    left_out: tuple[str, ...]
+
+
+def as_extra(table: Iterable[Row], base: RouteTable) -> Extra:
+    """The operator's rows that turn one table into another.
+
+    Rows of `base` that the table lacks become `absent`, but for /mcp: Coolify's routes/api.php
+    does not have it, so it stays as it is in `base`. A row without a token or a permission is
+    absent as well, unless it is named as public.
 
     Args:
         table: the rows that are wanted.
@@ -112,28 +137,53 @@ def as_extra(table: Iterable[Row], base: RouteTable) -> str:
     Raises:
         RouteError: the text would not do what it promises.
     """
-    wanted = [row for row in table if not _special(row.method, row.path)]
-    lines = [
-        f"{row.method} {row.path} {'absent' if '-' in {row.auth, row.ability} else row.ability}"
-        for row in wanted
-    ]
-    here = {(row.method, row.path) for row in wanted}
+    wanted = tuple(table)
+    told = [row for row in wanted if row.path != "/mcp"]
+    here = {(row.method, row.path) for row in told}
+    lines = [f"{row.method} {row.path} {_word(row)}" for row in told]
     lines += [
         f"{route.method} {route.template} absent"
         for route in base
-        if (route.method, route.template) not in here and not _special(route.method, route.template)
+        if route.template != "/mcp" and (route.method, route.template) not in here
     ]
+    left_out = (*_left_out(told), *_mcp_left_out(wanted, base))
     text = "".join(f"{line}\n" for line in lines)
     result = extra(text, base)
-    for route in base:
-        method, path = route.method, route.template
-        if _special(method, path) and result.find(method, path) != route:
+    special = {(m, p) for m, p in here if p in SWITCHES or (m, p) in PUBLIC}
+    special |= {(route.method, route.template) for route in base if route.template == "/mcp"}
+    for method, path in sorted(special):
+        found = result.find(method, path)
+        if found is None or (found.method, found.template) != (method, path):
             raise RouteError(f"a row would hide {method} {path}")
-    return text
+    return Extra(text + "".join(f"# left out: {line}\n" for line in left_out), left_out)
 
 
-def _special(method: str, path: str) -> bool:
-    return path in SWITCHES or path == "/mcp" or (method, path) in PUBLIC
+def _word(row: Row) -> str:
+    """What stands in the place of the permission of an operator's row."""
+    if row.path in SWITCHES:
+        return "switch"
+    if "-" not in {row.auth, row.ability}:
+        return row.ability
+    return "public" if (row.method, row.path) in PUBLIC else "absent"
+
+
+def _left_out(table: Iterable[Row]) -> Iterator[str]:
+    """What Coolify says of its rows and an operator's row cannot say."""
+    for row in table:
+        name = f"{row.method} {row.path}"
+        if _word(row) == "absent":
+            yield f"{name}: has no token or no permission and is not named as public, so absent"
+        elif own := set(row.throttle.split("+")) - {"-", "api", "feedback"}:
+            limits = ", ".join(sorted(own))
+            yield f"{name}: its own rate limit ({limits}) is left to Coolify"
+
+
+def _mcp_left_out(table: Iterable[Row], base: RouteTable) -> Iterator[str]:
+    """The /mcp rows of a table that its base has not."""
+    there = {(route.method, route.template) for route in base}
+    for row in table:
+        if row.path == "/mcp" and (row.method, row.path) not in there:
+            yield f"{row.method} {row.path}: the base has no such row; take a base that has"
 
 
 def extra(text: str, base: RouteTable) -> RouteTable:
@@ -141,8 +191,9 @@ def extra(text: str, base: RouteTable) -> RouteTable:
 
     Args:
         text: one row a line, `METHOD PATH PERMISSION` separated by blanks or tabs; PERMISSION is
-            a permission, `public` (counted in the bucket of unknown routes) or `deny`. Empty
-            lines and lines that begin with `#` are skipped.
+            a permission, several with commas between them (each suffices), `public` (counted in
+            the bucket of unknown routes, but for those that are named), `switch` (for the four
+            switches), `deny` or `absent`. Empty lines and lines that begin with `#` are skipped.
         base: the rows that follow.
 
     Raises:
@@ -193,17 +244,23 @@ def _extra_route(number: int, fields: list[str]) -> Route:
             "it starts with one slash, ends without one, and a parameter is a whole segment"
         )
     if permission == "public":
-        return Route(method, path, Guard.PUBLIC, bucket="unknown")
+        return Route(method, path, Guard.PUBLIC, bucket=PUBLIC.get((method, path), "unknown"))
+    if permission == "switch":
+        if path not in SWITCHES:
+            raise RouteError(f"line {number}: {path} is no switch; one of {', '.join(_SWITCHES)}")
+        return Route(method, path, Guard.SWITCH, Permission.ROOT)
     if permission == "deny":
         return Route(method, path, Guard.CLOSED)
     if permission == "absent":
         return Route(method, path, Guard.ABSENT)
-    if permission not in _GRANTABLE:
+    names = permission.split(",")
+    if odd := [name for name in names if name not in _GRANTABLE]:
         raise RouteError(
-            f"line {number}: {permission!r} is not a permission; one of "
-            f"{', '.join(_GRANTABLE)}, public, deny, absent"
+            f"line {number}: {odd[0]!r} is not a permission; one of "
+            f"{', '.join(_GRANTABLE)}, public, switch, deny, absent"
         )
-    return Route(method, path, Guard.ORDINARY, Permission(permission))
+    first, *others = map(Permission, dict.fromkeys(names))
+    return Route(method, path, Guard.ORDINARY, first, alternatives=tuple(others))
 
 
 def _checked(routes: Iterable[Route]) -> RouteTable:
@@ -244,6 +301,8 @@ def _at_least(post: Route, other: Route) -> bool:
         return True
     if post.guard is not other.guard:
         return False
-    return post.permission in {other.permission, Permission.ROOT} or (
-        post.permission is Permission.READ_SENSITIVE and other.permission is Permission.READ
+    return all(
+        one in {*other.sufficient, Permission.ROOT}
+        or (one is Permission.READ_SENSITIVE and Permission.READ in other.sufficient)
+        for one in post.sufficient
     )

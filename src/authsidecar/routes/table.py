@@ -46,6 +46,7 @@ class Route:
         template: `/api/v1/servers/{uuid}`; a parameter is one whole, non-empty segment.
         guard: the checks that stand before it.
         permission: what the token must hold; None for public and MCP rows.
+        alternatives: permissions each of which suffices as well.
         bucket: the rate-limit scope of a public row; None for all others.
     """
 
@@ -54,6 +55,12 @@ class Route:
     guard: Guard
     permission: Permission | None = None
     bucket: str | None = None
+    alternatives: tuple[Permission, ...] = ()
+
+    @property
+    def sufficient(self) -> tuple[Permission, ...]:
+        """The permissions each of which is enough; none for public and MCP rows."""
+        return () if self.permission is None else (self.permission, *self.alternatives)
 
     @property
     def segments(self) -> tuple[str, ...]:

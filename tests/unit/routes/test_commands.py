@@ -132,14 +132,78 @@ def test_import_writes_nothing_if_anything_is_unreadable(
 ):
     """Half a table would close or open what nobody has looked at."""
     file = tmp_path / "api.php"
-    file.write_text(API_PHP + "Route::get($x, 'y');\nif ($y) {}\n")
+    file.write_text(API_PHP + "Route::get($x, 'y');\nforeach ($y as $z) {}\n")
     assert run(["routes", "import", str(file)]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines()[:2] == [
         f"{file}:7: a path or name that is not a plain string",
-        f"{file}:8: not a route: a statement that begins with if",
+        f"{file}:8: not a route: a statement that begins with foreach",
     ]
+
+
+CONDITIONAL_PHP = (
+    API_PHP
+    + """if (Feature::enabled()) {
+    Route::post('/internal/status', 'Status@push');
+}
+"""
+)
+
+
+def test_routes_inside_an_if_need_a_word(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The error names the option, and the rows that it is about."""
+    file = tmp_path / "api.php"
+    file.write_text(CONDITIONAL_PHP)
+    for command in (["import", str(file)], ["diff", "4.3", str(file)]):
+        assert run(["routes", *command]) == 1
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.splitlines()[:2] == [
+            (
+                f"{file}:7: routes inside an `if`: --conditional include or leave-out says what "
+                "becomes of them"
+            ),
+            f"{file}:8: POST /api/internal/status is inside the `if` of line 7",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("word", "became", "count"), [("include", "included", 2), ("leave-out", "left out", 1)]
+)
+def test_what_became_of_routes_inside_an_if_is_told(
+    word: str, became: str, count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """On standard error, beside the table."""
+    file = tmp_path / "api.php"
+    file.write_text(CONDITIONAL_PHP)
+    assert run(["routes", "import", str(file), "--conditional", word]) == 0
+    out, err = capsys.readouterr()
+    assert len(rows(out)) == count
+    assert err.splitlines() == [
+        f"{file}:8: POST /api/internal/status is inside an `if`: {became}",
+        f"{count} routes",
+    ]
+    command = ["routes", "import", str(file), "--format", "extra", "--conditional", word]
+    assert run(command) == 0
+    out, err = capsys.readouterr()
+    assert ("# left out: POST /api/internal/status: has no token" in out) == (count == 2)
+    assert ("warning: left out: POST /api/internal/status" in err) == (count == 2)
+
+
+def test_a_list_of_permissions_is_weaker_than_one_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """More tokens pass where each of several suffices."""
+    one, two = (tmp_path / name for name in ("one.php", "two.php"))
+    one.write_text(API_PHP.replace("ability:read", "ability:deploy"))
+    two.write_text(API_PHP.replace("ability:read", "ability:write,deploy"))
+    assert run(["routes", "diff", str(one), str(two), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert [change["what"] for change in told["weaker"]] == ["needs write,deploy, needed deploy"]
+    assert run(["routes", "diff", str(two), str(one), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [change["what"] for change in told["stricter"]] == ["needs deploy, needed write,deploy"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from authsidecar.routes.importing import Problem, read
+from authsidecar.routes.importing import Conditional, Problem, read
 from authsidecar.routes.loading import RELEASES, Row, released
 
 USES = r"""
@@ -179,7 +179,21 @@ def test_escapes_in_strings_are_resolved():
         (
             "Route::get('/a', 'b');\nif (isDev()) {\n  Route::get('/b', 'c');\n}",
             7,
-            "begins with if",
+            "--conditional include or leave-out",
+        ),
+        (
+            "Route::get('/a', 'b');\nif (isDev()) {\n  Route::get('/b', 'c');\n}",
+            8,
+            "GET /api/b is inside the `if` of line 7",
+        ),
+        ("if (a()) Route::get('/b', 'c');", 6, "an `if` without braces"),
+        ("if (a()):\nRoute::get('/b', 'c');\nendif;", 6, "an `if` without braces"),
+        ("if (a()) {\n  Route::get('/b', 'c');", 8, "expected }"),
+        ("if (! a()) {\n  return;\n}\nRoute::get('/b', 'c');", 7, "begins with return"),
+        (
+            "if (a()) {\n  Route::any('/{x}', 'a')->where('x', '.*');\n}",
+            7,
+            "a catch-all inside an `if`",
         ),
         ("require __DIR__.'/more.php';", 6, "begins with require"),
         ("Route::resource('a', A::class);", 6, "resource() is not understood"),
@@ -193,8 +207,29 @@ def test_escapes_in_strings_are_resolved():
         ("Route::get('/a/{b}.json', 'c');", 6, "a path that is not understood"),
         ("Route::get('/a/{b}', 'c')->where('b', '.*');", 6, "could match a slash"),
         ("Route::get('/a/{b}', 'c')->where('b', '[^x]+');", 6, "could match a slash"),
-        ("Route::get('/a', 'b')->middleware('api.ability:read,write');", 6, "not one permission"),
-        ("Route::get('/a', 'b')->middleware('api.ability:admin');", 6, "not one permission"),
+        ("Route::get('/a', 'b')->middleware('api.ability:admin');", 6, "not a permission: admin"),
+        (
+            "Route::get('/a', 'b')->middleware('ability:read, write');",
+            6,
+            "not a permission:  write",
+        ),
+        ("Route::get('/a', 'b')->middleware('ability:');", 6, "not a permission: "),
+        ("Route::get('/a', 'b')->middleware('abilities:read,write');", 6, "needs read and write"),
+        ("Route::get('/a', 'b')->middleware('throttle:0');", 6, "not understood: throttle:0"),
+        ("Route::get('/a', 'b')->middleware('throttle:uploads');", 6, "not understood: throttle"),
+        (
+            (
+                "use App\\Http\\Middleware\\OnlyRootApiToken;\n"
+                "Route::get('/a', 'b')->middleware(['auth:sanctum', OnlyRootApiToken::class]);"
+            ),
+            7,
+            "not understood: App\\Http\\Middleware\\OnlyRootApiToken",
+        ),
+        (
+            "Route::get('/a', 'b')->middleware([IgnoreReadOnlyApiToken::class]);",
+            6,
+            "not understood: IgnoreReadOnlyApiToken",
+        ),
         ("Route::get('/a', 'b')->middleware('api.ability:read');", 6, "but no token"),
         (
             (
@@ -235,6 +270,110 @@ def test_what_cannot_be_read_is_reported_by_line(body: str, line: int, message: 
     assert [problem.line for problem in found] == [line], problems(body)
 
 
+CONDITIONAL = """
+    Route::group(['prefix' => 'v1', 'middleware' => ['auth:sanctum']], function () {
+        if (Feature::enabled(['a' => '}'])) {
+            Route::post('/internal/status', Status::class)->middleware('api.ability:write');
+        } elseif ($other) {
+            if (env('X')) {
+                Route::get('/internal/x', 'X@a');
+            }
+        } else if (! $third) {
+            Route::get('/internal/y', 'Y@a');
+        } else {
+            Route::get('/internal/z', 'Z@a');
+        }
+        Route::post('/push', 'P@a');
+    });
+    Route::fallback(fn () => abort(404));
+"""
+WITHIN = [
+    (8, "POST", "/api/v1/internal/status"),
+    (11, "GET", "/api/v1/internal/x"),
+    (14, "GET", "/api/v1/internal/y"),
+    (16, "GET", "/api/v1/internal/z"),
+]
+
+
+@pytest.mark.parametrize(
+    ("conditional", "paths"),
+    [
+        ("include", [*(path for _, _, path in WITHIN), "/api/v1/push"]),
+        ("leave-out", ["/api/v1/push"]),
+    ],
+)
+def test_the_operator_says_what_becomes_of_routes_inside_an_if(
+    conditional: Conditional, paths: list[str]
+):
+    """The file does not say whether they are there; which ones they are is told."""
+    found = read(php(CONDITIONAL), conditional)
+    assert found.problems == ()
+    assert [row.path for row in found.rows] == paths
+    assert [row.order for row in found.rows] == [str(n) for n in range(1, len(paths) + 1)]
+    assert [tuple(within) for within in found.conditional] == WITHIN
+
+
+def test_nothing_is_decided_about_an_if_unless_it_is_said():
+    """Each `if` and each route in it is a problem of its own line."""
+    assert [problem.line for problem in problems(CONDITIONAL)] == [7, 8, 11, 14, 16]
+
+
+@pytest.mark.parametrize("conditional", ["include", "leave-out"])
+@pytest.mark.parametrize(
+    ("body", "line", "message"),
+    [
+        (
+            (
+                "if (x()) {\n  Route::get('/a/{b}', 'c');\n}\n"
+                "Route::get('/a/b', 'c')->middleware('auth:sanctum', 'api.ability:root');"
+            ),
+            7,
+            "/api/a/{b}, inside an `if`, may hide /api/a/b of line 9",
+        ),
+        (
+            (
+                "Route::get('/a', 'c')->middleware('auth:sanctum', 'api.ability:root');\n"
+                "if (x()) {\n  Route::get('/a', 'd');\n}"
+            ),
+            8,
+            "GET /api/a is at line 6, too",
+        ),
+        (
+            "if (x()) {\n  Route::get('/a', 'd');\n} else {\n  Route::get('/a', 'd');\n}",
+            9,
+            "GET /api/a is at line 7, too",
+        ),
+    ],
+)
+def test_a_route_inside_an_if_that_changes_others_is_refused(
+    body: str, line: int, message: str, conditional: Conditional
+):
+    """Included or left out, another row than Laravel's could decide."""
+    (problem,) = read(php(body), conditional).problems
+    assert problem.line == line
+    assert message in problem.message
+
+
+@pytest.mark.parametrize(
+    ("middleware", "ability", "throttle"),
+    [
+        ("'api.ability:write,deploy'", "write,deploy", "api"),
+        ("'ability:write'", "write", "api"),
+        ("'ability:read,write,read'", "read,write", "api"),
+        ("'abilities:deploy'", "deploy", "api"),
+        (r"\Laravel\Sanctum\Http\Middleware\CheckForAnyAbility::class.':read'", "read", "api"),
+        (r"\Laravel\Sanctum\Http\Middleware\CheckAbilities::class.':read'", "read", "api"),
+        ("'throttle:5'", "-", "api+5/1m"),
+        ("'throttle:120,1', 'throttle:api'", "-", "api+120/1m"),
+        ("'throttle:feedback', 'throttle:10,60'", "-", "api+feedback+10/60m"),
+    ],
+)
+def test_middleware_with_a_clear_meaning_is_read(middleware: str, ability: str, throttle: str):
+    """A list of abilities, Sanctum's own middleware, and a limit in numbers."""
+    (found,) = read_rows(f"Route::get('/a', 'b')->middleware(['auth:sanctum', {middleware}]);")
+    assert (found.ability, found.throttle) == (ability, throttle)
+
+
 def test_a_problem_spoils_its_own_statement_only():
     """All problems of a file are said at once, also those inside and after a group."""
     assert [
@@ -252,7 +391,22 @@ def test_a_problem_spoils_its_own_statement_only():
 
 FRAGMENTS = (
     *("'", '"', "\\", "{", "}", "(", ")", "[", "]", ";", "->", "::", "=>", ",", ".", "//", "/*"),
-    *("?>", "use", "as", "function", "static", "fn", "array", "Route", "group", "get", "prefix"),
+    *(
+        "?>",
+        "use",
+        "as",
+        "if",
+        "else",
+        "elseif",
+        "function",
+        "static",
+        "fn",
+        "array",
+        "Route",
+        "group",
+        "get",
+        "prefix",
+    ),
     *("'/a'", "$x", "#[", "\n", "class", '"\\u{110000}"', "\0", "é"),
 )
 
