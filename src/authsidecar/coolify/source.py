@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from authsidecar import installing
 from authsidecar.coolify import owners
 
 if TYPE_CHECKING:
@@ -451,7 +452,7 @@ def driver() -> Any:
         import asyncpg  # noqa: PLC0415  # the extra `coolify`
     except ImportError:
         raise SourceError(
-            "asyncpg is missing; install the extra: pip install 'authsidecar[coolify]'"
+            f"asyncpg is missing; install the extra: {installing.command('coolify')}"
         ) from None
     return asyncpg
 

