@@ -1,6 +1,7 @@
 """Sidecar and Laravel see one request: whatever spelling a client chooses, on every proxy."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -37,6 +38,39 @@ async def running(request, tmp_path_factory) -> AsyncIterator[Stage]:
     proxy = request.param
     async with stage(proxy, tmp_path_factory.mktemp(proxy.value)) as started:
         yield started
+
+
+PAGE = Path(__file__).parents[2] / "docs/explanation/deviations.md"
+NAMES = {"Traefik", "nginx", "Caddy", "Envoy", "HAProxy"}
+
+
+def said_of_slashes(proxy: str) -> dict[str, str]:
+    """What the page says becomes of each target behind this proxy."""
+    rows = [
+        [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+        for line in PAGE.read_text().splitlines()
+        if line.startswith(("| target | Coolify alone |", "| `/"))
+    ]
+    start = next(n for n, row in enumerate(rows) if row[0] == "target")
+    head, table = rows[start], rows[start + 1 :]
+    assert set(head[2:]) == NAMES
+    column = [name.lower() for name in head].index(proxy)
+    return {row[0]: row[column] for row in table if len(row) == len(head)}
+
+
+async def test_empty_segments_are_treated_as_the_page_says(running):
+    """Merged before the sidecar is asked, or shown to it and refused."""
+    told = said_of_slashes(running.proxy.value)
+    assert len(told) == 4
+    for target, expected in told.items():
+        running.clear()
+        status, _ = await send(running.url, "GET", target, "Authorization: Bearer 67|s")
+        seen = f"{status}, unasked"
+        if running.authz.asked:
+            access = judged(running.proxy, running.authz.asked[-1])
+            known = isinstance(access, AccessRequest)
+            seen = access.path if known else str(access.reason.status)
+        assert seen.removesuffix(", unasked") == expected, (target, seen)
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
