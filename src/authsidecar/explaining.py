@@ -39,6 +39,7 @@ from authsidecar.policy import (
 )
 from authsidecar.proxies.forward_auth import UNTRUSTED_PEER, read
 from authsidecar.proxies.headers import FORWARDED_FOR, Fields
+from authsidecar.proxies.target import AMBIGUOUS_TARGET
 from authsidecar.refusal import Refusal
 from authsidecar.routes import Guard, Route
 from authsidecar.store.decisions import DecisionStore
@@ -186,7 +187,7 @@ async def explain(
     headers.append((FORWARDED_FOR.encode(), str(client).encode()))
     access = read(Fields(headers), Proxy.TRAEFIK, hops, line)
     if isinstance(access, Deny):
-        return _explanation(access, {"target": (Result.FAIL, access.detail)})
+        return _explanation(access, {"target": (Result.FAIL, target_fault(line[1], access))})
     peeking = _Peeking(store)
     outcome = await authorize(access, rules, peeking)
     found: dict[str, Finding] = {"target": (Result.PASS, f"is read as {access.path}")}
@@ -208,6 +209,18 @@ async def explain(
     if isinstance(outcome.verdict, Deny) and outcome.verdict.reason is NOT_TEAM_MEMBER:
         found["team_member"] = await _membership(peeking.record_seen, registry)
     return _explanation(outcome.verdict, found)
+
+
+def target_fault(target: bytes, deny: Deny) -> str:
+    """Say what is wrong with a target that a person typed.
+
+    Args:
+        target: path and query, as they were typed.
+        deny: why it cannot be read.
+    """
+    if deny.reason is AMBIGUOUS_TARGET and not target.startswith(b"/"):
+        return "it does not begin with a slash: a target is path and query, as /api/v1/teams?page=2"
+    return deny.detail
 
 
 def untrusted_peer(peer: Address) -> Explanation:

@@ -129,6 +129,7 @@ CASES = (
     Case("untrusted_peer", more=("--peer", "198.51.100.7")),
     Case("reserved_header", more=("--header", "X_Auth_User_Id: 0")),
     Case("ambiguous_target", target="/api//v1/teams"),
+    Case("ambiguous_target_relative", target="api/v1/teams"),
     Case("method_override", target=f"{TEAMS}?_method=DELETE"),
     Case("target_too_long", target="/api/v1/" + "x" * 16_384),
     Case("method_not_allowed", "get"),

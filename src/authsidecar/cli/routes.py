@@ -62,14 +62,16 @@ def match(method: str, target: str, release: str | None) -> None:
       authsidecar routes match GET /api/v1/teams/3
       authsidecar routes match POST '/api/v1/deploy?uuid=x' --release 4.1
     """
+    from authsidecar.explaining import target_fault
     from authsidecar.model import METHODS, Deny
     from authsidecar.proxies.target import canonicalise
 
     if method not in METHODS:
         raise click.UsageError(f"{method!a} is not one of {', '.join(sorted(METHODS))}")
-    path = canonicalise(target.encode("utf-8", "surrogateescape"))
+    raw = target.encode("utf-8", "surrogateescape")
+    path = canonicalise(raw)
     if isinstance(path, Deny):
-        raise RefusedError(f"{path.reason.status} {path.reason.code}: {path.detail}")
+        raise RefusedError(f"{path.reason.status} {path.reason.code}: {target_fault(raw, path)}")
     route = _table(release).find(method, path)
     if route is None:
         raise RefusedError(f"no row for {method} {path}: 404 route_unknown")

@@ -57,7 +57,8 @@ def test_match_tells_the_row_and_what_it_needs(
     ("target", "told"),
     [
         ("/api/v1/nothing", "no row for GET /api/v1/nothing: 404 route_unknown"),
-        ("/api//v1/teams", "400 ambiguous_target"),
+        ("/api//v1/teams", "400 ambiguous_target: an empty or dot segment"),
+        ("api/v1/teams", "400 ambiguous_target: it does not begin with a slash"),
         ("/index.php/api/v1/teams", "404 route_unknown"),
         ("/api/v1/teams?_method=DELETE", "400 method_override"),
     ],
