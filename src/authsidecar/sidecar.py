@@ -385,7 +385,13 @@ async def running(
             report_only=settings.enforcement == "report",
             uses=uses,
             expiry_ms=settings.mail.expiry_header_hours * HOUR_MS,
-            witness=Witness(client, keys, budget_ms=settings.redis.budget_ms, log=log),
+            witness=Witness(
+                client,
+                keys,
+                budget_ms=settings.redis.budget_ms,
+                log=log,
+                report_only=settings.enforcement == "report",
+            ),
             switch=partial(_switch, client, keys),
         )
         beside = await stack.enter_async_context(AsyncExitStack())

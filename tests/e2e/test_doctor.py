@@ -352,6 +352,55 @@ async def test_a_backend_reached_unasked_is_seen_without_an_echo(
     assert "answered 404 without the sidecar being asked" in failed(report)["guard-index-php"]
 
 
+@pytest.mark.parametrize("proxy", list(RECIPES))
+async def test_report_mode_is_no_fault_of_the_proxy(proxy, own_redis, client, backend, tmp_path):
+    """What the sidecar refuses passes there, and the proxy is as good as before."""
+    reporting = start_sidecar(tmp_path / "reporting", own_redis.url, ENFORCEMENT="report")
+    try:
+        async with proxied(proxy, reporting, backend, tmp_path) as found:
+            report = await examine(
+                client, Keys(), Examination(proxy, found.url, echo_url=found.url)
+            )
+    finally:
+        reporting.stop()
+    assert failed(report) == {}
+
+
+@pytest.mark.parametrize("proxy", list(RECIPES))
+async def test_a_sidecar_that_is_down_is_said_to_be_down(proxy, own_redis, backend, tmp_path):
+    """One line, and not a word about the proxy's file."""
+    down = start_sidecar(tmp_path / "down", own_redis.url)
+    async with proxied(proxy, down, backend, tmp_path) as found:
+        down.stop()
+        code, out, err = await command(down, "--proxy", proxy.value, "--url", found.url)
+    assert (code, out) == (1, b"")
+    assert err.count(b"\n") == 1
+    assert b"no sidecar answers at 127.0.0.1:" in err
+    assert b"start the sidecar" in err
+    assert proxy.value.encode() not in err
+
+
+async def test_names_can_be_resolved_by_hand(sidecar, backend, tmp_path):
+    """As with curl: before the name leads to the proxy, or from inside its network."""
+    async with proxied(Proxy.NGINX, sidecar, backend, tmp_path) as found:
+        port = found.url.rpartition(":")[2]
+        here = ("--proxy", "nginx", "--url", f"http://not-in-any-dns.test:{port}")
+        code, _, err = await command(sidecar, *here)
+        assert (code, b"cannot connect to not-in-any-dns.test" in err) == (1, True)
+        code, out, _ = await command(
+            sidecar, *here, "--resolve", f"not-in-any-dns.test:{port}:127.0.0.1"
+        )
+        assert b"pass  asked" in out, out
+    for resolve, said in (
+        ("other.test:80:127.0.0.1", b"--resolve names other.test:80, which is in neither"),
+        ("other.test:127.0.0.1", b"is not HOST:PORT:ADDRESS"),
+        ("other.test:80:other.test", b"'other.test' in"),
+        ("other.test:80:[::1", b"--resolve names other.test:80"),
+    ):
+        code, _, err = await command(sidecar, *here, "--resolve", resolve)
+        assert (code, said in err) == (2, True), err
+
+
 async def test_a_sidecar_on_another_redis_is_said_to_be_one(sidecar, backend, redis_url, tmp_path):
     """The doctor stops at its first probe, and says what to do."""
     async with (
@@ -362,6 +411,7 @@ async def test_a_sidecar_on_another_redis_is_said_to_be_one(sidecar, backend, re
         assert [key async for key in other.scan_iter("*doctor*")] == []
     assert "another Redis or prefix than the doctor" in failed(report)["asked"]
     assert {f.result for f in report.findings[1:]} == {Result.SKIP}
+    assert report.text().count("not sent") == 1
 
 
 async def test_a_slow_moment_of_redis_is_no_fault_of_the_proxy(

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from authsidecar.addresses import parse_address
 from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import Command, Group, NamedType, given
 from authsidecar.cli.session import Session, on_registry
@@ -11,7 +12,7 @@ from authsidecar.cli.streams import write
 from authsidecar.model import Proxy
 
 if TYPE_CHECKING:
-    from authsidecar.doctor.running import Examination
+    from authsidecar.doctor.running import Examination, Resolved
 
 PROXY = NamedType(
     "a proxy", tuple(proxy.value for proxy in Proxy if proxy is not Proxy.DIRECT), Proxy
@@ -24,6 +25,13 @@ PROXY = NamedType(
 @click.option("--echo-url", metavar="URL", help="The same, with `doctor echo` as its backend.")
 @click.option("--from-trusted-hop", is_flag=True, help="This machine is where the CDN would be.")
 @click.option("--insecure", is_flag=True, help="Take any certificate.")
+@click.option(
+    "--resolve",
+    metavar="HOST:PORT:ADDRESS",
+    multiple=True,
+    callback=lambda _context, _option, given: dict(map(_resolved, given)),
+    help="Connect to this address instead of what the name resolves to; may be given again.",
+)
 @click.pass_context
 def doctor(  # noqa: PLR0917  # click passes a value for each option
     context: click.Context,
@@ -32,6 +40,7 @@ def doctor(  # noqa: PLR0917  # click passes a value for each option
     echo_url: str | None,
     from_trusted_hop: bool,
     insecure: bool,
+    resolve: "Resolved",
 ) -> None:
     """Find faults in the configuration of the proxy in front of the sidecar.
 
@@ -43,6 +52,8 @@ def doctor(  # noqa: PLR0917  # click passes a value for each option
     Examples:
       authsidecar doctor --proxy traefik --url https://coolify.example.com
       authsidecar doctor --proxy nginx --url http://127.0.0.1 --echo-url http://127.0.0.1:8081
+      authsidecar doctor --proxy caddy --url https://coolify.example.com \\
+        --resolve coolify.example.com:443:127.0.0.1
     """
     if context.invoked_subcommand is not None:
         return
@@ -50,16 +61,33 @@ def doctor(  # noqa: PLR0917  # click passes a value for each option
         raise click.UsageError("say --proxy and --url, or a command: echo", context)
     from authsidecar.doctor.running import Examination
 
-    examine(Examination(proxy, url, echo_url, from_trusted_hop, insecure))
+    examine(Examination(proxy, url, echo_url, from_trusted_hop, insecure, resolve))
+
+
+def _resolved(text: str) -> tuple[tuple[str, int], str]:
+    """One --resolve as curl takes it: host and port, and the address to connect to."""
+    host, _, rest = text.partition(":")
+    port, _, address = rest.partition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise click.BadParameter(f"{text!a} is not HOST:PORT:ADDRESS")
+    found = parse_address(address.removeprefix("[").removesuffix("]"))
+    if found is None:
+        raise click.BadParameter(f"{address!a} in {text!a} is not an IP address")
+    return (host.lower(), int(port)), str(found)
 
 
 @on_registry
 async def examine(session: Session, what: "Examination") -> None:
     """Run the examination and tell of it."""
+    from dataclasses import replace
+
     from authsidecar.doctor.running import UnreachableError
     from authsidecar.doctor.running import examine as run
     from authsidecar.store.keys import Keys
 
+    endpoint = session.settings.management.endpoint
+    if endpoint.port:  # 0 is any free port: nobody else knows which
+        what = replace(what, management=(endpoint.host or "127.0.0.1", endpoint.port))
     try:
         report = await run(session.client, Keys(session.settings.redis.prefix), what)
     except ValueError as error:

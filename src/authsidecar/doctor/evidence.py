@@ -105,6 +105,7 @@ class Sighting:
         names: every header's name in lower case, as often as it came.
         shown: the values of those that describe the request.
         body: whether a body was announced.
+        report_only: whether what is refused passes all the same (`enforcement: report`).
     """
 
     probe: str
@@ -116,6 +117,7 @@ class Sighting:
     names: tuple[str, ...]
     shown: Headers
     body: bool
+    report_only: bool = False
 
     def values(self, name: str) -> list[str]:
         """All values of a shown header."""

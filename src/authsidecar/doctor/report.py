@@ -4,10 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
-from authsidecar.doctor.probes import Probe
+from authsidecar.doctor.probes import FIRST, Probe
 from authsidecar.doctor.remedies import REMEDIES
 from authsidecar.model import Proxy
+
+UNSENT: Final = f"not sent: {FIRST.name} failed"
+"""Why a probe is skipped that would have told nothing more."""
 
 
 class Result(StrEnum):
@@ -56,12 +60,17 @@ class Report:
         """For people: a line a probe, and what to do about each fault."""
         width = max(len(finding.probe.name) for finding in self.findings)
         lines: list[str] = []
+        unsent = [finding for finding in self.findings if finding.reason == UNSENT]
         for finding in self.findings:
+            if finding in unsent:
+                continue
             head = f"{finding.result.value:4}  {finding.probe.name:{width}}  {finding.reason}"
             lines.append(head.rstrip())
             if finding.result is Result.FAIL:
                 lines.append(f"      guards against: {finding.probe.guards}")
                 lines.append(f"      deploy/{self.proxy}/ has: {self._change(finding)}")
+        if unsent:
+            lines.append(f"{Result.SKIP.value}  {f'{len(unsent)} others':{width}}  {UNSENT}")
         return "\n".join([*lines, self.summary()])
 
     def document(self) -> dict[str, object]:

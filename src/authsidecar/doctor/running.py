@@ -4,9 +4,10 @@ import asyncio
 import http.client
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ from authsidecar.doctor.arming import ARMED_S, Armed, armed
 from authsidecar.doctor.evidence import ALLOW, CODE, Answer, Sighting, credential
 from authsidecar.doctor.judgements import Observation
 from authsidecar.doctor.probes import FIRST, PROBES, Probe
-from authsidecar.doctor.report import Finding, Report, Result
+from authsidecar.doctor.report import UNSENT, Finding, Report, Result
 from authsidecar.model import Proxy
 from authsidecar.store.keys import Keys
 
@@ -29,7 +30,7 @@ _LONGEST_BODY: Final = 1024 * 1024
 
 
 class UnreachableError(Exception):
-    """The proxy cannot be connected to; one line says why."""
+    """The proxy or the sidecar cannot be connected to; one line says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +42,27 @@ class Place:
         port: of the proxy.
         authority: the Host header.
         tls: how to trust it, or None for plain http.
+        address: what to connect to in place of the host; empty: the host itself.
     """
 
     host: str
     port: int
     authority: str
     tls: ssl.SSLContext | None
+    address: str = ""
 
 
-def place(url: str, *, insecure: bool = False) -> Place:
+Resolved = Mapping[tuple[str, int], str]
+"""Addresses to connect to, by host and port, in place of what the name resolves to."""
+
+
+def place(url: str, *, insecure: bool = False, resolved: Resolved = MappingProxyType({})) -> Place:
     """Where `http(s)://host[:port]` leads; a path is refused, because the probes have theirs.
 
     Args:
         url: of the site, through the proxy.
         insecure: take any certificate.
+        resolved: addresses that are used in place of names.
 
     Raises:
         ValueError: it is not such an address.
@@ -71,7 +79,8 @@ def place(url: str, *, insecure: bool = False) -> Place:
             tls.check_hostname = False
             tls.verify_mode = ssl.CERT_NONE
     port = parts.port or (443 if tls else 80)
-    return Place(parts.hostname, port, parts.netloc, tls)
+    address = resolved.get((parts.hostname, port), "")
+    return Place(parts.hostname, port, parts.netloc, tls, address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +93,9 @@ class Examination:
         echo_url: the same with an echo as its backend, or None.
         from_hop: the doctor runs where the proxy trusts X-Forwarded-For.
         insecure: take any certificate.
+        resolved: addresses that are used in place of names.
+        management: host and port of the sidecar's management listener, which tells a sidecar
+            that is down from a proxy that does not ask; None: that is not known.
     """
 
     proxy: Proxy
@@ -91,6 +103,8 @@ class Examination:
     echo_url: str | None = None
     from_hop: bool = False
     insecure: bool = False
+    resolved: Resolved = field(default_factory=dict)
+    management: tuple[str, int] | None = None
 
 
 async def examine(client: Any, keys: Keys, what: Examination) -> Report:
@@ -103,13 +117,18 @@ async def examine(client: Any, keys: Keys, what: Examination) -> Report:
 
     Raises:
         ValueError: a url is none.
-        UnreachableError: nobody listens there.
+        UnreachableError: nobody listens there, or no sidecar runs.
     """
-    site = place(what.url, insecure=what.insecure)
-    echo = place(what.echo_url, insecure=what.insecure) if what.echo_url else None
-    for named in (site, echo):
-        if named is not None:
-            await asyncio.to_thread(_reach, named)
+    site, echo = (
+        place(url, insecure=what.insecure, resolved=what.resolved) if url else None
+        for url in (what.url, what.echo_url)
+    )
+    named = [one for one in (site, echo) if one is not None]
+    if unused := set(what.resolved) - {(one.host, one.port) for one in named}:
+        host, port = min(unused)
+        raise ValueError(f"--resolve names {host}:{port}, which is in neither of them")
+    for one in named:
+        await asyncio.to_thread(_reach, one)
     answers: dict[str, Answer | None] = {}
     async with armed(client, keys) as key:
         late = asyncio.get_running_loop().time() + _IN_TIME_S
@@ -121,6 +140,7 @@ async def examine(client: Any, keys: Keys, what: Examination) -> Report:
                 break
             answers[probe.name] = await _answered(where, probe, key)
             if probe is FIRST and not await key.sightings():
+                await asyncio.to_thread(_alive, what.management, answers[FIRST.name])
                 break
         seen = await key.sightings()
     return Report(what.proxy, what.url, [_finding(p, what, answers, seen) for p in PROBES])
@@ -138,7 +158,7 @@ def _finding(
         return Finding(probe, Result.SKIP, "only the backend can tell: needs --echo-url")
     if probe.name not in answers:
         if not seen:
-            return Finding(probe, Result.SKIP, f"not sent: {FIRST.name} failed")
+            return Finding(probe, Result.SKIP, UNSENT)
         return Finding(probe, Result.FAIL, "not sent: the answers before took too long")
     first = tuple(s for s in seen if s.probe == FIRST.name)
     if (probe.echo or probe.answer != ALLOW) and any(s.target != FIRST.target for s in first):
@@ -222,9 +242,35 @@ def _reach(where: Place) -> None:
     raise UnreachableError(f"cannot connect to {where.authority}: {why}")
 
 
+def _alive(management: tuple[str, int] | None, answer: Answer | None) -> None:
+    """Whether a sidecar runs, which saw nothing of the first probe.
+
+    Args:
+        management: its management listener, if it is known.
+        answer: what the proxy answered.
+
+    Raises:
+        UnreachableError: none does: nothing can be said of the proxy.
+    """
+    if management is None or (answer is not None and "decision_id" in answer.document()):
+        return
+    try:
+        with socket.create_connection(management, timeout=PATIENCE_S):
+            return
+    except OSError as error:
+        why = error.strerror or str(error)
+    host, port = management
+    said = f"answered {answer.status}" if answer else "gave no answer"
+    raise UnreachableError(
+        f"no sidecar answers at {host}:{port} (management.address: {why}), and the proxy {said}: "
+        "nothing was examined; start the sidecar, or run the doctor where it runs"
+    )
+
+
 @contextmanager
 def _connected(where: Place) -> Iterator[socket.socket]:
-    with socket.create_connection((where.host, where.port), timeout=PATIENCE_S) as plain:
+    to = where.address or where.host, where.port
+    with socket.create_connection(to, timeout=PATIENCE_S) as plain:
         if where.tls is None:
             yield plain
             return

@@ -7,6 +7,7 @@ has no route, and nothing else: everywhere else the request is decided as if the
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 from redis.exceptions import RedisError
@@ -56,7 +57,9 @@ _KINDS: Final = {
 class Witness:
     """Answers probes; one instance serves a process."""
 
-    def __init__(self, client: Any, keys: Keys, *, budget_ms: int, log: Log) -> None:
+    def __init__(
+        self, client: Any, keys: Keys, *, budget_ms: int, log: Log, report_only: bool = False
+    ) -> None:
         """Nothing is sent yet.
 
         Args:
@@ -64,11 +67,13 @@ class Witness:
             keys: the key names.
             budget_ms: how long Redis may take, in milliseconds.
             log: told of every probe that is let through or refused on request.
+            report_only: what is refused passes all the same; the doctor is told so.
         """
         self._client = client
         self._keys = keys
         self._budget_s = budget_ms / 1000
         self._log = log
+        self._report_only = report_only
         self._pace = AddressPace()
         self._known: set[str] = set()
 
@@ -94,7 +99,7 @@ class Witness:
         if offer is None:
             return None
         line = line or (b", ".join(fields.method), b", ".join(fields.uri))
-        seen = _seen(offer, asked, access, proxy, line)
+        seen = replace(_seen(offer, asked, access, proxy, line), report_only=self._report_only)
         if not await self._taken_down(offer, seen):
             return None
         if isinstance(access, Deny) or not offer.alone or access.path != PATH:
