@@ -1,9 +1,10 @@
 """Use cases of the instance's settings: the API switch, the MCP switches, the allowlist."""
 
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from authsidecar.allowlist import Allowlist, AllowlistError, parse, wildcards
-from authsidecar.model import Address, TeamId
+from authsidecar.model import Address, TeamId, TokenId
 from authsidecar.refusal import Refusal
 from authsidecar.store.registry import Registry
 
@@ -35,8 +36,12 @@ async def switch_mcp(registry: Registry, *, on: bool, team: TeamId | None) -> Re
     return None
 
 
+Callers = Callable[[], Awaitable[Mapping[TokenId, Address]]]
+"""Tells from where tokens with full rights were last used."""
+
+
 async def set_allowlist(
-    registry: Registry, text: str, *, caller: Address | None, force: bool
+    registry: Registry, text: str, *, caller: Address | None, force: bool, callers: Callers
 ) -> Saved | Refusal:
     """Save who may call, unless a bad entry or the caller's own exclusion forbids it.
 
@@ -45,21 +50,53 @@ async def set_allowlist(
         text: comma-separated addresses and networks; empty for everyone.
         caller: who must not be locked out; None if that is not known.
         force: save it even so.
+        callers: asked where the caller is not known: if all that it tells of stay allowed, the
+            caller is taken to be one of them.
     """
     try:
         allowlist = parse(text)
     except AllowlistError as error:
         return Refusal(f"{error}; nothing was saved")
-    if caller is not None and not force and not allowlist.admits(caller):
-        return Refusal(
-            f"this list would lock you out: {caller} is on no entry of it; add it, "
-            "or use --force; nothing was saved"
-        )
-    await registry.set_instance(allowlist=allowlist.text)
     warnings = [_about(entry) for entry in wildcards(allowlist)]
-    if caller is None and not force and not allowlist.everyone:
-        warnings.append("your own address is not known, so it was not checked; name it by --my-ip")
+    if not force and not _admits_all(allowlist):
+        guarded = _keeps(allowlist, caller) if caller else _keeps_all(allowlist, await callers())
+        if isinstance(guarded, Refusal):
+            return guarded
+        warnings += guarded
+    await registry.set_instance(allowlist=allowlist.text)
     return Saved(allowlist, tuple(warnings))
+
+
+def _admits_all(allowlist: Allowlist) -> bool:
+    """Whether nobody can be locked out: the list admits both families whole."""
+    whole = {":" in entry for entry in wildcards(allowlist)}
+    return allowlist.everyone or len(whole) == 2
+
+
+def _keeps(allowlist: Allowlist, caller: Address) -> Refusal | list[str]:
+    """What is to be said of a list that a known caller saves, or why it is not saved."""
+    if allowlist.admits(caller):
+        return []
+    return Refusal(
+        f"this list would lock you out: {caller} is on no entry of it; add it, "
+        "or use --force; nothing was saved"
+    )
+
+
+def _keeps_all(allowlist: Allowlist, callers: Mapping[TokenId, Address]) -> Refusal | list[str]:
+    """The same of a caller who is not known: one of those who call with full rights."""
+    unknown = "your own address is not known"
+    cure = "name it by --my-ip, or use --force; nothing was saved"
+    if not callers:
+        return Refusal(f"{unknown}, so this list could lock you out: {cure}")
+    for token, address in callers.items():
+        if not allowlist.admits(address):
+            return Refusal(
+                f"{unknown}, and root token {token} was last used from {address}, which is on no "
+                f"entry of this list: {cure}"
+            )
+    places = ", ".join(dict.fromkeys(map(str, callers.values())))
+    return [f"{unknown}; root tokens were last used from {places}, which stays allowed"]
 
 
 def _about(entry: str) -> str:

@@ -1,13 +1,20 @@
 """Users, teams, members, switches, allowlist and limits from the command line, on a real Redis."""
 
+import asyncio
 import os
 import pty
 import subprocess
 import sys
+from ipaddress import ip_address
 
 import pytest
+from redis.asyncio import Redis
 
-from tests.support.cli import Result, invoke
+from authsidecar.model import Role, TeamId, TokenId, UnixMs, UserId
+from authsidecar.store.keys import Keys
+from authsidecar.usage import LastUses
+from tests.support.cli import Result, invoke, with_registry
+from tests.support.seed import token
 
 
 @pytest.fixture
@@ -211,19 +218,97 @@ def test_mapped_address_is_the_caller_that_it_maps(cli):
     assert cli("allowlist", "set", "10.0.0.0/8", "--my-ip", "::ffff:10.1.1.1").code == 0
 
 
-def test_unknown_caller_is_hinted_at(cli):
-    """Without an address nothing can be checked, and that is said."""
-    result = cli("allowlist", "set", "10.0.0.0/8")
-    assert result.code == 0
-    assert "your own address is not known" in result.err
-    assert "--my-ip" in result.err
+def test_a_list_of_an_unknown_caller_is_refused(cli):
+    """In a container, under sudo or in a script nothing is known: nobody is locked out there."""
+    refused(
+        cli("allowlist", "set", "10.0.0.0/8"),
+        "your own address is not known",
+        "--my-ip",
+        "--force",
+        "nothing was saved",
+    )
+    assert cli("allowlist", "show").out == "everyone\n"
+    forced = cli("allowlist", "set", "10.0.0.0/8", "--force")
+    assert (forced.code, forced.err) == (0, "")
 
 
-def test_ssh_client_is_the_caller_on_a_terminal(redis_url, tmp_path):
+@pytest.mark.parametrize("text", ["", " , ", "0.0.0.0", "10.0.0.1,0.0.0.0", "0.0.0.0/0,::/0"])
+def test_a_list_that_admits_everyone_locks_nobody_out(cli, text):
+    """Whoever it is that saves it."""
+    assert cli("allowlist", "set", text).code == 0
+
+
+HERE, THERE, ELSEWHERE = "10.1.2.3", "2001:db8::7", "192.0.2.9"
+
+
+@pytest.mark.parametrize(
+    ("used", "said"),
+    [
+        ({10: HERE}, None),
+        ({10: HERE, 11: THERE}, None),
+        ({10: HERE, 12: ELSEWHERE}, None),
+        ({10: HERE, 13: ELSEWHERE}, None),
+        ({10: HERE, 14: ELSEWHERE}, None),
+        ({10: HERE, 15: ELSEWHERE}, None),
+        ({10: ELSEWHERE}, f"root token 10 was last used from {ELSEWHERE}"),
+        ({10: HERE, 11: ELSEWHERE}, f"root token 11 was last used from {ELSEWHERE}"),
+        ({12: HERE, 13: HERE, 14: HERE, 15: HERE}, "could lock you out"),
+        ({}, "could lock you out"),
+    ],
+)
+def test_the_root_tokens_of_the_instance_team_vouch_for_a_list(cli, redis_url, used, said):
+    """If all that can be used were last used from inside it; no other token's use counts.
+
+    10 and 11 are such; 12 may only read, 13 is another team's, 14 is a member's, 15 expired.
+    """
+    root = ("root",)
+    tokens = (
+        token(10, user=1, team=0, permissions=root),
+        token(11, user=1, team=0, permissions=("*",)),
+        token(12, user=1, team=0),
+        token(13, user=1, team=3, permissions=root),
+        token(14, user=2, team=0, permissions=root),
+        token(15, user=1, team=0, permissions=root, expires_at=1),
+    )
+
+    async def build(registry):
+        for team in (0, 3):
+            await registry.add_team(f"Team {team}", TeamId(team))
+        for user in (1, 2):
+            await registry.add_user(f"User {user}", f"{user}@example.test", UserId(user))
+        await registry.set_member(TeamId(0), UserId(1), Role.OWNER)
+        await registry.set_member(TeamId(3), UserId(1), Role.OWNER)
+        await registry.set_member(TeamId(0), UserId(2), Role.MEMBER)
+        await registry.put_tokens(tokens)
+
+    async def use():
+        async with Redis.from_url(redis_url) as client:
+            uses = LastUses(client, Keys())
+            for number, address in used.items():
+                uses.used(TokenId(number), UnixMs(5), ip_address(address), "/api/v1/teams")
+            await uses.write()
+
+    asyncio.run(with_registry(redis_url, build))
+    asyncio.run(use())
+    result = cli("allowlist", "set", "10.0.0.0/8,2001:db8::/32")
+    if said is None:
+        assert result.code == 0, result.err
+        assert f"root tokens were last used from {HERE}" in result.err
+        assert cli("allowlist", "show").out == "10.0.0.0/8\n2001:db8::/32\n"
+    else:
+        refused(result, "your own address is not known", said, "nothing was saved")
+        assert cli("allowlist", "show").out == "everyone\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SSH_CLIENT", "192.0.2.9 50000 22"), ("SSH_CONNECTION", "192.0.2.9 50000 10.0.0.1 22")],
+)
+def test_ssh_client_is_the_caller_on_a_terminal(redis_url, tmp_path, name, value):
     """On a terminal, an SSH session's address must stay allowed; a script's is not looked at."""
     command = [sys.executable, "-m", "authsidecar", "allowlist", "set", "10.0.0.0/8"]
     environ = {
-        "SSH_CLIENT": "192.0.2.9 50000 22",
+        name: value,
         "AUTHSIDECAR_REDIS__URL": redis_url,
         "AUTHSIDECAR_DATA_DIR": str(tmp_path),
     }
@@ -237,7 +322,8 @@ def test_ssh_client_is_the_caller_on_a_terminal(redis_url, tmp_path):
         os.close(terminal)
     assert on_terminal.returncode == 1
     assert "would lock you out: 192.0.2.9" in on_terminal.stderr
-    assert in_script.returncode == 0
+    assert in_script.returncode == 1
+    assert "your own address is not known" in in_script.stderr
 
 
 @pytest.mark.parametrize(

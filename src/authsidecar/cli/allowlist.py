@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +12,7 @@ from authsidecar.addresses import parse_address
 from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import ADDRESS, Group
 from authsidecar.cli.session import Session, done, on_own_registry, on_registry
-from authsidecar.model import Address
+from authsidecar.model import Address, TeamId, TokenId
 
 if TYPE_CHECKING:
     from authsidecar.allowlist import Allowlist
@@ -38,13 +40,15 @@ async def show(session: Session) -> None:
 @allowlist.command("set")
 @click.argument("text")
 @click.option("--my-ip", type=ADDRESS, metavar="A", help="Your address: it must stay allowed.")
-@click.option("--force", is_flag=True, help="Save a list that locks you out.")
+@click.option("--force", is_flag=True, help="Save a list that locks you out, or may.")
 @on_own_registry
 async def set_(session: Session, text: str, my_ip: Address | None, force: bool) -> None:
     """Save the allowlist: addresses and networks, separated by commas; "" admits everyone.
 
     A list that would lock you out is refused. Your address is --my-ip, or on a terminal that of
-    your SSH session.
+    your SSH session. Where it is not known (in a container, under sudo, in a script), the list is
+    refused too, unless it admits the addresses from which the instance team's root tokens were
+    last used.
 
     \b
     Examples:
@@ -54,7 +58,11 @@ async def set_(session: Session, text: str, my_ip: Address | None, force: bool) 
     from authsidecar.settings import set_allowlist
 
     caller = my_ip or _ssh_client()
-    saved = done(await set_allowlist(session.registry, text, caller=caller, force=force))
+    saved = done(
+        await set_allowlist(
+            session.registry, text, caller=caller, force=force, callers=partial(_callers, session)
+        )
+    )
     for warning in saved.warnings:
         session.out.warn(warning)
     found = saved.allowlist
@@ -87,5 +95,26 @@ def _data(found: "Allowlist") -> dict[str, Any]:
 
 def _ssh_client() -> Address | None:
     """The address that an operator's SSH session comes from, if this is one's terminal."""
-    words = os.environ.get("SSH_CLIENT", "").split()
+    found = os.environ.get("SSH_CLIENT") or os.environ.get("SSH_CONNECTION") or ""
+    words = found.split()
     return parse_address(words[0]) if words and sys.stdin.isatty() else None
+
+
+async def _callers(session: Session) -> "Mapping[TokenId, Address]":
+    """From where the instance team's root tokens were last used, of those that can be used."""
+    from authsidecar.policy import PRIVILEGED, ROOTS
+    from authsidecar.store.keys import Keys
+    from authsidecar.usage import last_use
+
+    registry, team = session.registry, TeamId(session.settings.coolify.instance_team)
+    now = await registry.now()
+    tokens = [
+        one
+        async for one in registry.tokens(team=team)
+        if not ROOTS.isdisjoint(one.permissions) and (one.expires_at or now) >= now
+    ]
+    roles = await registry.roles((team, one.user) for one in tokens)
+    usable = [one.id for one in tokens if roles.get((team, one.user)) in PRIVILEGED]
+    uses = await last_use(session.client, Keys(session.settings.redis.prefix), usable)
+    found = {token: parse_address(use.client) for token, use in uses.items()}
+    return {token: address for token, address in found.items() if address is not None}
