@@ -364,6 +364,25 @@ def test_allowlist_check_says_by_exit_code(cli):
     assert "192.0.2.1 is on no entry of the allowlist" in denied.err
 
 
+@pytest.mark.parametrize(
+    ("scope", "settings", "seconds", "said"),
+    [
+        ("user", {}, 60, "the configured window"),
+        ("user", {"LIMITS__USER__WINDOW_SECONDS": "3600"}, 3600, "the configured window"),
+        ("user", {"LIMITS__USER__WINDOW_SECONDS": "1.5"}, 1.5, "the configured window"),
+        ("team", {"LIMITS__USER__WINDOW_SECONDS": "3600"}, 60, "the usual window"),
+    ],
+)
+def test_a_limit_without_a_window_has_the_configured_one(ada, scope, settings, seconds, said):
+    """A number of requests means what it means in the configuration; which one is said."""
+    number = {"user": 7, "team": 3}[scope]
+    words = ("limit", "set", f"--{scope}", number, "--limit", 5)
+    assert ada(*words, **settings).out == f"{scope} {number}: 5 requests in {seconds} s ({said})\n"
+    found = ada("limit", "show", f"--{scope}", number, "--json", **settings).json
+    assert found["window_seconds"] == seconds
+    assert ada(*words, "--window", 9, **settings).out == f"{scope} {number}: 5 requests in 9 s\n"
+
+
 def test_limits_are_set_shown_and_cleared(ada):
     """An override wins over the configuration, and can be taken back."""
     token = create(ada, "read").json["id"]

@@ -54,9 +54,7 @@ def limit() -> None:
     "--window",
     type=click.IntRange(1, LONGEST_WINDOW_S),
     metavar="SECONDS",
-    default=60,
-    show_default=True,
-    help="Length of the window.",
+    help="Length of the window; else that of the configured limit, or 60.",
 )
 @on_registry
 @changing
@@ -66,7 +64,7 @@ async def set_(  # noqa: PLR0917  # click passes by name
     token: int | None,
     team: int | None,
     requests: int,
-    window: int,
+    window: int | None,
 ) -> None:
     """Set a limit that wins over the configured one.
 
@@ -76,10 +74,15 @@ async def set_(  # noqa: PLR0917  # click passes by name
       authsidecar limit set --token 67 --limit 5 --window 1
     """
     scope, number = _one(user=user, token=token, team=team)
-    chosen = Limit(requests, window * 1000)
+    configured = session.settings.limits.as_limits().get(scope)
+    width = window * 1000 if window is not None else (configured or ANY).window_ms
+    chosen = Limit(requests, width)
     present(await session.registry.set_limit(scope, number, chosen) or None, scope, number)
     item = _item(scope, number, chosen, "override")
-    session.out.result(item, f"{scope} {number}: {requests} requests in {window} s")
+    text = f"{scope} {number}: {requests} requests in {_seconds(chosen):g} s"
+    if window is None:
+        text += f" (the {'configured' if configured else 'usual'} window)"
+    session.out.result(item, text)
 
 
 @limit.command()
