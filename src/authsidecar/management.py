@@ -5,11 +5,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from aiohttp import web
+from aiohttp import web, web_response
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from authsidecar.telemetry import shared
+from authsidecar.wire import SERVER
 
 Dropped = Callable[[str, str], None]
 """Told of a connection that is closed although its peer has not ended it: why, and whose."""
@@ -79,6 +80,7 @@ def application(
         if reading:
             reading.shutdown(wait=False, cancel_futures=True)
 
+    _sign_without_versions()
     app = web.Application()
     app.on_cleanup.append(closed)
     app.add_routes(
@@ -89,6 +91,14 @@ def application(
         ]
     )
     return app
+
+
+def _sign_without_versions() -> None:
+    """Have aiohttp sign its answers by our name, in place of its own version and Python's.
+
+    It writes some itself, before any application is asked: to what it cannot parse.
+    """
+    web_response.SERVER_SOFTWARE = SERVER  # type: ignore[attr-defined]
 
 
 def bounded(server: web.Server, most: int, dropped: Dropped) -> Callable[[], asyncio.Protocol]:

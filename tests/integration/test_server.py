@@ -230,6 +230,26 @@ async def test_nginx_is_told_403_of_a_line_that_cannot_be_parsed(line: bytes, wo
         assert answer.header("X-Authz-Status") in {"400", "405"}
 
 
+@pytest.mark.parametrize(
+    ("request_bytes", "status"),
+    [
+        (b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+        (b"GET /nothing HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+        (b"POST /healthz HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", 405),
+        (b"zzzz\r\n\r\n", 400),
+        (b"GET /healthz HTTP/1.1\r\nX-A: " + b"z" * 20_000 + b"\r\n\r\n", 400),
+    ],
+)
+async def test_the_management_listener_tells_no_version(
+    request_bytes: bytes, status: int, world: World
+) -> None:
+    """Neither of what it says itself nor of what aiohttp says for it."""
+    async with Wire(world.sidecar.management_port) as wire:
+        answer = await wire.ask(request_bytes)
+    assert (answer.status, answer.header("Server")) == (status, "authsidecar")
+    assert not any("aiohttp" in value or "Python" in value for _, value in answer.headers)
+
+
 # Bodies, upgrades, kept connections
 
 SMUGGLED = REFUSED
