@@ -2,7 +2,15 @@
 
 
 class RefusedError(Exception):
-    """Refused, or failed: exit code 1. The message says why and what to do."""
+    """Refused, or failed: exit code 1. The message says why and what to do.
+
+    Attributes:
+        problems: what was found on the way to it, one line each.
+    """
+
+    def __init__(self, message: str, *problems: str) -> None:
+        super().__init__(message)
+        self.problems = problems
 
 
 class OutputError(RefusedError):

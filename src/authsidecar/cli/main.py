@@ -1,7 +1,9 @@
 """The entry point: all commands by name, and what an error looks like."""
 
+import json
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -34,7 +36,11 @@ WRONG_USAGE = 2
 INTERRUPTED = 130
 
 
-@click.group(cls=Group, invoke_without_command=True)
+@click.group(
+    cls=Group,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Guard Coolify's API at the reverse proxy.
@@ -82,34 +88,63 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code: 0 done or allowed, 1 refused or failed, 2 wrong usage or configuration.
     """
+    say = _as_object if "--json" in takewhile(lambda word: word != "--", arguments) else _as_lines
     try:
         code = cli.main(list(arguments), prog_name="authsidecar", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        tell(error.format_message())
-        return WRONG_USAGE
+        if say is _as_lines:
+            tell(error.format_message())
+            return WRONG_USAGE
+        return say(WRONG_USAGE, _usage(error, "a command is missing"))
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else "authsidecar"
-        return _say(f"{error.format_message().rstrip('.')} (see `{command} --help`)", WRONG_USAGE)
+        return say(WRONG_USAGE, _usage(error, error.format_message()))
     except click.ClickException as error:
-        return _say(error.format_message(), REFUSED)
+        return say(REFUSED, error.format_message())
     except MisconfiguredError as error:
-        for problem in error.problems:
-            _say(problem, WRONG_USAGE)
-        return WRONG_USAGE
+        return say(WRONG_USAGE, None, *error.problems)
     except OutputError as error:
-        return REFUSED if error.left else _say(str(error), REFUSED)
+        return REFUSED if error.left else say(REFUSED, str(error))
     except RefusedError as error:
-        return _say(str(error), REFUSED)
+        return say(REFUSED, str(error), *error.problems)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001  # an operator is never shown a traceback
-        return _say(f"a defect of authsidecar, please report it: {_where(error)}", REFUSED)
+        return say(REFUSED, f"a defect of authsidecar, please report it: {_where(error)}")
     return code if isinstance(code, int) else DONE
 
 
-def _say(problem: str, code: int) -> int:
-    tell(f"authsidecar: {' '.join(problem.split())}")
+def _usage(error: click.UsageError, problem: str) -> str:
+    command = error.ctx.command_path if error.ctx else "authsidecar"
+    return f"{problem.rstrip('.')} (see `{command} --help`)"
+
+
+def _as_lines(code: int, message: str | None, *problems: str) -> int:
+    """Say an error to people: what was found, then why it ends.
+
+    Args:
+        code: the exit code, given back.
+        message: why it ends; None: the problems say it all.
+        problems: what was found, one line each.
+    """
+    for problem in problems:
+        tell(_line(problem) if message is None else problem)
+    if message is not None:
+        tell(_line(message))
     return code
+
+
+def _as_object(code: int, message: str | None, *problems: str) -> int:
+    """Say the same to a script."""
+    said = "; ".join(problems) if message is None else message
+    found: dict[str, object] = {"error": " ".join(said.split()), "exit_code": code}
+    if problems:
+        found["problems"] = problems
+    tell(json.dumps(found))
+    return code
+
+
+def _line(problem: str) -> str:
+    return f"authsidecar: {' '.join(problem.split())}"
 
 
 def _where(error: BaseException) -> str:

@@ -63,19 +63,23 @@ class Output:
             self.note(empty)
 
     def note(self, text: str) -> None:
-        """Tell people something beside the result."""
-        if not self._quiet:
+        """Tell people something beside the result; scripts have no use for it."""
+        if not (self._quiet or self.is_json):
             tell(text)
 
     def warn(self, text: str) -> None:
-        """Tell people of what is legal but unwise."""
-        if not self._quiet:
+        """Tell of what is legal but unwise."""
+        if self._quiet:
+            return
+        if self.is_json:
+            tell(json.dumps({"warning": text}))
+        else:
             label = styled("warning:", is_terminal(sys.stderr), fg="yellow")
             tell(f"{label} {text}")
 
     def progress(self, text: str) -> None:
         """Rewrite the last line of a terminal; nothing anywhere else."""
-        if not self._quiet and is_terminal(sys.stderr):
+        if not (self._quiet or self.is_json) and is_terminal(sys.stderr):
             tell(f"\r\x1b[K{text}", newline=False)
 
     def _table(self, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:

@@ -38,7 +38,7 @@ def _help(command: click.Command, words: str) -> str:
     lines = [
         line
         for line in command.get_help(context).splitlines()
-        if line.split()[:1] != ["--help"] and not {*line.split()[:1]} & everywhere
+        if not {*line.split()[:1]} & {*everywhere, "--help", "-h,"}
     ]
     if lines[-1] == "Options:":
         lines.pop()

@@ -10,7 +10,7 @@ from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import Group, given
 from authsidecar.cli.output import Output
 from authsidecar.cli.session import load_settings
-from authsidecar.cli.streams import tell, write
+from authsidecar.cli.streams import write
 
 if TYPE_CHECKING:
     from authsidecar.routes import Route, RouteTable
@@ -217,10 +217,11 @@ def _imported(text: str, name: str, conditional: "Conditional | None") -> "tuple
     from authsidecar.routes.importing import read
 
     found = read(text, conditional)
-    for line, message in found.problems:
-        tell(f"{name}:{line}: {message}")
     if found.problems:
-        raise RefusedError(f"{name} cannot be read whole; nothing was guessed, nothing is written")
+        raise RefusedError(
+            f"{name} cannot be read whole; nothing was guessed, nothing is written",
+            *(f"{name}:{line}: {message}" for line, message in found.problems),
+        )
     became = "included" if conditional == "include" else "left out"
     for within in found.conditional:
         Output(given()).note(

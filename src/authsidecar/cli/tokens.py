@@ -219,7 +219,8 @@ async def import_(session: Session, file: BinaryIO) -> None:
 
     def refused(line: int, why: str) -> None:
         session.out.progress("")
-        tell(f"line {line}: {printable(why)}")
+        if not session.out.is_json:  # the report has them
+            tell(f"line {line}: {printable(why)}")
         if len(errors) < ERRORS_KEPT:
             errors.append({"line": line, "reason": why})
 

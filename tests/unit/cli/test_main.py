@@ -1,5 +1,6 @@
 """What holds for every command, without a Redis."""
 
+import json
 import os
 import subprocess
 import sys
@@ -96,6 +97,58 @@ def test_wrong_usage_is_one_line_and_code_2(words, said):
     assert "--help`)" in result.err
 
 
+@pytest.mark.parametrize(("words", "command"), ALL, ids=name)
+def test_the_short_help_is_the_long_one(words, command):
+    """`-h` is what hands try first."""
+    assert invoke(*words, "-h") == invoke(*words, "--help")
+    assert invoke(*words, "-h").code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["tokn"], 2, "No such command 'tokn'"),
+        (["token"], 2, "issing"),
+        (["token", "list", "--tem", "3"], 2, "No such option '--tem'"),
+        (["token", "show", "x"], 2, "'x' is not a whole number"),
+        (["team", "list"], 1, "redis.url: redis://127.0.0.1:1 does not answer"),
+        (["routes", "list", "--release", "9"], 1, "no routes for Coolify '9'"),
+        (["explain", "GET", "/", "--token-file", "/no/such/file"], 2, "No such file"),
+        (["team", "list", "--config", "/no/such/file"], 2, "/no/such/file: can't be read"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_an_error_under_json_is_one_object(words, code, said, first):
+    """On standard error; wherever the option stands."""
+    result = invoke("--json", *words) if first else invoke(*words, "--json")
+    assert (result.code, result.out, result.err.count("\n")) == (code, "", 1)
+    told = json.loads(result.err)
+    assert said in told["error"]
+    assert told["exit_code"] == code
+
+
+def test_several_problems_under_json_are_a_list(tmp_path):
+    """Of a configuration, and of a route file; in the one object."""
+    result = invoke("team", "list", "--json", LIMITS__USER="0", REDIS__BUDGET_MS="x")
+    told = json.loads(result.err)
+    assert (told["exit_code"], len(told["problems"])) == (2, 2)
+    assert told["error"] == "; ".join(told["problems"])
+    file = tmp_path / "api.php"
+    file.write_text("<?php\nRoute::view('/a', 'b');\nrequire 'x';\n")
+    result = invoke("routes", "import", file, "--json")
+    told = json.loads(result.err)
+    assert (result.out, told["exit_code"]) == ("", 1)
+    assert [problem.split(":")[1] for problem in told["problems"]] == ["2", "3"]
+    assert "cannot be read whole" in told["error"]
+
+
+def test_a_json_that_is_an_argument_is_none_of_the_options():
+    """Behind `--` it is a name like any other."""
+    result = invoke("team", "add", "--", "--json")
+    assert result.err.startswith("authsidecar: redis.url")
+
+
 def test_group_without_command_is_wrong_usage():
     """A noun alone does nothing, and says what could be done with it."""
     result = invoke("token")
@@ -169,6 +222,9 @@ def test_every_configuration_problem_is_said_at_once(tmp_path):
     for place in (f"{file}:1", "AUTHSIDECAR_LOG__LEVEL", f"{rows}: line 1", "line 3"):
         assert place in problems
     assert result.json["valid"] is False
+    assert json.loads(result.err)["problems"] == result.json["problems"]
+    result = invoke("check-config", "--config", file, LOG__LEVEL="loud")
+    assert result.err.count("\n") == 3
     assert all(line.startswith("authsidecar: ") for line in result.err.splitlines())
 
 
