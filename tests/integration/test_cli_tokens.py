@@ -287,7 +287,7 @@ def test_import_reports_every_bad_line_by_number(cli):
     tokens = stored(cli)
     assert [t["id"] for t in tokens] == [100, 101]
     assert tokens[1]["expires_at"] == "2030-01-01T00:00:00Z"
-    assert "authsidecar: 18 lines were refused" in result.err
+    assert "18 lines were refused" in result.err
 
 
 def test_import_is_safe_to_repeat(cli, redis_url, tmp_path):

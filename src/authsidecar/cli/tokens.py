@@ -219,7 +219,7 @@ async def import_(session: Session, file: BinaryIO) -> None:
 
     def refused(line: int, why: str) -> None:
         session.out.progress("")
-        if not session.out.is_json:  # the report has them
+        if not session.out.is_json:  # the error at the end has them
             tell(f"line {line}: {printable(why)}")
         if len(errors) < ERRORS_KEPT:
             errors.append({"line": line, "reason": why})
@@ -241,8 +241,10 @@ async def import_(session: Session, file: BinaryIO) -> None:
         f"{report.imported} imported, {report.unchanged} unchanged, {report.refused} refused",
     )
     if report.refused:
+        kept = [f"line {one['line']}: {one['reason']}" for one in errors]
         raise RefusedError(
-            f"{report.refused} lines were refused; correct them and repeat the import"
+            f"{report.refused} lines were refused; correct them and repeat the import",
+            *(kept if session.out.is_json else ()),
         )
 
 
