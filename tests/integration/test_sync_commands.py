@@ -11,7 +11,10 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from authsidecar.coolify.lease import Lease
 from authsidecar.coolify.sync import Follower
+from authsidecar.ending import end
+from authsidecar.store.keys import Keys
 from tests.support.cli import invoke
 from tests.support.coolify import Coolify, contents, state, sync_once
 
@@ -188,5 +191,13 @@ async def test_while_coolify_owns_the_state_commands_say_so(
     assert [code for code, _ in refused] == [1] * len(CHANGES)
     assert all("Coolify owns" in said for _, said in refused)
     assert await contents(redis_client) == before
+    running = Lease(redis_client, Keys())
+    assert await running.acquire()
+    keeping = asyncio.create_task(running.keep())
+    code, said = await command("sync", "coolify", "release")
+    await end([keeping])
+    assert (code, "a sync is running" in said, "nothing was changed" in said) == (1, True, True)
+    assert (await command("api", "disable"))[0] == 1
+    # Not given back, as by a process that was killed: it is waited for.
     assert await command("sync", "coolify", "release") == (0, "")
     assert await command("api", "disable") == (0, "")

@@ -172,16 +172,29 @@ def remove_triggers(dsn_file: str | None) -> None:
 async def release(session: Session) -> None:
     """Manage tokens and settings here again, from what was synced last.
 
-    End every sync first: one that runs takes the state back.
+    End every sync first (`sync coolify`, and `serve` with sync.source): while one runs, which
+    would take the state back, this is refused.
 
     \b
     Examples:
       authsidecar sync coolify release
     """
+    import asyncio
+    import time
+
+    from authsidecar.coolify.lease import LEASE_MS, RENEW_S
     from authsidecar.coolify.status import release as let_go
     from authsidecar.store.keys import Keys
 
-    released = await let_go(session.client, Keys(session.settings.redis.prefix))
+    keys = Keys(session.settings.redis.prefix)
+    patience = time.monotonic() + LEASE_MS / 1000 + RENEW_S  # one that was killed seems to run
+    while (released := await let_go(session.client, keys)) is None:
+        if time.monotonic() > patience:
+            raise RefusedError(
+                "a sync is running and would take the state back: end every `sync coolify`, and "
+                "`serve` with sync.source, first; nothing was changed"
+            )
+        await asyncio.sleep(RENEW_S)
     text = "the state is managed here from now on" if released else "no sync owned the state"
     session.out.result({"released": released}, text)
 

@@ -26,6 +26,11 @@ from authsidecar.store.records import SYNC_ENDED, SYNCED
 
 OWNER: Final = "coolify"
 
+_RELEASE: Final = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return -1 end
+return redis.call('DEL', KEYS[2], KEYS[3], KEYS[4])
+"""
+
 _EVERY_S: Final = 1.0
 """The time between two looks at what the sync tells, in seconds."""
 
@@ -152,14 +157,19 @@ async def owner(client: "Redis", keys: Keys) -> str | None:
     return _text(await anyway.hget(keys.sync_status, "owner")) or None
 
 
-async def release(client: "Redis", keys: Keys) -> bool:
-    """Let the state be managed here again, as it is; False if no sync owned it."""
+async def release(client: "Redis", keys: Keys) -> bool | None:
+    """Let the state be managed here again, as it is.
+
+    Returns:
+        Whether a sync owned it; None: one is running, would take it back, and still owns it.
+    """
     anyway: Any = client
-    if not await anyway.delete(keys.sync_status, keys.sync_fence, keys.sync_epoch):
-        return False
-    await anyway.hset(keys.instance, SYNCED, SYNC_ENDED)
-    await anyway.delete(keys.instance_nonce)
-    return True
+    names = [keys.sync_lease, keys.sync_status, keys.sync_fence, keys.sync_epoch]
+    found = int(await anyway.eval(_RELEASE, len(names), *names))
+    if found > 0:
+        await anyway.hset(keys.instance, SYNCED, SYNC_ENDED)
+        await anyway.delete(keys.instance_nonce)
+    return None if found < 0 else found > 0
 
 
 async def read(client: "Redis", keys: Keys) -> Status | None:
