@@ -5,6 +5,7 @@
 
 import sys
 from collections.abc import Iterator
+from inspect import cleandoc
 from pathlib import Path
 
 import click
@@ -24,8 +25,12 @@ def reference() -> str:
 def _sections(group: click.Group, path: str) -> Iterator[str]:
     for name in sorted(group.commands):
         command, words = group.commands[name], f"{path} {name}"
-        if isinstance(command, click.Group):
-            yield f"## {words}\n\n{command.help}\n"
+        if isinstance(command, click.Group) and command.invoke_without_command:
+            yield f"## {words}\n\n```text\n{_help(command, words)}\n```\n"
+            yield from _sections(command, words)
+        elif isinstance(command, click.Group):
+            # Since Python 3.13 the compiler itself takes the indentation off.
+            yield f"## {words}\n\n{cleandoc(command.help or '')}\n"
             yield from _sections(command, words)
         else:
             level = "##" if path == "authsidecar" else "###"
