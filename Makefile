@@ -1,9 +1,10 @@
 # Every task of the project; CI runs the same names (.ci/run).
 PYTHON ?= python3.11
 BIN := .venv/bin
+NEWER := 3.12 3.13 3.14
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo serve lint format test test-unit test-slow bench bench-report soak docs lock clean
+.PHONY: help install demo serve lint format test test-unit test-pythons test-slow bench bench-report soak docs lock clean
 
 help: ## Say what each task does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,6 +36,25 @@ test: install ## unit, property, integration, end-to-end: under 5 minutes
 
 test-unit: install ## The unit tests alone: under 10 seconds
 	$(BIN)/pytest -q tests/unit
+
+test-pythons: install ## Unit and integration tests under each newer Python of this machine
+	@for version in $(NEWER); do \
+		found=; \
+		for one in python$$version $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python; do \
+			if $$one -c "" 2>/dev/null; then found=$$one; fi; \
+		done; \
+		if test -z "$$found"; then echo "Python $$version: not on this machine, skipped"; continue; fi; \
+		here=.venv/$$version; \
+		if ! test $$here/installed -nt requirements/dev.txt; then \
+			$$found -m venv --clear $$here && \
+			$$here/bin/python -m pip install --quiet --require-hashes -r requirements/dev.txt && \
+			$$here/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable . && \
+			touch $$here/installed || exit 1; \
+		fi; \
+		echo "Python $$version: $$($$here/bin/python --version)"; \
+		$$here/bin/pytest -q -n 3 --dist loadfile -m "not slow" $(or $(TESTS),tests/unit tests/integration) \
+			|| exit 1; \
+	done
 
 test-slow: install ## Failover, chaos, long fuzz, large data: under 30 minutes
 	$(BIN)/pytest -q -m slow --timeout 1500

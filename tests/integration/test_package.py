@@ -154,6 +154,23 @@ def test_what_is_installed_in_the_image_is_pinned_and_meets_every_dependency():
         assert "://" not in (ROOT / "requirements" / name).read_text()
 
 
+def test_ci_runs_the_tests_under_every_python_that_is_promised():
+    """The oldest by `make test`, each newer one that the machine has by `make test-pythons`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    promised = {
+        text.rpartition(" ")[2]
+        for text in project["classifiers"]
+        if text.startswith("Programming Language :: Python :: 3.")
+    }
+    makefile = (ROOT / "Makefile").read_text()
+    (newer,) = re.findall(r"^NEWER := (.*)$", makefile, re.MULTILINE)
+    oldest = project["requires-python"].removeprefix(">=")
+    assert promised <= {oldest, *newer.split()}
+    assert f"PYTHON ?= python{oldest}" in makefile
+    steps = (ROOT / ".ci/run").read_text().splitlines()
+    assert {"make test", "make test-pythons"} <= set(steps)
+
+
 @pytest.mark.skipif(shutil.which("ldd") is None, reason="no ldd on this machine")
 def test_the_embedded_redis_needs_no_library_that_the_base_image_lacks():
     """A slim image has few; one that is missing would show only at the first start."""
@@ -246,6 +263,8 @@ def test_the_wheel_holds_data_scripts_and_deploy_files(built: Path):
         "authsidecar/deploy/nginx/nginx.conf",
     }
     assert not [name for name in names if "tests/" in name or name.endswith(".pyc")]
+    metadata = next(name for name in names if name.endswith(".dist-info/METADATA"))
+    assert "\nProject-URL: " in zipfile.ZipFile(wheel).read(metadata).decode()
 
 
 @pytest.mark.slow
