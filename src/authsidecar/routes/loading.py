@@ -179,11 +179,10 @@ def _left_out(table: Iterable[Row]) -> Iterator[str]:
 
 
 def _mcp_left_out(table: Iterable[Row], base: RouteTable) -> Iterator[str]:
-    """The /mcp rows of a table that its base has not."""
-    there = {(route.method, route.template) for route in base}
-    for row in table:
-        if row.path == "/mcp" and (row.method, row.path) not in there:
-            yield f"{row.method} {row.path}: the base has no such row; take a base that has"
+    """That a release with /mcp stands in front of one without: no operator's row can be it."""
+    has_mcp = any(row.path in {"/mcp", "/api/v1/mcp/enable"} for row in table)
+    if has_mcp and not any(route.template == "/mcp" for route in base):
+        yield "POST /mcp: the base has no such route, so it is refused; take a base of 4.1 or later"
 
 
 def extra(text: str, base: RouteTable) -> RouteTable:

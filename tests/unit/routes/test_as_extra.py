@@ -28,8 +28,7 @@ def test_a_release_in_front_of_another_decides_as_itself(wanted: str, base: str)
                 expected.permission,
                 expected.bucket,
             )
-    without = [f"{method} /mcp" for method in ("GET", "DELETE", "POST")]
-    lacking = without if base == BEFORE_MCP != wanted else []
+    lacking = ["POST /mcp"] if base == BEFORE_MCP != wanted else []
     assert [line.partition(":")[0] for line in made.left_out] == lacking
 
 
@@ -42,6 +41,14 @@ def test_the_switches_of_a_newer_release_come_with_it():
     assert "POST /api/v1/mcp/enable switch" in lines
     back = as_extra(released("4.1"), coolify("4.3")).text.splitlines()
     assert "POST /api/v1/enable absent" in back
+
+
+def test_mcp_that_the_base_lacks_is_said_of_a_route_file_too():
+    """The file does not have it, but its switches tell of it."""
+    rows_of_file = [row for row in released("4.3") if row.path != "/mcp"]
+    (line,) = as_extra(rows_of_file, coolify("4.0")).left_out
+    assert "take a base of 4.1 or later" in line
+    assert as_extra(rows_of_file, coolify("4.1")).left_out == ()
 
 
 def test_what_rows_cannot_say_is_said_and_stands_in_the_text():
