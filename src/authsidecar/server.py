@@ -197,7 +197,8 @@ class AuthzServer:
             reason = REQUEST_TIMEOUT
         elif isinstance(error, BadHttpMethod):  # Envoy passes on whatever the client made up
             reason = METHOD_NOT_ALLOWED
-        return self._refused(_begun_by(begun), Deny(reason), self._decision_ids(), peer)
+        reply = self._refused(None, Deny(reason), self._decision_ids(), peer)
+        return _spoken(reply, _begun_by(begun))
 
     def _stranger(self, start: bytes, peer: str) -> Reply:
         """The answer to a peer that is not trusted; `start` is where its request begins."""
