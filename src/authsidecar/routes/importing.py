@@ -522,7 +522,7 @@ def _columns(middleware: tuple[_Middleware, ...], line: int) -> dict[str, str]:
 
 
 def _abilities(name: str, line: int) -> tuple[str, ...] | None:
-    """The abilities of which a middleware needs one, in order of their names; None: it is another.
+    """The abilities of which a middleware needs one, as the file has them; None: it is another.
 
     Raises:
         SourceError: it needs one that does not exist, or several at once.
