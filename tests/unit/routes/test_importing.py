@@ -374,6 +374,37 @@ def test_middleware_with_a_clear_meaning_is_read(middleware: str, ability: str, 
     assert (found.ability, found.throttle) == (ability, throttle)
 
 
+def test_a_file_in_the_shape_of_the_later_betas_is_read():
+    """A list of abilities, a limit in numbers around a group, and an `if` within a handler."""
+    rows = read_rows("""
+        Route::group([
+            'middleware' => ['auth:sanctum', 'api.sensitive'],
+            'prefix' => 'v1',
+        ], function () {
+            Route::match(['get', 'post'], '/deploy', [A::class, 'deploy'])
+                ->middleware(['api.ability:write,deploy']);
+        });
+        Route::post('/v1/sentinel/push', function () {
+            if (! request()->header('Authorization')) {
+                return response()->json(['message' => 'no'], 401);
+            }
+            return response()->json(['message' => 'ok'], 200);
+        });
+        Route::middleware(['throttle:5'])->group(function () {
+            Route::get('/unsubscribe/{token}', function () {
+                try { return 'x'; } catch (\\Throwable $e) { return 'y'; }
+            })->name('unsubscribe');
+        });
+        Route::any('/{any}', function () { return 1; })->where('any', '.*');
+    """)
+    assert [(r.method, r.path, r.ability, r.throttle) for r in rows] == [
+        ("GET", "/api/v1/deploy", "write,deploy", "api"),
+        ("POST", "/api/v1/deploy", "write,deploy", "api"),
+        ("POST", "/api/v1/sentinel/push", "-", "api"),
+        ("GET", "/api/unsubscribe/{token}", "-", "api+5/1m"),
+    ]
+
+
 def test_a_problem_spoils_its_own_statement_only():
     """All problems of a file are said at once, also those inside and after a group."""
     assert [
