@@ -83,7 +83,14 @@ def said(
         contextlib.redirect_stderr(err),
     ):
         code = run([str(word) for word in words])
-    return Result(code, "", err.getvalue())
+    told = err.getvalue()
+    return Result(code, "", _plain(told) if "--json" in words else told)
+
+
+def _plain(told: str) -> str:
+    """Errors that were said to a script, as people are told them."""
+    errors = [json.loads(line)["error"] for line in told.splitlines()]
+    return "".join(f"authsidecar: {error}\n" for error in errors)
 
 
 def _line() -> bytes:
