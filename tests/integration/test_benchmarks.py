@@ -80,11 +80,11 @@ def test_load_counts_refusals(redis_url, monkeypatch, tool):
 
 
 async def _state(client: Redis, keys: Keys) -> dict[str, object]:
-    """All keys under a prefix but nonces, which are random, and last ids, by their names' rest."""
+    """All keys under a prefix but nonces, last ids and counters, by their names' rest."""
     found: dict[str, object] = {}
     for key in sorted([k async for k in client.scan_iter(f"{keys.prefix}*")]):
         name = key.decode().removeprefix(keys.prefix)
-        if name.startswith(("nonce:", "last-id:", "benchmark:")):
+        if name.startswith(("nonce:", "last-id:", "benchmark:", "rate:")):
             continue
         match await client.type(key):
             case b"hash":

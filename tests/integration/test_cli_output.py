@@ -153,6 +153,7 @@ CHANGING = [
 ELSEWHERE = {
     "token create",
     "serve",
+    "health",
     "demo",
     "doctor",
     "doctor echo",

@@ -288,7 +288,10 @@ REVOKING: list[tuple[list[object], str]] = [
     (["mcp", "disable"], "MCP is off"),
     (["mcp", "disable", "--team", 3], "MCP of team 3 is off"),
     (["allowlist", "set", "192.0.2.0/24", "--my-ip", "192.0.2.7"], "saved:\n192.0.2.0/24\n"),
-    (["limit", "set", "--user", 7, "--limit", 1], "user 7: 1 requests in 60 s\n"),
+    (
+        ["limit", "set", "--user", 7, "--limit", 1],
+        "user 7: 1 requests in 60 s (the configured window)\n",
+    ),
     (["limit", "clear", "--user", 7], "user 7: as configured\n"),
     (["member", "set", "--team", 3, "--user", 7, "--role", "member"], "user 7 is member"),
     (["member", "remove", "--team", 3, "--user", 7], "user 7 is out of team 3"),

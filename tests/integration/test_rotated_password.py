@@ -186,7 +186,8 @@ async def served(tmp_path: Path) -> AsyncIterator[tuple[SidecarProcess, Guarded,
         await state.put_tokens([token(1, user=1, team=0)])
     file = secret(tmp_path / "password", FIRST)
     login = {"REDIS__USERNAME": "sidecar", "REDIS__PASSWORD_FILE": str(file)}
-    process = start_sidecar(tmp_path, server.tcp_url, "--workers", "2", **login)
+    more = {"LIMITS__USER": "100000"}
+    process = start_sidecar(tmp_path, server.tcp_url, "--workers", "2", **login, **more)
     yield process, alone, file
     assert process.stop() == 0
     server.stop()
