@@ -80,18 +80,21 @@ def test_load_counts_refusals(redis_url, monkeypatch, tool):
 
 
 async def _state(client: Redis, keys: Keys) -> dict[str, object]:
-    """All keys under a prefix but nonces, last ids and counters, by their names' rest."""
+    """All keys under a prefix but nonces, epochs and last ids, by their names' rest."""
     found: dict[str, object] = {}
+    value: object
     for key in sorted([k async for k in client.scan_iter(f"{keys.prefix}*")]):
         name = key.decode().removeprefix(keys.prefix)
-        if name.startswith(("nonce:", "last-id:", "benchmark:", "rate:")):
+        if name.startswith(("nonce:", "last-id:", "benchmark:", "{sync}:")):
             continue
         match await client.type(key):
             case b"hash":
-                value: object = await client.hgetall(key)
+                value = await client.hgetall(key)
             case b"set":
                 value = await client.smembers(key)
-            case _:
+            case b"zset":
                 value = await client.zrange(key, 0, -1, withscores=True)
+            case kind:
+                raise AssertionError(f"{name} is a {kind!r}")
         found[name] = (value, await client.pexpiretime(key), await client.object("encoding", key))
     return found
