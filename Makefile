@@ -4,7 +4,7 @@ BIN := .venv/bin
 NEWER := 3.12 3.13 3.14
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo serve lint format test test-unit test-pythons test-slow bench bench-report soak docs lock clean
+.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak docs lock clean
 
 help: ## Say what each task does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ test: install ## unit, property, integration, end-to-end: under 5 minutes
 test-unit: install ## The unit tests alone: under 10 seconds
 	$(BIN)/pytest -q tests/unit
 
+test-failed: install ## What failed the last time, one after the other
+	$(BIN)/pytest -q --last-failed --last-failed-no-failures none --timeout 1500
+
 test-pythons: install ## Unit and integration tests under each newer Python of this machine
 	@for version in $(NEWER); do \
 		found=; \
@@ -53,7 +56,7 @@ test-pythons: install ## Unit and integration tests under each newer Python of t
 		fi; \
 		echo "Python $$version: $$($$here/bin/python --version)"; \
 		$$here/bin/pytest -q -n 3 --dist loadfile -m "not slow" $(or $(TESTS),tests/unit tests/integration) \
-			|| exit 1; \
+			|| $$here/bin/pytest -q --last-failed --last-failed-no-failures none || exit 1; \
 	done
 
 test-slow: install ## Failover, chaos, long fuzz, large data: under 30 minutes

@@ -9,8 +9,9 @@ import random
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tests.support.decisions import Sidecar, rules, sidecar, world
 from tests.support.faults import OPTIONS, Admin, BrokenWire, Fault
 from tests.support.redis import start_redis
 from tests.support.sidecar import start_sidecar
-from tests.support.topologies import certificates, cluster, sentinels
+from tests.support.topologies import certificates, client, cluster, sentinels
 from tests.support.waiting import eventually
 from tests.support.wire import ask, subrequest
 
@@ -171,6 +172,22 @@ def silence(admin: Admin) -> dict[str, Fault]:
     }
 
 
+def broken(wires: Sequence[BrokenWire]) -> dict[str, Fault]:
+    """Everything that can happen to what is under way, to all wires at once."""
+
+    def all_of(name: str) -> Fault:
+        @asynccontextmanager
+        async def fault() -> AsyncIterator[None]:
+            async with AsyncExitStack() as stack:
+                for wire in wires:
+                    await stack.enter_async_context(getattr(wire, name)())
+                yield
+
+        return fault
+
+    return {name: all_of(name) for name in ("cut", "reset", "halved", "stalled", "garbled")}
+
+
 def demoted(admin: Admin) -> dict[str, Fault]:
     """A server that is no primary; where others watch it, they would interfere."""
     return {"readonly": admin.readonly, "masterdown": admin.masterdown}
@@ -259,11 +276,7 @@ async def test_one_server(tmp_path: Path, tell: Callable[[str], None]) -> None:
                 **silence(admin),
                 **demoted(admin),
                 "noauth": admin.other_password,
-                "cut": wire.cut,
-                "reset": wire.reset,
-                "halved": wire.halved,
-                "stalled": wire.stalled,
-                "garbled": wire.garbled,
+                **broken([wire]),
             }
             async with sidecar(f"redis://127.0.0.1:{wire.port}", budget_ms=BUDGET_MS) as here:
                 await rounds(here, faults, ROUNDS, tell)
@@ -291,11 +304,7 @@ async def test_one_server_with_a_password_behind_tls(
                 "full": admin.full,
                 "closed": admin.closed,
                 "wrongpass": admin.other_password,
-                "cut": wire.cut,
-                "reset": wire.reset,
-                "halved": wire.halved,
-                "stalled": wire.stalled,
-                "garbled": wire.garbled,
+                **broken([wire]),
             }
             url = f"rediss://127.0.0.1:{wire.port}"
             async with sidecar(url, budget_ms=BUDGET_MS, how=how) as here:
@@ -308,9 +317,28 @@ async def test_one_server_with_a_password_behind_tls(
 async def test_behind_sentinels(tmp_path: Path, tell: Callable[[str], None]) -> None:
     """Faults that end before the sentinels fail over; failovers have tests of their own."""
     with sentinels(tmp_path, *OPTIONS) as watched:
-        admin = Admin(watched.servers[:1])
-        async with filled(watched.url, admin), sidecar(watched.url, budget_ms=BUDGET_MS) as here:
-            await rounds(here, {**replies(admin), **silence(admin)}, ROUNDS, tell)
+        primary, replica = watched.servers
+        replica.stop()  # whoever has no replica is not failed over
+        admin = Admin([primary])
+        async with BrokenWire(primary) as wire:
+            for one in watched.sentinels:
+                with client(one) as sentinel:
+                    sentinel.execute_command("SENTINEL REMOVE", watched.name)
+                    sentinel.execute_command(
+                        "SENTINEL MONITOR", watched.name, "127.0.0.1", wire.port, 2
+                    )
+            faults = {
+                **replies(admin),
+                **silence(admin),
+                **demoted(admin),
+                "noauth": admin.other_password,
+                **broken([wire]),
+            }
+            async with (
+                filled(watched.url, admin),
+                sidecar(watched.url, budget_ms=BUDGET_MS) as here,
+            ):
+                await rounds(here, faults, ROUNDS, tell)
 
 
 @pytest.mark.slow
@@ -318,6 +346,32 @@ async def test_on_a_cluster(tmp_path: Path, tell: Callable[[str], None]) -> None
     """All primaries at once, for less time than it takes to fail over."""
     with cluster(tmp_path, replicas=False, options=OPTIONS) as made:
         admin = Admin(made.servers, until_well=made.until_whole)
-        async with filled(made.url, admin), sidecar(made.url, budget_ms=BUDGET_MS) as here:
-            faults = {**replies(admin), **silence(admin), "noauth": admin.other_password}
-            await rounds(here, faults, ROUNDS, tell)
+        async with AsyncExitStack() as stack:
+            wires = []
+            for server in made.servers:
+                wires.append(wire := await stack.enter_async_context(BrokenWire(server)))
+                with client(server) as node:
+                    node.config_set("cluster-announce-port", wire.port)
+                server.extra += ("--cluster-announce-port", str(wire.port))
+            ports = {wire.port for wire in wires}
+            for server in made.servers:
+                with client(server) as node:
+                    seen = partial(_ports, node)
+                    await eventually(lambda seen=seen: _equal(seen, ports), "the wires are seen")
+            faults = {
+                **replies(admin),
+                **silence(admin),
+                "noauth": admin.other_password,
+                **broken(wires),
+            }
+            async with filled(made.url, admin), sidecar(made.url, budget_ms=BUDGET_MS) as here:
+                await rounds(here, faults, ROUNDS, tell)
+
+
+def _ports(node: Any) -> set[int]:
+    """Where a node says that the primaries are."""
+    return {int(slots[2][1]) for slots in node.execute_command("CLUSTER SLOTS", NEVER_DECODE=True)}
+
+
+async def _equal(seen: Callable[[], set[int]], expected: set[int]) -> bool:
+    return await asyncio.to_thread(seen) == expected
