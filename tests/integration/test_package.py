@@ -168,7 +168,7 @@ def test_ci_runs_the_tests_under_every_python_that_is_promised():
     assert promised <= {oldest, *newer.split()}
     assert f"PYTHON ?= python{oldest}" in makefile
     steps = (ROOT / ".ci/run").read_text().splitlines()
-    assert {"make test", "make test-pythons"} <= set(steps)
+    assert {"make test", "make test-pythons"} <= {step.partition(" ||")[0] for step in steps}
 
 
 @pytest.mark.skipif(shutil.which("ldd") is None, reason="no ldd on this machine")
