@@ -7,6 +7,7 @@ nothing ever waits for a timer. An unclear call is never sent again: it may have
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import sha1
 from importlib.resources import files
@@ -265,8 +266,14 @@ class ChargeCalls:
         """
         while self._idle:
             connection = self._idle.pop()
-            if await _usable(connection):
-                return connection
+            with suppress(exceptions.RedisError, OSError):
+                # Open, to whom it should be, with nothing left to read.
+                if (
+                    connection.is_connected
+                    and not connection.should_reconnect()
+                    and not await connection.can_read()
+                ):
+                    return connection
             await connection.disconnect(nowait=True)
         return self._made()
 
@@ -282,16 +289,6 @@ class ChargeCalls:
 _LEAVE: Final = frozenset({"replica", "noreplicas"})
 """Kinds of a server that is no primary, or one that its replicas have left: the next call asks
 again who the primary is."""
-
-
-async def _usable(connection: Any) -> bool:
-    """Whether a connection is open, to whom it should be, with nothing left to read."""
-    if not connection.is_connected or connection.should_reconnect():
-        return False
-    try:
-        return not await connection.can_read()
-    except (exceptions.RedisError, OSError):
-        return False
 
 
 def _refuse(waiting: Iterable[Waiting], kind: str) -> None:

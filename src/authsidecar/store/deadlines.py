@@ -68,17 +68,17 @@ class Deadlines:
 class Limit:
     """Bounds what is awaited within: raises TimeoutError when the budget is used up."""
 
-    __slots__ = ("_deadlines", "_loop", "_over", "_timeout")
+    __slots__ = ("_deadlines", "_loop", "_timeout")
 
     def __init__(self, deadlines: Deadlines, loop: asyncio.AbstractEventLoop) -> None:
         """The budget begins when the context is entered."""
         self._deadlines = deadlines
         self._loop = loop
-        self._over = False
-        self._timeout = asyncio.timeout(None)
+        self._timeout: asyncio.Timeout | None = asyncio.timeout(None)
 
     async def __aenter__(self) -> None:
         """Begin."""
+        assert self._timeout is not None  # noqa: S101  # it is entered once
         await self._timeout.__aenter__()
         self._deadlines.at_end(self._expire)
 
@@ -89,9 +89,11 @@ class Limit:
         at: TracebackType | None,
     ) -> None:
         """End, as asyncio.timeout does."""
-        self._over = True
-        await self._timeout.__aexit__(kind, error, at)
+        # The deadline may be kept for long; what it would end is not kept with it.
+        timeout, self._timeout = self._timeout, None
+        assert timeout is not None  # noqa: S101  # it is left once
+        await timeout.__aexit__(kind, error, at)
 
     def _expire(self) -> None:
-        if not self._over:
+        if self._timeout is not None:
             self._timeout.reschedule(self._loop.time())
