@@ -14,18 +14,27 @@ from limits.aio.storage import RedisStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from redis.asyncio import Redis
 
-from authsidecar.addresses import Networks
-from authsidecar.authorize import Outcome
-from authsidecar.model import Credential, Deny, Limit, Proxy, Quota, TokenId, TokenRecord, UnixMs
-from authsidecar.policy import RATE_LIMITED, Case, Judgement, Policy, find_route, identify, judge
-from authsidecar.proxies.forward_auth import read
-from authsidecar.proxies.headers import Fields
-from authsidecar.proxies.replies import Reply, render
-from authsidecar.ratelimit import charges
-from authsidecar.routes import Route, coolify
+from authsidecar.decision.addresses import Networks
+from authsidecar.decision.authorize import Outcome
+from authsidecar.decision.model import Credential, Deny, Limit, Proxy, Quota, TokenId, TokenRecord
+from authsidecar.decision.policy import (
+    RATE_LIMITED,
+    Case,
+    Judgement,
+    Policy,
+    find_route,
+    identify,
+    judge,
+)
+from authsidecar.decision.proxies.forward_auth import read
+from authsidecar.decision.proxies.headers import Fields
+from authsidecar.decision.proxies.replies import Reply, render
+from authsidecar.decision.ratelimit import charges
+from authsidecar.decision.routes import Route, coolify
 from authsidecar.store import records
 from authsidecar.store.calls import charge_script
 from authsidecar.store.keys import Keys
+from authsidecar.times import UnixMs
 
 LIMIT = 100_000
 """Requests a minute of each user: nobody reaches it."""

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 from redis.asyncio import Redis
 
-from authsidecar.routes.loading import released
+from authsidecar.decision.routes.loading import released
 from authsidecar.store.keys import Keys
 from benchmarks import cores
 from benchmarks.load import drive, statuses

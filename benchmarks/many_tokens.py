@@ -10,10 +10,10 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from authsidecar.model import Role, TeamId, UserId
+from authsidecar.decision.model import Role, TeamId, UserId
 from authsidecar.store.bulk import Bulk, Fence
+from authsidecar.store.entities import Member, Team, Token, User
 from authsidecar.store.keys import Keys
-from authsidecar.store.nouns import Member, Team, Token, User
 from authsidecar.store.registry import EXPIRED_KEPT_MS
 from tests.support.seed import secret_of, token
 

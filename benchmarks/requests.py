@@ -4,7 +4,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from authsidecar.model import Limit
+from authsidecar.decision.model import Limit
 from authsidecar.store.keys import Keys
 from benchmarks.contestants import FLAT
 from tests.support.seed import bearer, registry, token, user

@@ -1,9 +1,10 @@
 """How a time is written for scripts (RFC 3339, UTC) and for people."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, NewType
 
-from authsidecar.model import UnixMs
+UnixMs = NewType("UnixMs", int)
+"""Milliseconds since 1970-01-01 UTC, by Redis's clock."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST: Final = UnixMs(253_402_300_799_999)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from authsidecar.model import Proxy
-from authsidecar.proxies.replies import EXPOSED
+from authsidecar.decision.model import Proxy
+from authsidecar.decision.proxies.replies import EXPOSED
 
 TRAEFIK, NGINX, CADDY, ENVOY = Proxy.TRAEFIK, Proxy.NGINX, Proxy.CADDY, Proxy.ENVOY
 HAPROXY = Proxy.HAPROXY

@@ -6,8 +6,8 @@ from ipaddress import ip_address, ip_network
 import aiohttp
 import pytest
 
+from authsidecar.decision.model import AccessRequest, Proxy
 from authsidecar.demo import proxies
-from authsidecar.model import AccessRequest, Proxy
 from tests.support.proxies import judged, stage
 
 CDN = "127.0.0.0/8"

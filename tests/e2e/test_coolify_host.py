@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from authsidecar.config import load
+from authsidecar.decision.model import Proxy
 from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import deploy_dir, find_binary, free_port, render
-from authsidecar.model import Proxy
 from tests.support.coolify import SECRETS
 from tests.support.postgres import PostgresProcess, coolify_database
 from tests.support.raw_http import send

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from authsidecar.model import Proxy
+from authsidecar.decision.model import Proxy
 from tests.e2e.scenarios import PROXIES
 from tests.support.lab import Lab
 from tests.support.redis import guarded

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from authsidecar.decision.model import Proxy
 from authsidecar.demo import run as demo
 from authsidecar.demo.answers import summary
 from authsidecar.demo.scenarios import SCENARIOS, agrees
 from authsidecar.demo.table import NAMES
-from authsidecar.model import Proxy
 
 PATIENCE = 60.0
 """Seconds for what takes three on an idle machine."""

@@ -11,9 +11,9 @@ import pytest
 import pytest_asyncio
 from multidict import CIMultiDict
 
+from authsidecar.decision.model import Proxy
 from authsidecar.demo.proxies import RECIPES
-from authsidecar.model import Proxy
-from tests.support.proxies import COUNTED, IDENTITY, Asked, Stage, stage
+from tests.support.proxies import COUNTED, IDENTITY, Stage, Subrequest, stage
 from tests.support.raw_http import exchanged, send
 from tests.support.waiting import PATIENCE_S
 
@@ -65,7 +65,7 @@ def bearer(**more: str) -> dict[str, str]:
     return {"Authorization": "Bearer 67|secret", **more}
 
 
-def described(proxy: Proxy, asked: Asked) -> tuple[str, str]:
+def described(proxy: Proxy, asked: Subrequest) -> tuple[str, str]:
     """Method and target, from the place where the sidecar looks for this proxy's."""
     endpoint = f"/authz/{proxy.value}"
     if proxy is Proxy.ENVOY:

@@ -14,16 +14,16 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
+from authsidecar.decision.model import Proxy
 from authsidecar.demo import proxies
 from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import RECIPES, RunningProxy, start_proxy
 from authsidecar.doctor import running
 from authsidecar.doctor.echo import echoing
-from authsidecar.doctor.evidence import REFUSALS
 from authsidecar.doctor.probes import PROBES
 from authsidecar.doctor.report import Report, Result
 from authsidecar.doctor.running import Examination, examine
-from authsidecar.model import Proxy
+from authsidecar.serving.doctor_probe import REFUSALS
 from authsidecar.store.keys import Keys
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.sidecar import SidecarProcess, start_sidecar

@@ -17,9 +17,9 @@ import pytest
 
 from authsidecar.config import load
 from authsidecar.config.sections import Settings
+from authsidecar.decision.model import Proxy
 from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import RunningProxy, deploy_dir, find_binary, free_port, start_proxy
-from authsidecar.model import Proxy
 from tests.support.coolify import SECRETS
 from tests.support.documents import ROOT, Document, documents, replaced, tools, type_in
 from tests.support.lab import Lab

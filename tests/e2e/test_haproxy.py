@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from authsidecar.model import Proxy
-from authsidecar.proxies.replies import EXPOSED
+from authsidecar.decision.model import Proxy
+from authsidecar.decision.proxies.replies import EXPOSED
 from tests.e2e.own_answers import BROKEN, ROWS, SHOWN, SILENT, UPLOADS, Row
 from tests.e2e.test_names import PREFIX, REFUSED, TEMPLATE, judged, made, php
 from tests.e2e.test_own_answers import answered, silently, upload

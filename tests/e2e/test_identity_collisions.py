@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 
+from authsidecar.decision.model import Proxy
 from authsidecar.demo.backend import php_spelling
-from authsidecar.model import Proxy
 from tests.e2e.scenarios import PROXIES
 from tests.support import world as at
 from tests.support.lab import IDENTITY, Lab

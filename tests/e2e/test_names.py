@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
-from authsidecar.model import Proxy
+from authsidecar.decision.model import Proxy
 from tests.e2e.scenarios import PROXIES
 from tests.support.lab import Lab
 from tests.support.wire import ask_all

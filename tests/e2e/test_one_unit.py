@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from authsidecar.decision.model import Proxy
 from authsidecar.demo import proxies
-from authsidecar.model import Proxy
 from tests.e2e.scenarios import PROXIES
 from tests.support import world as at
 from tests.support.lab import Lab, laboratory

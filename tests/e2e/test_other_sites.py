@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
+from authsidecar.decision.model import Proxy
 from authsidecar.demo.proxies import RECIPES, Places
-from authsidecar.model import Proxy
 from tests.support.proxies import Stage, stage
 from tests.support.raw_http import send
 

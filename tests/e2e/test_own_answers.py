@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
+from authsidecar.decision.model import Proxy
 from authsidecar.demo.proxies import deploy_dir
-from authsidecar.model import Proxy
 from tests.e2e.own_answers import (
     ASKED,
     BROKEN,

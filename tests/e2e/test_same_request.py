@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from authsidecar.decision.model import AccessRequest
 from authsidecar.demo.proxies import RECIPES
-from authsidecar.model import AccessRequest
 from tests.support.proxies import Stage, judged, stage
 from tests.support.raw_http import send
 

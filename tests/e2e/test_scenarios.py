@@ -9,9 +9,9 @@ from io import BytesIO
 import aiohttp
 import pytest
 
+from authsidecar.decision.model import Proxy
+from authsidecar.decision.proxies.replies import EXPOSED
 from authsidecar.demo.proxies import deploy_dir
-from authsidecar.model import Proxy
-from authsidecar.proxies.replies import EXPOSED
 from tests.e2e.scenarios import PROXIES, SCENARIOS, page
 from tests.e2e.scenarios.table import ByProxy, Refused, Runs, Scenario
 from tests.support import world as at

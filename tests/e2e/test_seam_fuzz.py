@@ -19,7 +19,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as seeded
 
-from authsidecar.model import Proxy
+from authsidecar.decision.model import Proxy
 from tests.e2e.scenarios import PROXIES
 from tests.e2e.seam import planted
 from tests.e2e.seam.oracle import CALLERS, faults, judged_as

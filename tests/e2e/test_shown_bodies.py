@@ -10,10 +10,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from authsidecar.decision.model import Proxy
 from authsidecar.demo import proxies
 from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import RunningProxy, start_proxy
-from authsidecar.model import Proxy
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.seed import bearer
 from tests.support.sidecar import SidecarProcess, start_sidecar

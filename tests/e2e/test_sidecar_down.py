@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import aiohttp
 import pytest
 
-from authsidecar.model import Proxy
+from authsidecar.decision.model import Proxy
 from tests.e2e.scenarios import PROXIES
 from tests.support import world as at
 from tests.support.lab import IDENTITY, Lab

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.model import Limit
+from authsidecar.decision.model import Limit
 from tests.support import seed
 from tests.support.decisions import world
 from tests.support.redis import guarded, start_redis

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from authsidecar.model import Limit
+from authsidecar.decision.model import Limit
 from tests.support.charge_script import (
     ADMITTED,
     REFUSED,
@@ -143,9 +143,9 @@ skew = float(sys.argv[2])
 real = time.time
 time.time = lambda: real() + skew
 from redis.asyncio import Redis
-from authsidecar.authorize import Claim
-from authsidecar.model import Limit
-from authsidecar.ratelimit.charges import Charge
+from authsidecar.decision.authorize import Claim
+from authsidecar.decision.model import Limit
+from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 

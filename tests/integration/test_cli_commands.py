@@ -10,9 +10,10 @@ from ipaddress import ip_address
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.model import Role, TeamId, TokenId, UnixMs, UserId
+from authsidecar.decision.model import Role, TeamId, TokenId, UserId
 from authsidecar.store.keys import Keys
-from authsidecar.usage import LastUses
+from authsidecar.store.last_used import LastUses
+from authsidecar.times import UnixMs
 from tests.support.cli import Result, invoke, with_registry
 from tests.support.seed import token
 

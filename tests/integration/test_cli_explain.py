@@ -16,14 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from authsidecar.addresses import Networks, parse_address
-from authsidecar.authorize import Rules, authorize
-from authsidecar.explaining import HINTS, ROWS, explain
-from authsidecar.model import Allow, Deny, Limit, Proxy, Role, TeamId, UserId
-from authsidecar.policy import CHECKS, Policy
-from authsidecar.proxies.forward_auth import read
-from authsidecar.proxies.headers import Fields
-from authsidecar.routes import coolify
+from authsidecar.admin.explain import HINTS, ROWS, explain
+from authsidecar.decision.addresses import Networks, parse_address
+from authsidecar.decision.authorize import Rules, authorize
+from authsidecar.decision.model import Allow, Deny, Limit, Proxy, Role, TeamId, UserId
+from authsidecar.decision.policy import CHECKS, Policy
+from authsidecar.decision.proxies.forward_auth import read
+from authsidecar.decision.proxies.headers import Fields
+from authsidecar.decision.routes import coolify
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys, owner_bucket
 from authsidecar.store.registry import Registry

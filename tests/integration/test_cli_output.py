@@ -17,10 +17,10 @@ import click
 import pytest
 from redis import exceptions
 
+from authsidecar.admin.tokens import LeftoverError, issue
 from authsidecar.cli.main import cli, run
-from authsidecar.model import Limit, Permission, TeamId, TokenId, UserId
+from authsidecar.decision.model import Limit, Permission, TeamId, TokenId, UserId
 from authsidecar.store.registry import Registry
-from authsidecar.tokens import LeftoverError, issue
 from tests.support import seed
 from tests.support.cli import Result, with_registry
 from tests.support.coolify import Coolify

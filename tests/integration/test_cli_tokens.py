@@ -14,10 +14,10 @@ from hashlib import sha256
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.importing import BATCH, LONGEST_LINE, import_tokens
-from authsidecar.model import Permission, Role, TeamId, UserId
-from authsidecar.refusal import Refusal
-from authsidecar.tokens import issue
+from authsidecar.admin.refusal import Refusal
+from authsidecar.admin.token_import import BATCH, LONGEST_LINE, import_tokens
+from authsidecar.admin.tokens import issue
+from authsidecar.decision.model import Permission, Role, TeamId, UserId
 from tests.support import seed
 from tests.support.cli import Result, invoke, with_registry
 from tests.support.sidecar import guarded

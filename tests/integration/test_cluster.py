@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from redis.asyncio.cluster import ClusterNode
 
-from authsidecar.model import Limit, Role, TeamId, TokenId, UserId
-from authsidecar.ratelimit.charges import Charge
+from authsidecar.decision.model import Limit, Role, TeamId, TokenId, UserId
+from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.store.calls import Part
 from authsidecar.store.cluster import Cluster, Steps, slot_of
 from authsidecar.store.cluster_calls import ClusterCalls

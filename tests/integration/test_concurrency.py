@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.model import Limit, Role, TeamId, TokenId, UserId
+from authsidecar.decision.model import Limit, Role, TeamId, TokenId, UserId
 from authsidecar.store.refusals import RECHECK_MS
 from authsidecar.store.registry import Registry
 from tests.support import seed

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from authsidecar.connection import SHARE_REQUESTS, Asked, Connections
-from authsidecar.proxies.replies import Reply
+from authsidecar.decision.proxies.replies import Reply
+from authsidecar.serving.connection import SHARE_REQUESTS, Connections, Subrequest
 from tests.support.wire import Wire
 
 REQUEST = b"GET /%d HTTP/1.1\r\nHost: sidecar.test\r\n\r\n"
@@ -18,11 +18,11 @@ REQUEST = b"GET /%d HTTP/1.1\r\nHost: sidecar.test\r\n\r\n"
 
 @asynccontextmanager
 async def listening(
-    answer: Callable[[Asked], Awaitable[Reply]], **options: Any
+    answer: Callable[[Subrequest], Awaitable[Reply]], **options: Any
 ) -> AsyncIterator[tuple[int, Connections]]:
     """Connections that answer on a free port."""
 
-    async def answered(asked: Asked) -> Reply:
+    async def answered(asked: Subrequest) -> Reply:
         return await answer(asked)
 
     connections = Connections(
@@ -37,7 +37,7 @@ async def listening(
         await server.wait_closed()
 
 
-async def told(asked: Asked) -> Reply:
+async def told(asked: Subrequest) -> Reply:
     """The target, as the body."""
     return Reply(200, "", asked.target.encode())
 
@@ -46,7 +46,7 @@ async def test_answers_come_in_the_order_of_their_requests() -> None:
     """Also where the first must wait and the second need not."""
     gate = asyncio.Event()
 
-    async def slow_at_first(asked: Asked) -> Reply:
+    async def slow_at_first(asked: Subrequest) -> Reply:
         if asked.target == "/0":
             await asyncio.ensure_future(gate.wait())
         return await told(asked)
@@ -62,9 +62,9 @@ async def test_a_silent_connection_is_closed_and_a_busy_one_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Silence counts from the last request; waiting for an answer is no silence."""
-    monkeypatch.setattr("authsidecar.connection.IDLE_S", 0.1)
+    monkeypatch.setattr("authsidecar.serving.connection.IDLE_S", 0.1)
 
-    async def slow(asked: Asked) -> Reply:
+    async def slow(asked: Subrequest) -> Reply:
         await asyncio.ensure_future(asyncio.sleep(0.3))
         return await told(asked)
 
@@ -79,7 +79,7 @@ async def test_a_peer_that_does_not_read_is_not_read_from() -> None:
     """What it may send meanwhile is bounded; when it reads, every answer is there."""
     answered = 0
 
-    async def large(_: Asked) -> Reply:
+    async def large(_: Subrequest) -> Reply:
         nonlocal answered
         answered += 1
         return Reply(200, "", b"x" * 10_000)
@@ -101,7 +101,7 @@ async def test_the_end_waits_for_answers_and_not_for_ever() -> None:
     """What is idle goes at once; what is not answered within the grace is cut off."""
     gate = asyncio.Event()
 
-    async def gated(asked: Asked) -> Reply:
+    async def gated(asked: Subrequest) -> Reply:
         await asyncio.ensure_future(gate.wait())
         return await told(asked)
 
@@ -129,7 +129,7 @@ async def test_a_peer_that_leaves_before_its_answer_leaves_nothing_behind() -> N
     """The answer is made and goes nowhere."""
     gate, made = asyncio.Event(), asyncio.Event()
 
-    async def gated(asked: Asked) -> Reply:
+    async def gated(asked: Subrequest) -> Reply:
         await asyncio.ensure_future(gate.wait())
         made.set()
         return await told(asked)
@@ -152,7 +152,7 @@ async def test_a_connection_has_its_share_of_a_tick_and_no_more() -> None:
     answered: Counter[int] = Counter()
     loop = asyncio.get_running_loop()
 
-    async def at_once(asked: Asked) -> Reply:
+    async def at_once(asked: Subrequest) -> Reply:
         answered[tick] += 1
         return await told(asked)
 
@@ -210,7 +210,7 @@ async def _awaits_no_future() -> None:
 async def test_an_answer_that_fails_is_answered_all_the_same(how, behind: int) -> None:
     """Raised at once, after waiting, or cancelled: 503, and the connection goes on."""
 
-    async def answer(asked: Asked) -> Reply:
+    async def answer(asked: Subrequest) -> Reply:
         if asked.target == "/0":
             await how()
         return await told(asked)
@@ -237,7 +237,7 @@ async def test_an_answer_that_fails_is_answered_all_the_same(how, behind: int) -
 async def test_an_answer_that_cannot_be_sent_is_one_that_fails() -> None:
     """A header that is not Latin-1, say."""
 
-    async def answer(asked: Asked) -> Reply:
+    async def answer(asked: Subrequest) -> Reply:
         return Reply(200, "X: \u2192\r\n") if asked.target == "/0" else await told(asked)
 
     async with listening(answer) as (port, _), Wire(port) as wire:
@@ -251,7 +251,7 @@ async def test_where_even_the_failure_fails_the_connection_ends() -> None:
     def fail(_error: BaseException, _peer: str) -> Reply:
         raise ZeroDivisionError
 
-    async def answer(_: Asked) -> Reply:
+    async def answer(_: Subrequest) -> Reply:
         await _raises_later()
         raise AssertionError
 
@@ -268,7 +268,7 @@ async def test_where_even_the_failure_fails_the_connection_ends() -> None:
 async def test_an_answer_may_wait_for_the_next_tick() -> None:
     """asyncio.sleep(0) yields no future."""
 
-    async def answer(asked: Asked) -> Reply:
+    async def answer(asked: Subrequest) -> Reply:
         await asyncio.sleep(0)
         return await told(asked)
 

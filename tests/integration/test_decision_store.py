@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.authorize import STALE, Charged, Claim, Stale, StoreError
-from authsidecar.credentials import TOKEN_MALFORMED
-from authsidecar.model import (
+from authsidecar.decision.authorize import STALE, Charged, Claim, Stale, StoreError
+from authsidecar.decision.credentials import TOKEN_MALFORMED
+from authsidecar.decision.model import (
     Credential,
     Deny,
     Limit,
@@ -23,15 +23,15 @@ from authsidecar.model import (
     TeamId,
     TokenId,
     TokenRecord,
-    UnixMs,
     UserId,
 )
-from authsidecar.ratelimit.charges import Charge
+from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.store.calls import BATCH
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 from authsidecar.store.refusals import RECHECK_MS
 from authsidecar.store.registry import Registry
+from authsidecar.times import UnixMs
 from tests.support import seed
 from tests.support.decisions import (
     Sidecar,

@@ -5,9 +5,9 @@ from contextlib import asynccontextmanager
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.doctor.arming import ARMED_S, armed
-from authsidecar.doctor.evidence import CODE, PATH, credential, digest
-from authsidecar.proxies.headers import IDENTITY
+from authsidecar.decision.proxies.headers import IDENTITY
+from authsidecar.doctor.one_time_key import ARMED_S, armed
+from authsidecar.serving.doctor_probe import CODE, PATH, credential, digest
 from authsidecar.store.keys import Keys
 from tests.support.sidecar import SidecarProcess, start_sidecar
 from tests.support.world import address

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from authsidecar.model import Limit
+from authsidecar.decision.model import Limit
 from authsidecar.store.connect import Connection, connected
 from tests.support import seed
 from tests.support.decisions import Sidecar, rules, sidecar, world

@@ -14,7 +14,7 @@ import redis
 from redis import exceptions
 from redis.asyncio import Redis
 
-from authsidecar.model import Limit, Role, TeamId, TokenId, UserId
+from authsidecar.decision.model import Limit, Role, TeamId, TokenId, UserId
 from authsidecar.store.bulk import Bulk, Fence, FenceBroken, FencedChanges
 from authsidecar.store.changes import Changes
 from authsidecar.store.connect import Connection, connected

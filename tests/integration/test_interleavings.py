@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.model import Role, TeamId, TokenId, UserId
+from authsidecar.decision.model import Role, TeamId, TokenId, UserId
 from authsidecar.store.cluster import Cluster
 from authsidecar.store.connect import Connection, connected
 from authsidecar.store.keys import Keys

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import authsidecar
-from authsidecar.model import Limit, Reason, TeamId
+from authsidecar.decision.model import Limit, Reason, TeamId
 from authsidecar.store.keys import Keys, owner_bucket
 from tests.support import broken
 from tests.support.redis import RedisProcess, start_redis

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.model import Limit, UserId
+from authsidecar.decision.model import Limit, UserId
 from authsidecar.store.registry import Registry
 from tests.support import seed
 from tests.support.decisions import rules, sidecar, world

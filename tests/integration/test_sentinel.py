@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from redis import exceptions
 
-from authsidecar.model import Limit, Role, TeamId, TokenId, UserId
+from authsidecar.decision.model import Limit, Role, TeamId, TokenId, UserId
 from authsidecar.store.connect import Connection, connected
 from authsidecar.store.registry import Registry
 from tests.support import seed

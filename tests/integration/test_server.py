@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from authsidecar.config import load
-from authsidecar.connection import IDLE_S
-from authsidecar.lingering import LINGER_S
-from authsidecar.sidecar import connection
+from authsidecar.run.sidecar import connection
+from authsidecar.serving.connection import IDLE_S
+from authsidecar.serving.lingering_close import LINGER_S
 from tests.support.redis import RedisProcess, free_port, guarded, start_redis
 from tests.support.seed import bearer
 from tests.support.sidecar import Answer, SidecarProcess, start_sidecar

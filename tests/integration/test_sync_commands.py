@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 
 from authsidecar.coolify.lease import Lease
 from authsidecar.coolify.sync import Follower
-from authsidecar.ending import end
 from authsidecar.store.keys import Keys
+from authsidecar.tasks import end
 from tests.support.cli import invoke
 from tests.support.coolify import Coolify, contents, state, sync_once
 

@@ -14,7 +14,7 @@ from authsidecar.config import load
 from authsidecar.coolify import status, triggers
 from authsidecar.coolify.source import HEAR_S, Source, SourceError
 from authsidecar.coolify.sync import Follower, Options
-from authsidecar.model import TokenId
+from authsidecar.decision.model import TokenId
 from authsidecar.store.keys import Keys
 from tests.support.coolify import Coolify, Lines, coolify_at, follower, state, sync_once
 from tests.support.pgbouncer import MISSING, pgbouncer, program

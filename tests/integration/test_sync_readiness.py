@@ -11,9 +11,9 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.background import BACKOFF_S, Background
 from authsidecar.coolify import status
 from authsidecar.coolify.status import OWNER
+from authsidecar.observe.background import BACKOFF_S, Background
 from authsidecar.store.keys import Keys
 from tests.support.coolify import Coolify, Lines, bearer, follower, sync_once
 from tests.support.postgres import fill, start_postgres
@@ -183,14 +183,14 @@ async def test_a_defect_of_the_sync_is_told_and_does_not_spin(
 
     lines = Lines()
     reports: list[str | None] = []
-    original, tries = rounds.Look.at, 0
+    original, tries = rounds.DatabaseView.at, 0
 
-    async def broken(view: object) -> rounds.Look:
+    async def broken(view: object) -> rounds.DatabaseView:
         nonlocal tries
         tries += 1
         raise ValueError("a secret")
 
-    monkeypatch.setattr(rounds.Look, "at", broken)
+    monkeypatch.setattr(rounds.DatabaseView, "at", broken)
     one = follower(coolify_db.dsn, redis_client, lines)
     one._report = reports.append
     task = asyncio.create_task(one.run())
@@ -206,7 +206,7 @@ async def test_a_defect_of_the_sync_is_told_and_does_not_spin(
         assert "ValueError" in (reports[-1] or "")
         assert len(lines.all("sync_defect")) == len(lines.all("sync_leading")) == 1
         assert "a secret" not in lines.stream.getvalue()
-        monkeypatch.setattr(rounds.Look, "at", original)
+        monkeypatch.setattr(rounds.DatabaseView, "at", original)
 
         async def over() -> bool:
             found = await status.read(redis_client, KEYS)
@@ -220,7 +220,7 @@ async def test_a_defect_of_the_sync_is_told_and_does_not_spin(
 
 
 TASKS = {
-    "last_used": "from authsidecar.usage import LastUses as it; name = 'write'",
+    "last_used": "from authsidecar.store.last_used import LastUses as it; name = 'write'",
     "sync_status": "from authsidecar.coolify.status import Gauges as it; name = 'show'",
     "sync": "from authsidecar.coolify.sync import Follower as it; name = 'run'",
     "warnings": "from authsidecar.expiry.rounds import Rounds as it; name = 'once'",
@@ -284,7 +284,7 @@ async def test_a_task_is_begun_again_after_pauses_that_grow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """And a task that has gone well for long enough counts as well."""
-    from authsidecar import background
+    from authsidecar.observe import background
 
     monkeypatch.setattr(background, "BACKOFF_S", (0.01, 0.02, 0.05))
     monkeypatch.setattr(background, "WELL_S", 0.3)

@@ -13,11 +13,11 @@ import pytest
 import redis as sync_redis
 from redis.asyncio import Redis
 
-from authsidecar.authorize import Rules, authorize
 from authsidecar.coolify import status, sweep, triggers
-from authsidecar.model import Allow, TeamId, TokenId, UserId
-from authsidecar.policy import Policy
-from authsidecar.routes import coolify
+from authsidecar.decision.authorize import Rules, authorize
+from authsidecar.decision.model import Allow, TeamId, TokenId, UserId
+from authsidecar.decision.policy import Policy
+from authsidecar.decision.routes import coolify
 from authsidecar.store.connect import Connection, connected
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.epoch import WritesLost
@@ -374,21 +374,21 @@ async def test_the_sweep_reads_a_bounded_part_and_all_in_the_end(
     )
     one = follower(coolify_db.dsn, redis_client)
     await one.once()
-    image = one._image
-    assert image is not None
+    snapshot = one._snapshot
+    assert snapshot is not None
     read: list[tuple[str, int]] = []
     original = sweep.Sweep._compared
 
-    def watching(self: sweep.Sweep, image: Any, noun: Any, i: int) -> Any:
-        read.append((noun.name, i))
-        return original(self, image, noun, i)
+    def watching(self: sweep.Sweep, snapshot: Any, entity: Any, i: int) -> Any:
+        read.append((entity.name, i))
+        return original(self, snapshot, entity, i)
 
     monkeypatch.setattr(sweep.Sweep, "_compared", watching)
-    every = {(noun, i) for noun, buckets in image.buckets.items() for i in buckets}
+    every = {(entity, i) for entity, buckets in snapshot.buckets.items() for i in buckets}
     looks = 0
     while set(read) != every:
         before = len(read)
-        assert await one._sweep.look(image) == []
+        assert await one._sweep.look(snapshot) == []
         assert len(read) - before <= 1
         looks += 1
         assert looks <= len(every) + 1
@@ -396,11 +396,11 @@ async def test_the_sweep_reads_a_bounded_part_and_all_in_the_end(
     monkeypatch.setattr(sweep, "PASS_S", 60.0)
     another = follower(coolify_db.dsn, redis_client)
     await another.once()
-    assert another._image is not None
+    assert another._snapshot is not None
     read.clear()
     start = time.monotonic()
     for _ in range(1000):
-        await another._sweep.look(another._image)
+        await another._sweep.look(another._snapshot)
     assert len(read) <= 1 + (time.monotonic() - start) * (len(every) + 1) / 60
 
 

@@ -13,11 +13,11 @@ from authsidecar.coolify import rounds, status, sync
 from authsidecar.coolify.source import SchemaError
 from authsidecar.coolify.status import Board
 from authsidecar.coolify.sync import BusyError, DoubtError, Follower, Options, planned
-from authsidecar.model import TeamId, UserId
+from authsidecar.decision.model import TeamId, UserId
 from authsidecar.store.bulk import Bulk, FencedChanges
+from authsidecar.store.entities import User
 from authsidecar.store.epoch import Fence, FenceBroken
 from authsidecar.store.keys import Keys
-from authsidecar.store.nouns import User
 from tests.support import seed
 from tests.support.coolify import (
     SECRETS,
@@ -108,7 +108,7 @@ async def test_what_was_managed_here_gives_way(coolify_db: Coolify, redis_client
 
 async def test_limits_of_operators_survive(coolify_db: Coolify, redis_client: Redis) -> None:
     """An override is ours, not Coolify's: a round that rewrites its holder keeps it."""
-    from authsidecar.model import Limit
+    from authsidecar.decision.model import Limit
 
     await sync_once(coolify_db.dsn, redis_client)
     registry = seed.registry(redis_client)
@@ -466,14 +466,14 @@ async def test_an_idle_round_asks_for_nothing_but_the_snapshot(
 ) -> None:
     """No write in the whole database: not even digests are computed."""
     looks = 0
-    original = rounds.Look.at
+    original = rounds.DatabaseView.at
 
-    async def counting(view: Any) -> rounds.Look:
+    async def counting(view: Any) -> rounds.DatabaseView:
         nonlocal looks
         looks += 1
         return await original(view)
 
-    monkeypatch.setattr(rounds.Look, "at", counting)
+    monkeypatch.setattr(rounds.DatabaseView, "at", counting)
     one: Follower = follower(coolify_db.dsn, redis_client, interval_s=0.01)
     task = asyncio.create_task(one.run())
     try:

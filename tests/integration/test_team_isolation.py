@@ -8,12 +8,12 @@ from urllib.parse import urlsplit
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.authorize import Rules
 from authsidecar.coolify.owners import NEEDS, PLACED
 from authsidecar.coolify.sync import planned
-from authsidecar.model import Limit
-from authsidecar.policy import Policy
-from authsidecar.routes import coolify
+from authsidecar.decision.authorize import Rules
+from authsidecar.decision.model import Limit
+from authsidecar.decision.policy import Policy
+from authsidecar.decision.routes import coolify
 from authsidecar.store.connect import Connection, connected
 from authsidecar.store.keys import OWNER_BUCKETS, Keys, owner_bucket
 from tests.integration.test_sync_live import sidecar as followed

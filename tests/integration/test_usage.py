@@ -6,9 +6,10 @@ from ipaddress import ip_address
 import pytest
 from redis import exceptions
 
-from authsidecar.model import TeamId, TokenId, UnixMs, UserId
+from authsidecar.decision.model import TeamId, TokenId, UserId
 from authsidecar.store.keys import Keys
-from authsidecar.usage import LastUses, Use, last_use
+from authsidecar.store.last_used import LastUses, Use, last_use
+from authsidecar.times import UnixMs
 from tests.support import seed
 from tests.support.cli import invoke, with_registry
 from tests.support.redis import start_redis

@@ -15,15 +15,15 @@ from redis.asyncio import Redis
 
 from authsidecar.config import load
 from authsidecar.coolify.status import OWNER
+from authsidecar.decision.model import TokenId
 from authsidecar.expiry.channel import NotTakenError, UnreachableError
 from authsidecar.expiry.notice import HOUR_MS, LATE_MS, Due
 from authsidecar.expiry.rounds import Options, Result, Rounds
-from authsidecar.log import Log
-from authsidecar.model import TokenId, UnixMs
+from authsidecar.observe.log import Log
+from authsidecar.observe.metrics import Telemetry
 from authsidecar.store.keys import Keys
-from authsidecar.telemetry import Telemetry
-from authsidecar.times import rfc3339
-from authsidecar.usage import LastUses
+from authsidecar.store.last_used import LastUses
+from authsidecar.times import UnixMs, rfc3339
 from tests.support import seed
 from tests.support.cli import Result as Ran
 from tests.support.cli import invoke, with_registry

@@ -1,9 +1,10 @@
 """Last uses and warnings on a real Redis Cluster, whose keys are in many slots."""
 
-from authsidecar.model import TokenId, UnixMs
+from authsidecar.decision.model import TokenId
 from authsidecar.store.connect import Connection, connected
 from authsidecar.store.keys import Keys
-from authsidecar.usage import LastUses, last_use
+from authsidecar.store.last_used import LastUses, last_use
+from authsidecar.times import UnixMs
 from tests.integration.test_warnings import Spy, expiring, rounds
 from tests.support import seed
 from tests.support.topologies import cluster

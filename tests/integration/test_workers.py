@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
-from authsidecar import memory
+from authsidecar.run import shared_memory
 from tests.support.seed import bearer, registry, token, user
 from tests.support.sidecar import SidecarProcess, get, start_sidecar
 from tests.support.waiting import until
@@ -107,7 +107,7 @@ def written_on_disk(pid: int) -> set[str]:
     return {name for name in found if not name.startswith(memory) and not name.endswith(".log")}
 
 
-@pytest.mark.skipif(memory.directory() is None, reason="/dev/shm cannot be used")
+@pytest.mark.skipif(shared_memory.directory() is None, reason="/dev/shm cannot be used")
 def test_what_a_worker_writes_is_in_memory(sidecar: SidecarProcess) -> None:
     """Heartbeats and metrics are files that the event loop writes: a disk could block it."""
     for pid in workers(sidecar):

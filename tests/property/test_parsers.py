@@ -9,12 +9,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from authsidecar.addresses import Networks, address_bucket, networks, parse_address
-from authsidecar.allowlist import AllowlistError, parse, parse_lenient
-from authsidecar.credentials import find
-from authsidecar.model import Credential, Deny, TokenId
-from authsidecar.proxies.client_ip import client_address
-from authsidecar.proxies.target import AMBIGUOUS_TARGET, METHOD_OVERRIDE, canonicalise
+from authsidecar.decision.addresses import Networks, address_bucket, networks, parse_address
+from authsidecar.decision.allowlist import AllowlistError, parse, parse_lenient
+from authsidecar.decision.credentials import find
+from authsidecar.decision.model import Credential, Deny, TokenId
+from authsidecar.decision.proxies.client_ip import client_address
+from authsidecar.decision.proxies.target import AMBIGUOUS_TARGET, METHOD_OVERRIDE, canonicalise
 from tests.support import before
 
 HEX = "0123456789abcdefABCDEF"

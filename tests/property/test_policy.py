@@ -6,9 +6,9 @@ from ipaddress import IPv4Address, IPv6Address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authsidecar.allowlist import parse
-from authsidecar.credentials import TOKEN_MISSING
-from authsidecar.model import (
+from authsidecar.decision.allowlist import parse
+from authsidecar.decision.credentials import TOKEN_MISSING
+from authsidecar.decision.model import (
     METHODS,
     Allow,
     Credential,
@@ -18,9 +18,8 @@ from authsidecar.model import (
     TeamId,
     TokenId,
     TokenRecord,
-    UnixMs,
 )
-from authsidecar.policy import (
+from authsidecar.decision.policy import (
     ELEVATED,
     Instance,
     Judgement,
@@ -29,8 +28,9 @@ from authsidecar.policy import (
     find_route,
     first_denial,
 )
-from authsidecar.policy import Case as PolicyCase
-from authsidecar.routes import Guard, Route, RouteTable, coolify
+from authsidecar.decision.policy import Case as PolicyCase
+from authsidecar.decision.routes import Guard, Route, RouteTable, coolify
+from authsidecar.times import UnixMs
 from tests.support.cases import DIGEST, NOW, code, judged, record, request
 
 TABLE = coolify("4.3")

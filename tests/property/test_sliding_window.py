@@ -14,11 +14,12 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from authsidecar.authorize import Outcome
-from authsidecar.model import Deny, Limit, Quota, UnixMs
-from authsidecar.policy import RATE_LIMITED
-from authsidecar.proxies.replies import render
-from authsidecar.ratelimit import sliding_window as model
+from authsidecar.decision.authorize import Outcome
+from authsidecar.decision.model import Deny, Limit, Quota
+from authsidecar.decision.policy import RATE_LIMITED
+from authsidecar.decision.proxies.replies import render
+from authsidecar.decision.ratelimit import sliding_window as model
+from authsidecar.times import UnixMs
 from tests.support.charge_script import Answered, Ask, ChargeScript, Counter, as_said
 from tests.support.redis import RedisProcess
 

@@ -6,9 +6,9 @@ from email.policy import default
 from hypothesis import given
 from hypothesis import strategies as st
 
+from authsidecar.decision.model import UserId
 from authsidecar.expiry.mail import composed
-from authsidecar.model import UserId
-from authsidecar.store.nouns import User
+from authsidecar.store.entities import User
 from tests.unit.expiry.test_notice import notice
 
 SENDER = "sidecar@example.test"

@@ -3,9 +3,9 @@
 import re
 from urllib.parse import unquote_to_bytes
 
-from authsidecar.model import Deny
-from authsidecar.proxies.target import AMBIGUOUS_TARGET
-from authsidecar.routes import FRONT_CONTROLLER, ROUTE_UNKNOWN
+from authsidecar.decision.model import Deny
+from authsidecar.decision.proxies.target import AMBIGUOUS_TARGET
+from authsidecar.decision.routes import FRONT_CONTROLLER, ROUTE_UNKNOWN
 
 _ALLOWED = re.compile(
     rb"/(?:[!$&'()*+,\-./0-9:=@A-Z\[\]_a-z~]"

@@ -2,10 +2,10 @@
 
 import asyncio
 
-from authsidecar import server
-from authsidecar.authorize import Outcome, Rules, Store
 from authsidecar.cli import main
-from authsidecar.model import AccessRequest
+from authsidecar.decision.authorize import Outcome, Rules, Store
+from authsidecar.decision.model import AccessRequest
+from authsidecar.serving import authz
 
 RAISES = "/api/v1/teams/1"
 RAISES_LATER = "/api/v1/teams/2"
@@ -13,7 +13,7 @@ CANCELLED = "/api/v1/teams/3"
 
 
 def break_decisions() -> None:
-    decide = server.authorize
+    decide = authz.authorize
 
     async def broken(access: AccessRequest, rules: Rules, store: Store) -> Outcome:
         if access.path == RAISES:
@@ -28,7 +28,7 @@ def break_decisions() -> None:
             await future
         return await decide(access, rules, store)
 
-    server.authorize = broken
+    authz.authorize = broken
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 from ipaddress import ip_address
 from typing import Any
 
-from authsidecar.allowlist import parse
-from authsidecar.model import (
+from authsidecar.decision.allowlist import parse
+from authsidecar.decision.model import (
     AccessRequest,
     Allow,
     Credential,
@@ -15,11 +15,11 @@ from authsidecar.model import (
     TeamId,
     TokenId,
     TokenRecord,
-    UnixMs,
     UserId,
 )
-from authsidecar.policy import Case, Instance, Judgement, Policy, identify, judge
-from authsidecar.routes import Guard, Route, RouteTable
+from authsidecar.decision.policy import Case, Instance, Judgement, Policy, identify, judge
+from authsidecar.decision.routes import Guard, Route, RouteTable
+from authsidecar.times import UnixMs
 
 NOW = UnixMs(1_800_000_000_000)
 DIGEST = bytes(range(32))

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import redis
 
-from authsidecar.model import Limit
-from authsidecar.ratelimit.sliding_window import Counted
+from authsidecar.decision.model import Limit
+from authsidecar.decision.ratelimit.sliding_window import Counted
 from authsidecar.store.calls import charge_script
 
 STALE, ADMITTED, REFUSED, REPEAT = range(4)

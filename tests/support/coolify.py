@@ -11,13 +11,13 @@ from typing import Any
 import asyncpg
 from redis.asyncio import Redis
 
-from authsidecar.authorize import Rules, authorize
 from authsidecar.coolify.rounds import Applied
 from authsidecar.coolify.sync import Follower, Options
-from authsidecar.log import Log
-from authsidecar.model import AccessRequest, Allow, Credential, Permission, Proxy, TokenId
-from authsidecar.policy import Policy
-from authsidecar.routes import coolify
+from authsidecar.decision.authorize import Rules, authorize
+from authsidecar.decision.model import AccessRequest, Allow, Credential, Permission, Proxy, TokenId
+from authsidecar.decision.policy import Policy
+from authsidecar.decision.routes import coolify
+from authsidecar.observe.log import Log
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import Registry

@@ -11,13 +11,13 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from authsidecar.authorize import Outcome, Rules, StoreError, authorize
-from authsidecar.connection import _Waiting
-from authsidecar.credentials import TOKEN_MISSING
-from authsidecar.model import AccessRequest, Allow, Credential, Deny, Limit, Proxy, TokenId
-from authsidecar.policy import Policy
-from authsidecar.ratelimit.pace import AddressPace
-from authsidecar.routes import coolify
+from authsidecar.decision.authorize import Outcome, Rules, StoreError, authorize
+from authsidecar.decision.credentials import TOKEN_MISSING
+from authsidecar.decision.model import AccessRequest, Allow, Credential, Deny, Limit, Proxy, TokenId
+from authsidecar.decision.policy import Policy
+from authsidecar.decision.ratelimit.pace import AddressPace
+from authsidecar.decision.routes import coolify
+from authsidecar.serving.connection import _Waiting
 from authsidecar.store.connect import Connection, connected
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys

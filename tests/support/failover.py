@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from authsidecar.authorize import Rules
+from authsidecar.decision.authorize import Rules
 from tests.support.decisions import Sidecar
 from tests.support.redis import RedisProcess
 

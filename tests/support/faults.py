@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from redis import Redis, exceptions
 
-from authsidecar.ending import end
+from authsidecar.tasks import end
 from tests.support.redis import RedisProcess
 from tests.support.waiting import eventually
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
+from authsidecar.decision.model import Proxy, TeamId
 from authsidecar.demo.backend import Backend, Seen
 from authsidecar.demo.proxies import RECIPES, RunningProxy, start_proxy
-from authsidecar.model import Proxy, TeamId
 from tests.support import seed
 from tests.support.redis import RedisProcess
 from tests.support.sidecar import Answer, SidecarProcess

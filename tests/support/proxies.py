@@ -10,12 +10,12 @@ from pathlib import Path
 from aiohttp import web
 from multidict import CIMultiDict
 
-from authsidecar.addresses import Network, Networks
+from authsidecar.decision.addresses import Network, Networks
+from authsidecar.decision.model import AccessRequest, Deny, Proxy
+from authsidecar.decision.proxies.forward_auth import read
+from authsidecar.decision.proxies.headers import Fields
 from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import RunningProxy, start_proxy
-from authsidecar.model import AccessRequest, Deny, Proxy
-from authsidecar.proxies.forward_auth import read
-from authsidecar.proxies.headers import Fields
 
 IDENTITY = {
     "X-Auth-User-Id": "7",
@@ -36,7 +36,7 @@ COUNTED = {
 
 
 @dataclass(slots=True)
-class Asked:
+class Subrequest:
     """One subrequest, as it arrived."""
 
     method: str
@@ -45,7 +45,7 @@ class Asked:
     raw_headers: tuple[tuple[bytes, bytes], ...]
 
 
-def judged(proxy: Proxy, asked: Asked, hops: Iterable[Network] = ()) -> AccessRequest | Deny:
+def judged(proxy: Proxy, asked: Subrequest, hops: Iterable[Network] = ()) -> AccessRequest | Deny:
     """What the sidecar makes of the subrequest; `hops` are its trusted_hops."""
     line = None
     if proxy is Proxy.ENVOY:
@@ -68,7 +68,7 @@ class ScriptedAuthz:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     silent: bool = False
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[Subrequest] = field(default_factory=list)
     address: str = ""
     runner: web.ServerRunner | None = None
 
@@ -93,7 +93,9 @@ class ScriptedAuthz:
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         headers = CIMultiDict(request.headers)
-        self.asked.append(Asked(request.method, request.raw_path, headers, request.raw_headers))
+        self.asked.append(
+            Subrequest(request.method, request.raw_path, headers, request.raw_headers)
+        )
         if self.silent:
             await asyncio.Event().wait()
         common = {"Cache-Control": "no-store"}

@@ -4,10 +4,11 @@ from hashlib import sha256
 
 from redis.asyncio import Redis
 
-from authsidecar.model import Permission, Role, TeamId, TokenId, UnixMs, UserId
+from authsidecar.decision.model import Permission, Role, TeamId, TokenId, UserId
+from authsidecar.store.entities import Token
 from authsidecar.store.keys import Keys
-from authsidecar.store.nouns import Token
 from authsidecar.store.registry import Registry
+from authsidecar.times import UnixMs
 
 
 def secret_of(token: int) -> str:

@@ -9,7 +9,7 @@ from itertools import count
 
 from redis.asyncio import Redis
 
-from authsidecar.model import Limit, TeamId
+from authsidecar.decision.model import Limit, TeamId
 from authsidecar.store.registry import Registry
 from tests.support import seed
 from tests.support.redis import RedisProcess

@@ -8,8 +8,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from authsidecar.model import Limit, UnixMs
-from authsidecar.ratelimit import sliding_window
+from authsidecar.decision.model import Limit
+from authsidecar.decision.ratelimit import sliding_window
+from authsidecar.times import UnixMs
 from benchmarks import report, results
 from benchmarks.load import read_result
 from benchmarks.meter import Reading, Round, cost

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from authsidecar.addresses import parse_address
 from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import ADDRESS, Group
 from authsidecar.cli.session import Session, done, on_own_registry, on_registry
-from authsidecar.model import Address, TeamId, TokenId
+from authsidecar.decision.addresses import parse_address
+from authsidecar.decision.model import Address, TeamId, TokenId
 
 if TYPE_CHECKING:
-    from authsidecar.allowlist import Allowlist
+    from authsidecar.decision.allowlist import Allowlist
 
 
 @click.group(cls=Group)
@@ -55,7 +55,7 @@ async def set_(session: Session, text: str, my_ip: Address | None, force: bool) 
       authsidecar allowlist set "192.0.2.0/24, 2001:db8::/32" --my-ip 192.0.2.7
       authsidecar allowlist set ""
     """
-    from authsidecar.settings import set_allowlist
+    from authsidecar.admin.settings import set_allowlist
 
     caller = my_ip or _ssh_client()
     saved = done(
@@ -102,9 +102,9 @@ def _ssh_client() -> Address | None:
 
 async def _callers(session: Session) -> "Mapping[TokenId, Address]":
     """From where the instance team's root tokens were last used, of those that can be used."""
-    from authsidecar.policy import PRIVILEGED, ROOTS
+    from authsidecar.decision.policy import PRIVILEGED, ROOTS
     from authsidecar.store.keys import Keys
-    from authsidecar.usage import last_use
+    from authsidecar.store.last_used import last_use
 
     registry, team = session.registry, TeamId(session.settings.coolify.instance_team)
     now = await registry.now()

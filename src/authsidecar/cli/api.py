@@ -48,7 +48,7 @@ async def status(session: Session) -> None:
 
 
 async def _switch(session: Session, *, on: bool) -> None:
-    from authsidecar.settings import switch_api
+    from authsidecar.admin.settings import switch_api
 
     await switch_api(session.registry, on=on)
     _tell(session, on=on)

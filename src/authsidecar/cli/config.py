@@ -31,8 +31,8 @@ def check_config(connect: bool) -> None:
       authsidecar check-config --config ./config.yaml --json
     """
     from authsidecar.config import ConfigError, Settings, load, warnings
-    from authsidecar.preconditions import problems as found
-    from authsidecar.sidecar import StartError, routes
+    from authsidecar.run.preconditions import problems as found
+    from authsidecar.run.sidecar import StartError, routes
 
     options = given()
     out = Output(options)
@@ -65,7 +65,7 @@ def _connecting(settings: "Settings") -> list[str]:
     """What keeps Redis from being used."""
     import asyncio
 
-    from authsidecar.sidecar import StartError, store
+    from authsidecar.run.sidecar import StartError, store
 
     async def ask() -> None:
         async with store(settings):

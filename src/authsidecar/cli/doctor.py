@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from authsidecar.addresses import parse_address
 from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import Command, Group, NamedType, given
 from authsidecar.cli.session import Session, on_registry
 from authsidecar.cli.streams import write
-from authsidecar.model import Proxy
+from authsidecar.decision.addresses import parse_address
+from authsidecar.decision.model import Proxy
 
 if TYPE_CHECKING:
     from authsidecar.doctor.running import Examination, Resolved

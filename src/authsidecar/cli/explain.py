@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
-from authsidecar.addresses import Networks
 from authsidecar.cli.errors import MisconfiguredError, RefusedError
 from authsidecar.cli.options import ADDRESS, Command
 from authsidecar.cli.output import printable, styled
 from authsidecar.cli.session import Session, interruptible, on_silent_registry
 from authsidecar.cli.streams import is_terminal
-from authsidecar.model import Address, Deny
+from authsidecar.decision.addresses import Networks
+from authsidecar.decision.model import Address, Deny
 
 if TYPE_CHECKING:
-    from authsidecar.explaining import Explanation
+    from authsidecar.admin.explain import Explanation
 
 BUDGET_MS: Final = 5000
 """What one trip to Redis may take, in milliseconds: a person waits longer than a request."""
@@ -71,9 +71,9 @@ async def explain(  # noqa: PLR0917  # click passes by name
       authsidecar explain GET /api/v1/teams --token-file token.txt
       authsidecar explain POST "/api/v1/deploy?uuid=x" --token-file - --client-ip 192.0.2.7
     """
-    from authsidecar.explaining import HINTS, Result, untrusted_peer
-    from authsidecar.explaining import explain as ask
-    from authsidecar.sidecar import StartError, rules
+    from authsidecar.admin.explain import HINTS, Result, untrusted_peer
+    from authsidecar.admin.explain import explain as ask
+    from authsidecar.run.sidecar import StartError, rules
     from authsidecar.store.decisions import DecisionStore
     from authsidecar.store.keys import Keys
 

@@ -7,10 +7,10 @@ import click
 
 from authsidecar.cli.options import ID, TOKEN_ID, Group
 from authsidecar.cli.session import Session, changing, on_registry, present
-from authsidecar.model import Limit, TeamId, TokenId, UserId
+from authsidecar.decision.model import Limit, TeamId, TokenId, UserId
 
 if TYPE_CHECKING:
-    from authsidecar.ratelimit.charges import Charge
+    from authsidecar.decision.ratelimit.charges import Charge
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -157,7 +157,7 @@ async def reset(session: Session, user: int | None, token: int | None, team: int
 
 async def _counter(session: Session, scope: str, number: int) -> "Charge":
     """The counter of something that is there."""
-    from authsidecar.ratelimit import charges
+    from authsidecar.decision.ratelimit import charges
 
     registry = session.registry
     if scope == "token":

@@ -165,7 +165,7 @@ def main() -> None:
         code = end.code if isinstance(end.code, int) else DONE
     finally:
         leave()
-    life = sys.modules.get("authsidecar.life")
+    life = sys.modules.get("authsidecar.run.life")
     if life is not None and life.LEFT_OPEN:  # by `serve`
         life.leave(code)
     sys.exit(code)

@@ -4,7 +4,7 @@ import click
 
 from authsidecar.cli.options import ID, Group
 from authsidecar.cli.session import Session, done, on_own_registry, on_registry, present
-from authsidecar.model import TeamId
+from authsidecar.decision.model import TeamId
 
 _team = click.option("--team", type=ID, metavar="T", help="Only this team's switch.")
 
@@ -60,7 +60,7 @@ async def status(session: Session, team: int | None) -> None:
 
 
 async def _switch(session: Session, team: int | None, *, on: bool) -> None:
-    from authsidecar.settings import switch_mcp
+    from authsidecar.admin.settings import switch_mcp
 
     team_id = None if team is None else TeamId(team)
     done(await switch_mcp(session.registry, on=on, team=team_id))

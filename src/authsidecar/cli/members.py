@@ -6,7 +6,7 @@ from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import ID, Group, NamedType
 from authsidecar.cli.session import Session, on_own_registry, on_registry, present
 from authsidecar.cli.users import counted
-from authsidecar.model import Role, TeamId, UserId
+from authsidecar.decision.model import Role, TeamId, UserId
 
 ROLE = NamedType("a role", tuple(Role), Role)
 
@@ -28,7 +28,7 @@ async def set_(session: Session, team: int, user: int, role: Role) -> None:
     Example:
       authsidecar member set --team 3 --user 7 --role admin
     """
-    from authsidecar.tokens import refused_after
+    from authsidecar.admin.tokens import refused_after
 
     team_id, user_id = TeamId(team), UserId(user)
     present(await session.registry.team(team_id), "team", team)

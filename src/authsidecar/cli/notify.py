@@ -39,7 +39,7 @@ async def _once(session: Session) -> None:
 
     from authsidecar.coolify.status import owner
     from authsidecar.expiry.rounds import Result, Rounds
-    from authsidecar.sidecar import logger
+    from authsidecar.run.sidecar import logger
     from authsidecar.store.keys import Keys
 
     options, keys = _options(session), Keys(session.settings.redis.prefix)
@@ -60,10 +60,10 @@ async def _once(session: Session) -> None:
 async def _for_ever(session: Session) -> None:
     import asyncio
 
-    from authsidecar.background import Background
     from authsidecar.expiry.rounds import warning
-    from authsidecar.life import log_ignored_signals
-    from authsidecar.sidecar import logger
+    from authsidecar.observe.background import Background
+    from authsidecar.run.life import log_ignored_signals
+    from authsidecar.run.sidecar import logger
     from authsidecar.store.keys import Keys
 
     options, keys = _options(session), Keys(session.settings.redis.prefix)

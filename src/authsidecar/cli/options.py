@@ -8,10 +8,10 @@ from typing import Any, Final
 import click
 
 from authsidecar import __version__
-from authsidecar.addresses import parse_address
 from authsidecar.cli.streams import write
-from authsidecar.credentials import LARGEST_ID
-from authsidecar.model import Address
+from authsidecar.decision.addresses import parse_address
+from authsidecar.decision.credentials import LARGEST_ID
+from authsidecar.decision.model import Address
 
 
 @dataclass(slots=True)

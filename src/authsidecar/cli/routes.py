@@ -13,10 +13,10 @@ from authsidecar.cli.session import load_settings
 from authsidecar.cli.streams import write
 
 if TYPE_CHECKING:
-    from authsidecar.routes import Route, RouteTable
-    from authsidecar.routes.diff import Change
-    from authsidecar.routes.importing import Conditional
-    from authsidecar.routes.loading import Row
+    from authsidecar.coolify.route_diff import Change
+    from authsidecar.coolify.route_import import Conditional
+    from authsidecar.decision.routes import Route, RouteTable
+    from authsidecar.decision.routes.loading import Row
 
 _CONDITIONAL = click.option(
     "--conditional",
@@ -62,9 +62,9 @@ def match(method: str, target: str, release: str | None) -> None:
       authsidecar routes match GET /api/v1/teams/3
       authsidecar routes match POST '/api/v1/deploy?uuid=x' --release 4.1
     """
-    from authsidecar.explaining import target_fault
-    from authsidecar.model import METHODS, Deny
-    from authsidecar.proxies.target import canonicalise
+    from authsidecar.admin.explain import target_fault
+    from authsidecar.decision.model import METHODS, Deny
+    from authsidecar.decision.proxies.target import canonicalise
 
     if method not in METHODS:
         raise click.UsageError(f"{method!a} is not one of {', '.join(sorted(METHODS))}")
@@ -95,7 +95,7 @@ def diff(old: str, new: str, conditional: "Conditional | None") -> None:
       authsidecar routes diff 4.1 4.3
       authsidecar routes diff 4.3 coolify/routes/api.php
     """
-    from authsidecar.routes.diff import compare
+    from authsidecar.coolify.route_diff import compare
 
     found = compare(_rows(old, conditional), _rows(new, conditional))
     kinds = {
@@ -142,8 +142,8 @@ def import_(file: str, form: str, base: str, conditional: "Conditional | None") 
       authsidecar routes import coolify/routes/api.php > coolify.tsv
       authsidecar routes import - --format extra --base 4.3 < api.php > extra-routes.txt
     """
-    from authsidecar.routes import RouteError, coolify
-    from authsidecar.routes.loading import Extra, as_extra, tsv
+    from authsidecar.decision.routes import RouteError, coolify
+    from authsidecar.decision.routes.loading import Extra, as_extra, tsv
 
     rows = _imported(_text(file), file, conditional)
     try:
@@ -159,8 +159,8 @@ def import_(file: str, form: str, base: str, conditional: "Conditional | None") 
 
 def _table(release: str | None) -> "RouteTable":
     """A release's table, or the one that the configuration makes."""
-    from authsidecar.routes import RouteError, coolify
-    from authsidecar.sidecar import StartError, routes
+    from authsidecar.decision.routes import RouteError, coolify
+    from authsidecar.run.sidecar import StartError, routes
 
     try:
         return coolify(release) if release else routes(load_settings(given()))
@@ -169,7 +169,7 @@ def _table(release: str | None) -> "RouteTable":
 
 
 def _item(route: "Route") -> dict[str, object]:
-    from authsidecar.routes import Guard
+    from authsidecar.decision.routes import Guard
 
     needs = {
         Guard.ORDINARY: " or ".join(route.sufficient),
@@ -196,8 +196,8 @@ def _told(kind: str, changes: tuple["Change", ...]) -> str:
 
 def _rows(name: str, conditional: "Conditional | None") -> "tuple[Row, ...]":
     """A release line's rows, or a file's: a table or PHP."""
-    from authsidecar.routes import RELEASES, RouteError
-    from authsidecar.routes.loading import WITHIN, released, rows
+    from authsidecar.decision.routes import RELEASES, RouteError
+    from authsidecar.decision.routes.loading import WITHIN, released, rows
 
     if name in RELEASES:
         return released(name)
@@ -214,7 +214,7 @@ def _rows(name: str, conditional: "Conditional | None") -> "tuple[Row, ...]":
 
 
 def _imported(text: str, name: str, conditional: "Conditional | None") -> "tuple[Row, ...]":
-    from authsidecar.routes.importing import read
+    from authsidecar.coolify.route_import import read
 
     found = read(text, conditional)
     if found.problems:

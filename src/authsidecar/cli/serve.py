@@ -42,7 +42,7 @@ def serve(workers: int | None) -> None:
     try:
         _serve(load)
     except (RefusedError, MisconfiguredError) as error:
-        from authsidecar.life import leave, unread
+        from authsidecar.run.life import leave, unread
 
         if unread():
             leave(1 if isinstance(error, RefusedError) else 2)
@@ -50,19 +50,19 @@ def serve(workers: int | None) -> None:
 
 
 def _serve(load: "Callable[[], Settings]") -> None:
-    from authsidecar.life import ignore_signals
+    from authsidecar.run.life import ignore_signals
 
     ignore_signals()
     settings = load()
     several = settings.listen.workers > 1
     with _shared_metrics() if several else nullcontext():
         from authsidecar.config import warnings
-        from authsidecar.life import run
-        from authsidecar.listeners import ListenError, listening
-        from authsidecar.log import take_over
-        from authsidecar.preconditions import problems
-        from authsidecar.sidecar import StartError, logger, preflight, serve
-        from authsidecar.workers import supervise
+        from authsidecar.observe.log import take_over
+        from authsidecar.run.life import run
+        from authsidecar.run.preconditions import problems
+        from authsidecar.run.sidecar import StartError, logger, preflight, serve
+        from authsidecar.run.workers import supervise
+        from authsidecar.serving.listeners import ListenError, listening
 
         log = logger(settings)
         take_over(log)
@@ -89,7 +89,7 @@ def _shared_metrics() -> "Iterator[None]":
     import os
     import tempfile
 
-    from authsidecar.memory import directory
+    from authsidecar.run.shared_memory import directory
 
     try:
         made = tempfile.TemporaryDirectory(prefix="authsidecar-metrics-", dir=directory())
@@ -121,9 +121,9 @@ def demo(context: click.Context, check: bool) -> None:
     try:
         run = import_module("authsidecar.demo.run").run
     except ImportError as error:
-        from authsidecar import installing
+        from authsidecar import extras
 
-        raise RefusedError(f"the demo needs {error.name}: {installing.command('demo')}") from None
+        raise RefusedError(f"the demo needs {error.name}: {extras.command('demo')}") from None
     import asyncio
     import inspect
 

@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, TypeVar
 
+from authsidecar.admin.refusal import Refusal
 from authsidecar.cli import streams
 from authsidecar.cli.errors import MisconfiguredError, RefusedError
 from authsidecar.cli.options import Options, given
 from authsidecar.cli.output import Output
-from authsidecar.refusal import Refusal
 
 if TYPE_CHECKING:  # --help must not wait for redis and pydantic
     from contextlib import AbstractAsyncContextManager
@@ -85,7 +85,7 @@ def on_registry(command: Coroutine[P]) -> Callable[P, None]:
     """Make a click callback of a coroutine that works on a Redis that was seen to answer."""
 
     def connect(settings: "Settings") -> "AbstractAsyncContextManager[Redis]":
-        from authsidecar.sidecar import store
+        from authsidecar.run.sidecar import store
 
         return store(settings)
 
@@ -125,7 +125,7 @@ def on_silent_registry(command: Coroutine[P]) -> Callable[P, None]:
     """Make a click callback of a coroutine that can tell itself if Redis does not answer."""
 
     def connect(settings: "Settings") -> "AbstractAsyncContextManager[Redis]":
-        from authsidecar.sidecar import connection
+        from authsidecar.run.sidecar import connection
         from authsidecar.store.connect import connected
 
         return connected(connection(settings))
@@ -161,8 +161,8 @@ def _run(work: Callable[[], Awaitable[None]]) -> None:
 
     from redis.exceptions import OutOfMemoryError, RedisError
 
-    from authsidecar.authorize import StoreError
-    from authsidecar.sidecar import StartError
+    from authsidecar.decision.authorize import StoreError
+    from authsidecar.run.sidecar import StartError
     from authsidecar.store.embedded import EmbeddedRedisError
 
     async def main() -> None:

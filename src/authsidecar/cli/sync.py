@@ -65,10 +65,10 @@ async def _dry_run(session: Session, *, allow_empty: bool) -> None:
             counts[change.sign] += 1
             if session.out.is_json:
                 items.append(
-                    {"change": change.sign, "noun": change.noun, "fact": printable(change.text)}
+                    {"change": change.sign, "noun": change.entity, "fact": printable(change.text)}
                 )
             else:
-                write(f"{change.sign} {change.noun} {printable(change.text)}")
+                write(f"{change.sign} {change.entity} {printable(change.text)}")
     new, gone, changed = counts["+"], counts["-"], counts["~"]
     session.out.result(
         {"items": items, "new": new, "gone": gone, "changed": changed},
@@ -80,7 +80,7 @@ async def _dry_run(session: Session, *, allow_empty: bool) -> None:
 @changing
 async def _once(session: Session, *, allow_empty: bool) -> None:
     from authsidecar.coolify.sync import Follower
-    from authsidecar.sidecar import logger
+    from authsidecar.run.sidecar import logger
     from authsidecar.store.keys import Keys
 
     options = _options(session, allow_empty=allow_empty)
@@ -100,10 +100,10 @@ async def _follow(session: Session, *, allow_empty: bool) -> None:
 
     from authsidecar.coolify.source import driver
     from authsidecar.coolify.sync import Follower
-    from authsidecar.ending import end
-    from authsidecar.life import log_ignored_signals
-    from authsidecar.sidecar import logger
+    from authsidecar.run.life import log_ignored_signals
+    from authsidecar.run.sidecar import logger
     from authsidecar.store.keys import Keys
+    from authsidecar.tasks import end
 
     options = _options(session, allow_empty=allow_empty)
     with _explained():

@@ -7,7 +7,7 @@ from authsidecar.cli.options import ID, Group
 from authsidecar.cli.output import printable
 from authsidecar.cli.session import Session, on_own_registry, on_registry, present
 from authsidecar.cli.users import check_name, counted
-from authsidecar.model import TeamId
+from authsidecar.decision.model import TeamId
 
 
 @click.group(cls=Group)

@@ -17,12 +17,12 @@ from authsidecar.cli.session import (
     present,
 )
 from authsidecar.cli.streams import keep, tell
-from authsidecar.model import Permission, TeamId, TokenId, UnixMs, UserId
-from authsidecar.times import for_people, rfc3339
+from authsidecar.decision.model import Permission, TeamId, TokenId, UserId
+from authsidecar.times import UnixMs, for_people, rfc3339
 
 if TYPE_CHECKING:
-    from authsidecar.store.nouns import Token
-    from authsidecar.usage import Use
+    from authsidecar.store.entities import Token
+    from authsidecar.store.last_used import Use
 
 PERMISSION: Final = NamedType(
     "a permission", tuple(p for p in Permission if p is not Permission.LEGACY_ROOT), Permission
@@ -72,7 +72,7 @@ async def create(  # noqa: PLR0917  # click passes by name
       authsidecar token create --user 7 --team 3 --name deploys --permission read \\
           --permission deploy --expires 90 --quiet > token.txt
     """
-    from authsidecar.tokens import LeftoverError, issue
+    from authsidecar.admin.tokens import LeftoverError, issue
 
     try:
         answer = await issue(
@@ -213,7 +213,7 @@ async def import_(session: Session, file: BinaryIO) -> None:
       authsidecar token import tokens.jsonl
       other-system --export | authsidecar token import - --json
     """
-    from authsidecar.importing import import_tokens
+    from authsidecar.admin.token_import import import_tokens
 
     errors: list[dict[str, object]] = []
 
@@ -274,7 +274,7 @@ def as_data(token: "Token") -> dict[str, Any]:
 
 async def _uses(session: Session, tokens: "Iterable[Token]") -> "Mapping[TokenId, Use]":
     from authsidecar.store.keys import Keys
-    from authsidecar.usage import last_use
+    from authsidecar.store.last_used import last_use
 
     keys = Keys(session.settings.redis.prefix)
     return await last_use(session.client, keys, [one.id for one in tokens])

@@ -8,7 +8,7 @@ from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import ID, Group
 from authsidecar.cli.output import printable
 from authsidecar.cli.session import Session, on_own_registry, on_registry, present
-from authsidecar.model import UserId
+from authsidecar.decision.model import UserId
 
 
 @click.group(cls=Group)
@@ -82,7 +82,7 @@ def check_name(name: str) -> None:
     Raises:
         click.BadParameter: it is empty, too long, or holds control characters.
     """
-    from authsidecar.tokens import unprintable
+    from authsidecar.admin.tokens import unprintable
 
     if not name.strip() or len(name) > 255:
         raise click.BadParameter("a name has 1 to 255 characters", param_hint="NAME")

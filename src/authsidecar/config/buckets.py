@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field
 
 from authsidecar.config.section import Section
 from authsidecar.config.values import Seconds
-from authsidecar.model import Limit
+from authsidecar.decision.model import Limit
 
 
 class Bucket(Section):

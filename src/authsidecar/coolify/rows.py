@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar
 
-from authsidecar.allowlist import parse_lenient
-from authsidecar.model import Permission, Role, TeamId, TokenId, UnixMs, UserId
+from authsidecar.decision.allowlist import parse_lenient
+from authsidecar.decision.model import Permission, Role, TeamId, TokenId, UserId
 from authsidecar.store.bulk import Owner
-from authsidecar.store.nouns import Member, Team, Token, User
+from authsidecar.store.entities import Member, Team, Token, User
+from authsidecar.times import UnixMs
 
 USER_MODEL: Final = "App\\Models\\User"
 """The only owner type whose tokens Coolify accepts."""

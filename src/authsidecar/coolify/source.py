@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from authsidecar import installing
+from authsidecar import extras
 from authsidecar.coolify import owners
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class View:
     """The database at one instant.
 
     Attributes:
-        snapshot: names what is visible; None where that cannot be known.
+        pg_snapshot: names what is visible; None where that cannot be known.
         tokens_file: names the table of tokens and the file that holds its rows: deleting rows
             keeps it, emptying, dropping or restoring the table does not.
         absent: what stands for expressions that are not in this database.
@@ -250,7 +250,7 @@ class View:
     """
 
     connection: Any = field(repr=False)
-    snapshot: str | None
+    pg_snapshot: str | None
     tokens_file: str
     absent: Mapping[str, str]
     unowned: tuple[str, ...] = ()
@@ -295,10 +295,10 @@ class Source:
         self._digests_s: float | None = None
         self._listener = listener
 
-    async def snapshot(self) -> str | None:
+    async def pg_snapshot(self) -> str | None:
         """Name what is visible now: as long as it stays the same, no row has changed."""
         async with self._reading():
-            return await self._snapshot()
+            return await self._pg_snapshot()
 
     async def hears(self) -> bool:
         """Whether notifications arrive, as far as is known; without a listener none are to.
@@ -328,7 +328,7 @@ class Source:
         async with self._reading(isolation="repeatable_read"):
             # Not as a parameter of the connection: a pooler does not take it.
             await self._connection.execute(_LOCAL)
-            snapshot = await self._snapshot()
+            pg_snapshot = await self._pg_snapshot()
             names = [*(table.name for table in TABLES), *(owners.NEEDS if owned else ())]
             rows = await self._connection.fetch(_COLUMNS, names)
             there = {(row["table"], row["column"]) for row in rows}
@@ -341,7 +341,7 @@ class Source:
             whose = owners.reading(there) if owned else owners.NOTHING
             absent[OWNED] = whose.source
             view = View(
-                self._connection, snapshot, tokens_file, absent, whose.missing, self._digests_s
+                self._connection, pg_snapshot, tokens_file, absent, whose.missing, self._digests_s
             )
             yield view
             self._digests_s = view.longest_s or self._digests_s
@@ -360,7 +360,7 @@ class Source:
             raise
         await transaction.commit()
 
-    async def _snapshot(self) -> str | None:
+    async def _pg_snapshot(self) -> str | None:
         name: str | None = await self._connection.fetchval(_SNAPSHOT)
         return name
 
@@ -452,7 +452,7 @@ def driver() -> Any:
         import asyncpg  # noqa: PLC0415  # the extra `coolify`
     except ImportError:
         raise SourceError(
-            f"asyncpg is missing; install the extra: {installing.command('coolify')}"
+            f"asyncpg is missing; install the extra: {extras.command('coolify')}"
         ) from None
     return asyncpg
 

@@ -19,8 +19,8 @@ from prometheus_client import CollectorRegistry, Gauge
 from redis import exceptions
 from redis.asyncio import Redis
 
-from authsidecar.background import Background
 from authsidecar.coolify.rows import Odd
+from authsidecar.observe.background import Background
 from authsidecar.store.keys import Keys
 from authsidecar.store.records import SYNC_ENDED, SYNCED
 

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from redis import exceptions
 
-from authsidecar.coolify.image import Image, content, number
-from authsidecar.coolify.nouns import NARROWING, Noun
+from authsidecar.coolify.entities import NARROWING, Entity
 from authsidecar.coolify.rounds import stored_settings
+from authsidecar.coolify.snapshot import Snapshot, content, number
 from authsidecar.store.bulk import Bulk
 from authsidecar.store.keys import Keys
 from authsidecar.store.scan import Scan
@@ -30,7 +30,7 @@ PASS_S: Final = 60.0
 PAGE: Final = 64
 """How many facts are read at a time: whoever has a request meanwhile waits for no more."""
 
-_NOUNS: Final = {noun.name: noun for noun in NARROWING}
+_NOUNS: Final = {entity.name: entity for entity in NARROWING}
 
 
 class Sweep:
@@ -41,7 +41,7 @@ class Sweep:
         self._bulk = bulk
         self._keys = keys
         self._scan = Scan()
-        self._left: list[tuple[Noun[Any, Any], int]] = []
+        self._left: list[tuple[Entity[Any, Any], int]] = []
         self._next_at = self._walk_at = -inf
         self._pause_s = 0.0
 
@@ -50,7 +50,7 @@ class Sweep:
         self._left.clear()
         self._next_at = self._walk_at = -inf
 
-    async def look(self, image: Image) -> list[str]:
+    async def look(self, snapshot: Snapshot) -> list[str]:
         """Compare a bucket of it with Redis, and doubt what differs.
 
         Returns:
@@ -59,51 +59,58 @@ class Sweep:
         now = time.monotonic()
         different: list[str] = []
         if now >= self._next_at:
-            different = await self._next(image)
+            different = await self._next(snapshot)
             self._next_at = now + self._pause_s
         if now >= self._walk_at:
-            different += [where async for where in self._unknown(image)]
+            different += [where async for where in self._unknown(snapshot)]
             if self._scan.complete:
                 self._walk_at = now + PASS_S
         return different
 
-    async def _next(self, image: Image) -> list[str]:
+    async def _next(self, snapshot: Snapshot) -> list[str]:
         if not self._left:
-            self._left = [(noun, i) for noun in NARROWING for i in image.buckets[noun.name]]
+            self._left = [
+                (entity, i) for entity in NARROWING for i in snapshot.buckets[entity.name]
+            ]
             self._pause_s = PASS_S / (len(self._left) + 1)
-            if image.settings is not None and await stored_settings(self._bulk) != image.settings:
-                image.settings = image.snapshot = None
+            if (
+                snapshot.settings is not None
+                and await stored_settings(self._bulk) != snapshot.settings
+            ):
+                snapshot.settings = snapshot.pg_snapshot = None
                 return ["settings"]
             return []
-        noun, i = self._left.pop()
-        return [where async for where in self._compared(image, noun, i)]
+        entity, i = self._left.pop()
+        return [where async for where in self._compared(snapshot, entity, i)]
 
-    async def _compared(self, image: Image, noun: Noun[Any, Any], i: int) -> AsyncIterator[str]:
-        bucket = image.buckets[noun.name].get(i)
+    async def _compared(
+        self, snapshot: Snapshot, entity: Entity[Any, Any], i: int
+    ) -> AsyncIterator[str]:
+        bucket = snapshot.buckets[entity.name].get(i)
         if bucket is None or not bucket.content:
             return
         facts: list[Any] = []
         for start in range(0, len(bucket.keys), PAGE):
-            facts += await noun.facts(self._bulk, bucket.keys[start : start + PAGE])
+            facts += await entity.facts(self._bulk, bucket.keys[start : start + PAGE])
         if content(facts) != bucket.content:
-            image.doubt(noun, i)
-            yield f"{noun.name} bucket {i}"
+            snapshot.doubt(entity, i)
+            yield f"{entity.name} bucket {i}"
             return
-        named = {index: fact for fact in facts for index in noun.indexes(self._keys, fact)}
+        named = {index: fact for fact in facts for index in entity.indexes(self._keys, fact)}
         lost = await self._bulk.unlisted(list(named))
         if lost:
-            await noun.put(self._bulk, [named[index] for index in lost])
-            yield f"{noun.name} index"
+            await entity.put(self._bulk, [named[index] for index in lost])
+            yield f"{entity.name} index"
 
-    async def _unknown(self, image: Image) -> AsyncIterator[str]:
+    async def _unknown(self, snapshot: Snapshot) -> AsyncIterator[str]:
         try:
             some = await self._bulk.found(self._scan)
         except exceptions.NoPermissionError:  # SCAN: what the indexes name is compared all the same
             return
         for name, found in some:
-            noun = _NOUNS[name]
-            i = number(noun.bucketed(found))
-            bucket = image.buckets[name].get(i)
+            entity = _NOUNS[name]
+            i = number(entity.bucketed(found))
+            bucket = snapshot.buckets[name].get(i)
             if bucket is None or found not in bucket.keys:
-                image.doubt(noun, i, [found])
+                snapshot.doubt(entity, i, [found])
                 yield f"{name} {found}"

@@ -17,22 +17,29 @@ from typing import Any, Final
 from redis import exceptions
 from redis.asyncio import Redis
 
-from authsidecar.background import Background, told
 from authsidecar.config import Settings, reread
-from authsidecar.coolify.image import Image
+from authsidecar.coolify.entities import USERS
 from authsidecar.coolify.lease import LEASE_MS, RENEW_S, Lease
-from authsidecar.coolify.nouns import USERS
-from authsidecar.coolify.rounds import Applied, Look, Progress, Round, doubt, stored_settings
+from authsidecar.coolify.rounds import (
+    Applied,
+    DatabaseView,
+    Progress,
+    Round,
+    doubt,
+    stored_settings,
+)
 from authsidecar.coolify.rows import OFF, Odd
+from authsidecar.coolify.snapshot import Snapshot
 from authsidecar.coolify.source import SchemaError, Source, SourceError, connected, driver
 from authsidecar.coolify.status import Board, Problem
 from authsidecar.coolify.sweep import LOOK_S, Sweep
-from authsidecar.ending import end
-from authsidecar.log import Level, Log, redact
+from authsidecar.observe.background import Background, told
+from authsidecar.observe.log import Level, Log, redact
 from authsidecar.store.bulk import Bulk
 from authsidecar.store.epoch import FenceBroken, WritesLost
 from authsidecar.store.keys import Keys
 from authsidecar.store.trips import kind_of
+from authsidecar.tasks import end
 
 BACKOFF_S: Final = (0.25, 0.5, 1.0, 2.0)
 """The pauses between tries to reach the database, in seconds; the last one stays."""
@@ -152,8 +159,8 @@ class Follower:
         self._progress = progress
         self._report = report
         self._well = False
-        self._image: Image | None = None
-        self._before: Image | None = None
+        self._snapshot: Snapshot | None = None
+        self._before: Snapshot | None = None
         self._dropped: OrderedDict[tuple[str, Any], None] = OrderedDict()
         self._sweep = Sweep(self._bulk, keys)
         self._swept_at = -inf
@@ -262,8 +269,10 @@ class Follower:
     async def _rounds(self) -> None:
         changed = self._wake.set if self._options.instant else None
         async with connected(self._options.dsn_now, changed) as source:
-            if self._image is not None:
-                self._image.snapshot = None  # another server may have the same names for others
+            if self._snapshot is not None:
+                self._snapshot.pg_snapshot = (
+                    None  # another server may have the same names for others
+                )
             await self._check_triggers(source)
             while True:
                 self._wake.clear()
@@ -297,55 +306,55 @@ class Follower:
 
     async def _round(self, source: Source) -> Applied:
         await self._as_left()
-        image = self._image
-        if image is not None and image.snapshot is not None:  # noqa: SIM102  # a trip is no test
-            if image.snapshot == await source.snapshot():
-                await self._followed(image)
+        snapshot = self._snapshot
+        if snapshot is not None and snapshot.pg_snapshot is not None:  # noqa: SIM102  # a trip is no test
+            if snapshot.pg_snapshot == await source.pg_snapshot():
+                await self._followed(snapshot)
                 return Applied()
         async with source.view(owned=self._options.owned) as view:
             self._say_unowned(view.unowned)
-            look = await Look.at(view)
+            seen = await DatabaseView.at(view)
             self._forget()  # until it is known to be right again
-            if image is None:
-                image = await self._load()
-            self._before = image
-            if not self._options.allow_empty and (why := doubt(look, image)) is not None:
-                self._image = image
+            if snapshot is None:
+                snapshot = await self._load()
+            self._before = snapshot
+            if not self._options.allow_empty and (why := doubt(seen, snapshot)) is not None:
+                self._snapshot = snapshot
                 raise DoubtError(why)
-            applied = await self._apply(Round(view, look, image, self._bulk, self._drop))
-        self._image = image
+            applied = await self._apply(Round(view, seen, snapshot, self._bulk, self._drop))
+        self._snapshot = snapshot
         if applied.total():
             await self._confirm(self._options.wait_timeout_ms)
-        await self._followed(image)
-        self._say(applied, image)
+        await self._followed(snapshot)
+        self._say(applied, snapshot)
         return applied
 
-    async def _load(self) -> Image:
+    async def _load(self) -> Snapshot:
         """What Redis holds, read from it; what it loses from now on shows."""
         await self._bulk.epoch.begin()
         tokens_file = await self._board.tokens_file()
         if self._before is not None:  # a Redis that has lost writes knows an older one
             tokens_file = self._before.tokens_file or tokens_file
-        image = await Image.load(self._bulk, tokens_file, self._before, self._dropped)
-        await self._bulk.outdate(image.every_key(USERS))
-        return image
+        snapshot = await Snapshot.load(self._bulk, tokens_file, self._before, self._dropped)
+        await self._bulk.outdate(snapshot.every_key(USERS))
+        return snapshot
 
     async def _apply(self, one: Round) -> Applied:
         await self._board.claim()
-        fresh = one.image.settings is None
+        fresh = one.snapshot.settings is None
         if fresh:
             await self._bulk.say_synced(complete=False)
         try:
             applied = await one.apply(self._progressing())
         except exceptions.ResponseError as error:
             if kind_of(error) == "full":  # and so nothing was written: what was done is known
-                one.image.snapshot, self._image = None, one.image
+                one.snapshot.pg_snapshot, self._snapshot = None, one.snapshot
             raise
         if fresh:
             await self._bulk.say_synced(complete=True)
         return applied
 
-    async def _followed(self, image: Image) -> None:
+    async def _followed(self, snapshot: Snapshot) -> None:
         if self._unconfirmed:
             await self._confirm(CONFIRM_AGAIN_MS)
         problem, detail = None, ""
@@ -353,7 +362,7 @@ class Follower:
             problem, detail = Problem.REPLICAS, self._unconfirmed
         elif self._deaf:
             problem, detail = Problem.INSTANT, self._deaf
-        await self._board.followed(image.odd(), image.tokens_file, problem, detail)
+        await self._board.followed(snapshot.odd(), snapshot.tokens_file, problem, detail)
 
     async def _confirm(self, timeout_ms: int) -> None:
         """Wait for the replicas that must have what was written, and tell if they have not."""
@@ -372,7 +381,7 @@ class Follower:
 
     async def _as_left(self) -> bool:
         """Whether Redis is as the last round has left it, as far as one look can tell."""
-        if self._image is None:
+        if self._snapshot is None:
             return True
         try:
             if not await self._bulk.epoch.stands():
@@ -380,7 +389,7 @@ class Follower:
             if time.monotonic() < self._swept_at + LOOK_S:
                 return True
             self._swept_at = time.monotonic()
-            different = await self._sweep.look(self._image)
+            different = await self._sweep.look(self._snapshot)
         except WritesLost:
             self._lost()
             return False
@@ -389,9 +398,9 @@ class Follower:
             self._log.event("warning", "sync_redis_differs", some=some, found=len(different))
         return not different
 
-    def _drop(self, noun: str, key: object) -> None:
+    def _drop(self, entity: str, key: object) -> None:
         """Remember what was removed: on a cluster, a fact may come back without its index."""
-        self._dropped[noun, key] = None
+        self._dropped[entity, key] = None
         if len(self._dropped) > DROPPED:
             self._dropped.popitem(last=False)
 
@@ -403,7 +412,7 @@ class Follower:
 
     def _forget(self) -> None:
         """Know no more what Redis holds, but what it may hold."""
-        self._before, self._image = self._image or self._before, None
+        self._before, self._snapshot = self._snapshot or self._before, None
 
     def _progressing(self) -> Progress:
         last = time.monotonic()
@@ -417,16 +426,16 @@ class Follower:
 
         return so_far
 
-    def _say(self, applied: Applied, image: Image) -> None:
+    def _say(self, applied: Applied, snapshot: Snapshot) -> None:
         """Log what a round has changed, and what is newly odd."""
-        counts = {f"{noun}_{what}": n for (noun, what), n in sorted(applied.items()) if n}
+        counts = {f"{entity}_{what}": n for (entity, what), n in sorted(applied.items()) if n}
         if counts:
             self._log.event("info", "sync_applied", **counts)
         fresh: dict[Odd, list[str]] = {}
-        for reason, row in image.oddities():
+        for reason, row in snapshot.oddities():
             if (reason, row) not in self._logged:
                 fresh.setdefault(reason, []).append(row)
-        self._logged = set(image.oddities())
+        self._logged = set(snapshot.oddities())
         for reason, found in fresh.items():
             self._log.event(
                 "warning", "sync_odd_rows", reason=reason, rows=len(found), some=found[:LOGGED_ROWS]
@@ -475,12 +484,12 @@ class Change:
 
     Attributes:
         sign: "+" is new, "-" is gone, "~" differs.
-        noun: what kind of fact it is.
+        entity: what kind of fact it is.
         text: the fact as it would be, or as it was if it is gone.
     """
 
     sign: str
-    noun: str
+    entity: str
     text: str
 
 
@@ -493,15 +502,15 @@ async def planned(options: Options, client: "Redis", keys: Keys) -> AsyncIterato
     """
     bulk = Bulk(client, keys, Lease(client, keys).fence)
     async with connected(options.dsn) as source, source.view(owned=options.owned) as view:
-        look = await Look.at(view)
-        image = await Image.load(bulk, await Board(client, keys).tokens_file())
-        if not options.allow_empty and (why := doubt(look, image)) is not None:
+        seen = await DatabaseView.at(view)
+        snapshot = await Snapshot.load(bulk, await Board(client, keys).tokens_file())
+        if not options.allow_empty and (why := doubt(seen, snapshot)) is not None:
             raise DoubtError(why)
-        async for one in Round(view, look, image, bulk).differences():
+        async for one in Round(view, seen, snapshot, bulk).differences():
             fact = one.old if one.new is None else one.new
             sign = "-" if one.new is None else "+" if one.old is None else "~"
-            yield Change(sign, one.noun.name, one.noun.shown(fact))
-        wanted = look.settings or OFF
+            yield Change(sign, one.entity.name, one.entity.shown(fact))
+        wanted = seen.settings or OFF
         if wanted != await stored_settings(bulk):
             yield Change("~", "settings", wanted.shown)
 

@@ -8,8 +8,8 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
+from authsidecar.decision.model import Proxy
 from authsidecar.demo.scenarios import Scenario, agrees
-from authsidecar.model import Proxy
 
 PATIENCE: Final = aiohttp.ClientTimeout(total=10)
 """An answer that takes longer is none."""

@@ -74,7 +74,7 @@ def route(method: str, target: str, headers: Mapping[str, str], body: bytes = b"
 @cache
 def routes(line: str = "4.3") -> tuple[Route, ...]:
     """The routes of a Coolify release line, in matching order."""
-    table = resources.files("authsidecar") / "routes" / f"coolify-{line}.tsv"
+    table = resources.files("authsidecar.decision.routes") / f"coolify-{line}.tsv"
     rows = [row.split("\t") for row in table.read_text(encoding="utf-8").splitlines()[1:]]
     return tuple(Route(row[1], row[2], _pattern(row[2])) for row in rows)
 

@@ -22,8 +22,8 @@ from typing import Final
 
 import aiohttp
 
-from authsidecar import installing
-from authsidecar.model import Proxy
+from authsidecar import extras
+from authsidecar.decision.model import Proxy
 
 READY_SECONDS: Final = 15.0
 """How long a proxy may take until it answers http."""
@@ -226,9 +226,7 @@ def find_binary(proxy: Proxy) -> Path:
             return found
     if on_path := shutil.which(recipe.binary):
         return Path(on_path)
-    raise ProxyUnavailableError(
-        f"{recipe.binary} is not installed: {installing.command(recipe.extra)}"
-    )
+    raise ProxyUnavailableError(f"{recipe.binary} is not installed: {extras.command(recipe.extra)}")
 
 
 def render(text: str, literals: Mapping[str, str]) -> str:

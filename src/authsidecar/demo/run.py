@@ -16,16 +16,16 @@ from typing import Final
 
 from authsidecar.cli.streams import tell, write
 from authsidecar.config import Settings, load
+from authsidecar.decision.model import Proxy
 from authsidecar.demo import table
 from authsidecar.demo.answers import Result, results
 from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import ProxyUnavailableError, free_port, start_proxy
 from authsidecar.demo.scenarios import SCENARIOS
 from authsidecar.demo.seed import forget_requests, seed
-from authsidecar.listeners import listening
-from authsidecar.log import Log
-from authsidecar.model import Proxy
-from authsidecar.sidecar import StartError, running, store
+from authsidecar.observe.log import Log
+from authsidecar.run.sidecar import StartError, running, store
+from authsidecar.serving.listeners import listening
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import Registry
 

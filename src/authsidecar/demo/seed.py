@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from authsidecar.model import Limit, Permission, Role, TeamId, TokenId, UnixMs, UserId
-from authsidecar.ratelimit.charges import of_token
-from authsidecar.store.nouns import Token
+from authsidecar.decision.model import Limit, Permission, Role, TeamId, TokenId, UserId
+from authsidecar.decision.ratelimit.charges import of_token
+from authsidecar.store.entities import Token
 from authsidecar.store.registry import Registry
+from authsidecar.times import UnixMs
 
 TEAM: Final = TeamId(0)
 OWNER: Final = UserId(1)

@@ -7,9 +7,9 @@ from typing import Final
 
 from click import style
 
+from authsidecar.decision.model import Proxy
 from authsidecar.demo.answers import Result
 from authsidecar.demo.scenarios import ANYTHING, Scenario
-from authsidecar.model import Proxy
 
 NAMES: Final[Mapping[Proxy, str]] = {Proxy.TRAEFIK: "Traefik", Proxy.NGINX: "nginx"}
 

@@ -8,17 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from authsidecar.credentials import AUTHORIZATION_AMBIGUOUS
-from authsidecar.doctor.evidence import (
-    CODE,
-    RETRY_AFTER_S,
-    Answer,
-    Echoed,
-    Sighting,
-    identity,
-)
-from authsidecar.model import Proxy
-from authsidecar.proxies.headers import IDENTITY, USER_ID
+from authsidecar.decision.credentials import AUTHORIZATION_AMBIGUOUS
+from authsidecar.decision.model import Proxy
+from authsidecar.decision.proxies.headers import IDENTITY, USER_ID
+from authsidecar.doctor.evidence import Answer, Echoed
+from authsidecar.serving.doctor_probe import CODE, RETRY_AFTER_S, Sighting, identity
 
 LEFTMOST: Final = "192.0.2.66"
 """What a client forges at the left end of X-Forwarded-For."""

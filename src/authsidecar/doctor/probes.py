@@ -7,11 +7,11 @@ stands in remedies.py, under the probe's cure.
 from dataclasses import dataclass
 from typing import Final
 
+from authsidecar.decision.model import Proxy
+from authsidecar.decision.proxies.headers import IDENTITY, USER_ID
 from authsidecar.doctor import judgements as judge
-from authsidecar.doctor.evidence import ALLOW, PATH
 from authsidecar.doctor.judgements import FORGED, LEFTMOST, RIGHTMOST, Judge
-from authsidecar.model import Proxy
-from authsidecar.proxies.headers import IDENTITY, USER_ID
+from authsidecar.serving.doctor_probe import ALLOW, PATH
 
 LARGE: Final = 16 * 1024
 """Bytes of the header that must not break anything."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from authsidecar.model import Proxy
+from authsidecar.decision.model import Proxy
 
 _TRAEFIK_CLEAN: Final = "[authsidecar-readable, authsidecar-clean, authsidecar, "
 _TRAEFIK_RULE: Final = "(PathPrefix(`/api`) || PathPrefix(`/mcp`) || PathPrefix(`/index.php`)"

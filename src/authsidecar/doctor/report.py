@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from authsidecar.decision.model import Proxy
 from authsidecar.doctor.probes import FIRST, Probe
 from authsidecar.doctor.remedies import REMEDIES
-from authsidecar.model import Proxy
 
 UNSENT: Final = f"not sent: {FIRST.name} failed"
 """Why a probe is skipped that would have told nothing more."""

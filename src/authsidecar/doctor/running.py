@@ -11,12 +11,13 @@ from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from authsidecar.doctor.arming import ARMED_S, Armed, armed
-from authsidecar.doctor.evidence import ALLOW, CODE, Answer, Sighting, credential
+from authsidecar.decision.model import Proxy
+from authsidecar.doctor.evidence import Answer
 from authsidecar.doctor.judgements import Observation
+from authsidecar.doctor.one_time_key import ARMED_S, Armed, armed
 from authsidecar.doctor.probes import FIRST, PROBES, Probe
 from authsidecar.doctor.report import UNSENT, Finding, Report, Result
-from authsidecar.model import Proxy
+from authsidecar.serving.doctor_probe import ALLOW, CODE, Sighting, credential
 from authsidecar.store.keys import Keys
 
 PATIENCE_S: Final = 5.0

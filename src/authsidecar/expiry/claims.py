@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from authsidecar.expiry.notice import LATE_MS, Due
-from authsidecar.model import UnixMs
 from authsidecar.store.keys import Keys
+from authsidecar.times import UnixMs
 
 LEASE_MS: Final = 60_000
 """For how long a claim keeps others away, in milliseconds; longer than a try may take."""

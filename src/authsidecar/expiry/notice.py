@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from authsidecar.model import TokenId, UnixMs
-from authsidecar.store.nouns import Token, User
-from authsidecar.times import for_people, rfc3339
-from authsidecar.usage import Use
+from authsidecar.decision.model import TokenId
+from authsidecar.store.entities import Token, User
+from authsidecar.store.last_used import Use
+from authsidecar.times import UnixMs, for_people, rfc3339
 
 HOUR_MS: Final = 3_600_000
 

@@ -12,19 +12,19 @@ from typing import Any, Final, Self
 
 from redis import exceptions
 
-from authsidecar import installing
-from authsidecar.background import Background, told
+from authsidecar import extras
 from authsidecar.config import Settings, reread
 from authsidecar.coolify.status import owner
-from authsidecar.ending import end
 from authsidecar.expiry.channel import SEND_S, Channel, NotTakenError, UnreachableError
 from authsidecar.expiry.claims import LEASE_MS, Claims
 from authsidecar.expiry.notice import HOUR_MS, LATE_MS, Due, Notice, due
-from authsidecar.log import Log
-from authsidecar.model import UnixMs
+from authsidecar.observe.background import Background, told
+from authsidecar.observe.log import Log
 from authsidecar.store.keys import Keys
+from authsidecar.store.last_used import last_use
 from authsidecar.store.registry import EXPIRED_KEPT_MS, Registry
-from authsidecar.usage import last_use
+from authsidecar.tasks import end
+from authsidecar.times import UnixMs
 
 EVERY_S: Final = 10.0
 """The time between two looks at what is due, in seconds."""
@@ -85,7 +85,7 @@ class Options:
                 from authsidecar.expiry.mail import Mail  # noqa: PLC0415  # an extra
             except ImportError:
                 raise NoDriverError(
-                    f"mail.host: needs aiosmtplib: {installing.command('mail')}"
+                    f"mail.host: needs aiosmtplib: {extras.command('mail')}"
                 ) from None
             again = (lambda: reread(settings).mail) if settings.files else None
             if (mail := Mail.of(section, again)) is not None:

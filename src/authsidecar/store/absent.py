@@ -5,8 +5,9 @@
 import time
 from typing import NoReturn
 
-from authsidecar.authorize import Claim, StoreError
-from authsidecar.model import Credential, TokenRecord, UnixMs
+from authsidecar.decision.authorize import Claim, StoreError
+from authsidecar.decision.model import Credential, TokenRecord
+from authsidecar.times import UnixMs
 
 
 class AbsentStore:

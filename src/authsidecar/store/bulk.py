@@ -13,9 +13,10 @@ from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
 
-from authsidecar.model import TeamId, TokenId, UserId
+from authsidecar.decision.model import TeamId, TokenId, UserId
 from authsidecar.store import records
 from authsidecar.store.changes import Changes
+from authsidecar.store.entities import Member, Team, Token, User
 from authsidecar.store.epoch import (
     Batch,
     ClusterEpoch,
@@ -25,7 +26,6 @@ from authsidecar.store.epoch import (
     epoch,
 )
 from authsidecar.store.keys import OWNER_BUCKETS, Keys, owner_bucket
-from authsidecar.store.nouns import Member, Team, Token, User
 from authsidecar.store.registry import Registry
 from authsidecar.store.scan import Scan
 

@@ -15,10 +15,10 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 
 from redis import exceptions
 
-from authsidecar.authorize import StoreError
-from authsidecar.ending import end
-from authsidecar.model import UnixMs
+from authsidecar.decision.authorize import StoreError
 from authsidecar.store.trips import Trips, kind_of
+from authsidecar.tasks import end
+from authsidecar.times import UnixMs
 
 BATCH: Final = 128
 """The most requests that share one script call: Redis serves nobody else meanwhile."""
@@ -40,7 +40,9 @@ Result = tuple[UnixMs, list[int]]
 
 def charge_script() -> str:
     """The text of the charge script: the algorithm, then the driver that applies it."""
-    algorithm = files("authsidecar.ratelimit").joinpath("sliding_window.lua").read_text("ascii")
+    algorithm = (
+        files("authsidecar.decision.ratelimit").joinpath("sliding_window.lua").read_text("ascii")
+    )
     driver = files("authsidecar.store").joinpath("charge.lua").read_text("ascii")
     return algorithm + driver
 

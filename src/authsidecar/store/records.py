@@ -5,9 +5,10 @@ from dataclasses import fields
 from functools import lru_cache
 from typing import Final, TypeVar
 
-from authsidecar.allowlist import Allowlist, parse_lenient
-from authsidecar.model import Limit, Permission, Role, TeamId, TokenId, TokenRecord, UnixMs, UserId
-from authsidecar.policy import Instance
+from authsidecar.decision.allowlist import Allowlist, parse_lenient
+from authsidecar.decision.model import Limit, Permission, Role, TeamId, TokenId, TokenRecord, UserId
+from authsidecar.decision.policy import Instance
+from authsidecar.times import UnixMs
 
 TOKEN_FIELDS: Final = ("sha256", "name", "user", "team", "permissions", "expires_at", "limit")
 USER_FIELDS: Final = ("name", "limit")

@@ -9,8 +9,9 @@ and within RECHECK_MS by whoever is.
 from collections import OrderedDict
 from typing import Final
 
-from authsidecar.model import Quota, UnixMs
-from authsidecar.ratelimit.charges import Charge
+from authsidecar.decision.model import Quota
+from authsidecar.decision.ratelimit.charges import Charge
+from authsidecar.times import UnixMs
 
 FLOOD: Final = 3
 """Refusals by Redis within RECHECK_MS that make a flood."""

@@ -9,13 +9,14 @@ from typing import Any, Final
 from redis import exceptions
 from redis.asyncio import Redis
 
-from authsidecar.model import Limit, Role, TeamId, TokenId, UnixMs, UserId
-from authsidecar.ratelimit.charges import Charge
+from authsidecar.decision.model import Limit, Role, TeamId, TokenId, UserId
+from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.store import records
 from authsidecar.store.changes import Changes
+from authsidecar.store.entities import Team, Token, User
 from authsidecar.store.keys import Keys
 from authsidecar.store.listing import Listing
-from authsidecar.store.nouns import Team, Token, User
+from authsidecar.times import UnixMs
 
 EXPIRED_KEPT_MS: Final = 7 * 24 * 3600 * 1000
 """For how long an expired token is kept, so that its refusal can say why: a week."""

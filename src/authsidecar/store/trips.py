@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 from redis import exceptions
 
-from authsidecar.authorize import StoreError
+from authsidecar.decision.authorize import StoreError
 from authsidecar.store.breaker import Breaker
 from authsidecar.store.deadlines import Deadlines
 

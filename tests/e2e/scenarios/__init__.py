@@ -6,7 +6,7 @@ docs/reference/scenarios.md is `page()`; `python -m tests.e2e.scenarios` prints 
 
 from collections.abc import Iterable, Mapping
 
-from authsidecar.model import Proxy
+from authsidecar.decision.model import Proxy
 from tests.e2e.scenarios.outcomes import OUTCOMES
 from tests.e2e.scenarios.requests import HEADERS, METHODS, TARGETS
 from tests.e2e.scenarios.table import Scenario

@@ -1,6 +1,6 @@
 """Every outcome of the order of checks, with the state that leads to it."""
 
-from authsidecar.model import Limit, Proxy, TeamId
+from authsidecar.decision.model import Limit, Proxy, TeamId
 from tests.e2e.scenarios.table import (
     TEAMS,
     UNAUTHENTICATED,

@@ -1,6 +1,6 @@
 """Odd targets, methods and headers: what is read in one way only, or refused."""
 
-from authsidecar.model import Proxy
+from authsidecar.decision.model import Proxy
 from tests.e2e.scenarios.table import (
     AMBIGUOUS,
     OWN_400,

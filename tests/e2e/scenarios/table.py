@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from authsidecar.model import Proxy
+from authsidecar.decision.model import Proxy
 from tests.support import world as at
 from tests.support.lab import Lab
 

@@ -2,12 +2,12 @@
 
 import sys
 
-from authsidecar import authorize
 from authsidecar.cli import main
-from authsidecar.model import AccessRequest, Allow, Deny
-from authsidecar.policy import Judgement, Policy
-from authsidecar.proxies import forward_auth, headers, replies
-from authsidecar.routes import ROUTE_UNKNOWN, Route
+from authsidecar.decision import authorize
+from authsidecar.decision.model import AccessRequest, Allow, Deny
+from authsidecar.decision.policy import Judgement, Policy
+from authsidecar.decision.proxies import forward_auth, headers, replies
+from authsidecar.decision.routes import ROUTE_UNKNOWN, Route
 
 
 def match_before_decoding() -> None:

@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+from authsidecar.decision.model import Proxy
 from authsidecar.demo.proxies import RunningProxy, deploy_dir, free_port, render
-from authsidecar.model import Proxy
 from tests.support.raw_http import exchanged
 from tests.support.waiting import eventually
 

@@ -4,9 +4,9 @@ import json
 import re
 from pathlib import Path
 
+from authsidecar.admin.token_import import parse
 from authsidecar.cli.reference import MARK, reference
-from authsidecar.importing import parse
-from authsidecar.model import UnixMs
+from authsidecar.times import UnixMs
 
 PAGE = Path(__file__).parents[3] / "docs/reference/cli.md"
 

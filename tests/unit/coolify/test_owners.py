@@ -2,11 +2,11 @@
 
 import pytest
 
-from authsidecar.coolify import nouns
+from authsidecar.coolify import entities
 from authsidecar.coolify.owners import DELETED, NEEDS, NOTHING, PLACED, reading
 from authsidecar.coolify.rows import owner
 from authsidecar.coolify.source import BUCKET
-from authsidecar.model import TeamId
+from authsidecar.decision.model import TeamId
 from authsidecar.store.bulk import Owner
 from authsidecar.store.keys import OWNER_BUCKETS
 
@@ -82,5 +82,5 @@ def test_a_resource_of_an_impossible_team_is_nobodys() -> None:
 def test_every_uuid_has_its_bucket() -> None:
     """The buckets of the sync are the hashes in Redis, whatever the uuid is made of."""
     for uuid in ("", "a", "bo8s4k4g0kw4kgsg8wk8wcow", "0b7c1f4e-1d1e-4a4b-9b0a-0f2f5d6f7a8b", "ü"):
-        assert nouns.OWNERS.place({"uuid": uuid}) // BUCKET in range(OWNER_BUCKETS)
-        assert nouns.OWNERS.place({"uuid": uuid}) == nouns.OWNERS.bucketed(uuid)
+        assert entities.OWNERS.place({"uuid": uuid}) // BUCKET in range(OWNER_BUCKETS)
+        assert entities.OWNERS.place({"uuid": uuid}) == entities.OWNERS.bucketed(uuid)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from authsidecar.coolify import rows
 from authsidecar.coolify.rows import OFF, Odd
-from authsidecar.model import Permission, Role
+from authsidecar.decision.model import Permission, Role
 
 DIGEST = sha256(b"secret").hexdigest()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from authsidecar.decision.model import Proxy
 from authsidecar.demo import proxies
 from authsidecar.demo.proxies import (
     RECIPES,
@@ -20,7 +21,6 @@ from authsidecar.demo.proxies import (
     start_proxy,
     write_files,
 )
-from authsidecar.model import Proxy
 
 
 @pytest.mark.parametrize("proxy", list(RECIPES))
@@ -112,7 +112,7 @@ async def test_a_proxy_does_not_outlive_a_parent_that_is_killed(tmp_path):
 import asyncio
 from pathlib import Path
 from authsidecar.demo.proxies import start_proxy
-from authsidecar.model import Proxy
+from authsidecar.decision.model import Proxy
 
 async def main():
     nginx = await start_proxy(

@@ -5,13 +5,13 @@ import re
 
 import pytest
 
-from authsidecar.credentials import TOKEN_PREFIX_MISSING, find
-from authsidecar.doctor.evidence import (
-    MARK,
+from authsidecar.decision.credentials import TOKEN_PREFIX_MISSING, find
+from authsidecar.decision.model import Deny, Proxy
+from authsidecar.decision.routes import coolify
+from authsidecar.doctor.evidence import MARK, Answer, Echoed
+from authsidecar.serving.doctor_probe import (
     PATH,
     REFUSALS,
-    Answer,
-    Echoed,
     Sighting,
     credential,
     digest,
@@ -19,8 +19,6 @@ from authsidecar.doctor.evidence import (
     offered,
     sighting,
 )
-from authsidecar.model import Deny, Proxy
-from authsidecar.routes import coolify
 
 KEY = "aB_-" * 10 + "xyz"
 

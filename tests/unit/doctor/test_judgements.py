@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 
+from authsidecar.decision.model import Proxy
+from authsidecar.decision.proxies.headers import IDENTITY
 from authsidecar.doctor import judgements as judge
-from authsidecar.doctor.evidence import CODE, MARK, PATH, Answer, Sighting, identity
+from authsidecar.doctor.evidence import MARK, Answer
 from authsidecar.doctor.judgements import FORGED, LEFTMOST, RIGHTMOST, Observation
-from authsidecar.model import Proxy
-from authsidecar.proxies.headers import IDENTITY
+from authsidecar.serving.doctor_probe import CODE, PATH, Sighting, identity
 
 SEEN = Sighting(
     "p", Proxy.NGINX, "GET", PATH, "127.0.0.1", None, ("authorization",), (), body=False

@@ -4,12 +4,12 @@ import re
 
 import pytest
 
+from authsidecar.decision.model import Proxy
 from authsidecar.demo.proxies import deploy_dir
 from authsidecar.doctor.probes import FIRST, PROBES
 from authsidecar.doctor.remedies import REMEDIES
 from authsidecar.doctor.report import Finding, Report, Result
 from authsidecar.doctor.running import place
-from authsidecar.model import Proxy
 
 EXAMINED = [proxy for proxy in Proxy if proxy is not Proxy.DIRECT]
 

@@ -8,12 +8,13 @@ from html.parser import HTMLParser
 
 import pytest
 
+from authsidecar.decision.model import Permission, TeamId, TokenId, UserId
 from authsidecar.expiry.channel import NotTakenError
 from authsidecar.expiry.mail import address, composed
 from authsidecar.expiry.notice import HOUR_MS, LATE_MS, Due, Notice, due, left
-from authsidecar.model import Permission, TeamId, TokenId, UnixMs, UserId
-from authsidecar.store.nouns import Token, User
-from authsidecar.usage import Use
+from authsidecar.store.entities import Token, User
+from authsidecar.store.last_used import Use
+from authsidecar.times import UnixMs
 
 EXPIRY = UnixMs(1_800_000_000_000)  # 2027-01-15 08:00 UTC
 NOW = UnixMs(EXPIRY - 5 * HOUR_MS)

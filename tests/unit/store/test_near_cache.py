@@ -3,7 +3,15 @@
 from dataclasses import replace
 from hashlib import sha256
 
-from authsidecar.model import Credential, Permission, Role, TeamId, TokenId, TokenRecord, UserId
+from authsidecar.decision.model import (
+    Credential,
+    Permission,
+    Role,
+    TeamId,
+    TokenId,
+    TokenRecord,
+    UserId,
+)
 from authsidecar.store.near_cache import DUE, NearCache
 
 

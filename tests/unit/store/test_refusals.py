@@ -3,9 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authsidecar.model import Limit, Quota, UnixMs
-from authsidecar.ratelimit.charges import Charge
+from authsidecar.decision.model import Limit, Quota
+from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.store.refusals import FLOOD, RECHECK_MS, Refusals
+from authsidecar.times import UnixMs
 
 FAR = 1_000_000
 LIMIT = Limit(200)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from redis import exceptions
 
-from authsidecar.authorize import StoreError
+from authsidecar.decision.authorize import StoreError
 from authsidecar.store.breaker import FAILURES
 from authsidecar.store.trips import KINDS, Trips
 

@@ -1,0 +1,1 @@
+"""What operators do: tokens, settings, import, explain. The commands of `cli` call it."""

@@ -1,0 +1,431 @@
+"""Why a request would be answered as it would be: the server's own core, and nothing consumed.
+
+The outcome is `authorize`'s. The rows are told from what it saw on its way, by the very checks
+that it ran, in its order.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from authsidecar.admin.refusal import Refusal
+from authsidecar.admin.tokens import standing
+from authsidecar.decision.addresses import Networks
+from authsidecar.decision.authorize import (
+    Charged,
+    Claim,
+    Outcome,
+    Rules,
+    Stale,
+    StoreError,
+    authorize,
+)
+from authsidecar.decision.isolation import NOUNS, named
+from authsidecar.decision.model import (
+    AccessRequest,
+    Address,
+    Allow,
+    Credential,
+    Deny,
+    Proxy,
+    Quota,
+    TeamId,
+    TokenRecord,
+    Verdict,
+)
+from authsidecar.decision.policy import (
+    CHECKS,
+    ELEVATED,
+    NOT_TEAM_MEMBER,
+    STORE_UNAVAILABLE,
+    TOKEN_UNKNOWN,
+    Case,
+    Instance,
+    Judgement,
+    authenticate,
+    find_route,
+)
+from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER, read
+from authsidecar.decision.proxies.headers import FORWARDED_FOR, Fields
+from authsidecar.decision.proxies.target import AMBIGUOUS_TARGET
+from authsidecar.decision.routes import Guard, Route
+from authsidecar.store.decisions import DecisionStore
+from authsidecar.store.registry import Registry
+from authsidecar.times import UnixMs, rfc3339
+
+
+class Result(StrEnum):
+    """How a check ended."""
+
+    PASS = "pass"  # noqa: S105  # no secret
+    FAIL = "fail"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One check: what was needed and found."""
+
+    name: str
+    result: Result
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a request would be answered, and each check on the way there, in order."""
+
+    verdict: Verdict
+    rows: tuple[Row, ...]
+
+    @property
+    def status(self) -> int:
+        """The status towards the client; 200 stands for whatever the backend answers."""
+        return 200 if isinstance(self.verdict, Allow) else self.verdict.reason.status
+
+    @property
+    def code(self) -> str | None:
+        """The reason code, or None if the request is allowed."""
+        return None if isinstance(self.verdict, Allow) else self.verdict.reason.code
+
+
+NOT_REACHED: Final = "not reached"
+
+_CHECK_NAMES: Final = tuple(check.__name__.removeprefix("check_") for check in CHECKS)
+
+ROWS: Final = ("target", "route", "token", "rate_limit", *_CHECK_NAMES, "store")
+"""Every row of every explanation, in order."""
+
+Finding = tuple[Result, str]
+
+_UNKNOWN: Final[Finding] = (Result.FAIL, "no token with this id and secret")
+
+
+@dataclass(slots=True)
+class _Peeking:
+    """The server's store, but nothing is charged; keeps what the decision saw last."""
+
+    store: DecisionStore
+    instance_seen: Instance | None = None
+    record_seen: TokenRecord | None = None
+    owner_seen: TeamId | None = None
+    charged: Charged | None = None
+    error: StoreError | None = None
+    asked: bool = field(default=False)
+
+    def now(self) -> UnixMs:
+        return self.store.now()
+
+    def current(self) -> Instance | None:
+        return None  # it is read for this explanation
+
+    async def instance(self, *, fresh: bool) -> Instance:
+        self.asked = True
+        try:
+            self.instance_seen = await self.store.instance(fresh=fresh)
+        except StoreError as error:
+            self.error = error
+            raise
+        return self.instance_seen
+
+    def known(self, credential: Credential) -> TokenRecord | None:
+        self.record_seen = self.store.known(credential)
+        return self.record_seen
+
+    async def load(self, credential: Credential, *, fresh: bool) -> TokenRecord | None:
+        try:
+            self.record_seen = await self.store.load(credential, fresh=fresh)
+        except StoreError as error:
+            self.error = error
+            raise
+        return self.record_seen
+
+    async def owner(self, uuid: str) -> TeamId | None:
+        try:
+            self.owner_seen = await self.store.owner(uuid)
+        except StoreError as error:
+            self.error = error
+            raise
+        return self.owner_seen
+
+    async def charge(self, claim: Claim, *, repeat_key: bytes | None) -> Charged | Stale:
+        self.asked = True
+        try:
+            answer = await self.store.charge(claim, repeat_key=repeat_key, peek=True)
+        except StoreError as error:
+            self.error = error
+            raise
+        if isinstance(answer, Charged):
+            self.charged = answer
+        return answer
+
+    def may_look_up(self, address: str, credential: Credential) -> bool:  # noqa: ARG002  # per process
+        return True
+
+    def refused_address(self, address: str, until: UnixMs) -> None:
+        """Take no note: nobody was refused."""
+
+
+async def explain(
+    line: tuple[bytes, bytes],
+    authorization: Sequence[bytes],
+    client: Address,
+    *,
+    hops: Networks,
+    rules: Rules,
+    store: DecisionStore,
+    registry: Registry,
+    others: Sequence[tuple[bytes, bytes]] = (),
+) -> Explanation:
+    """Tell what a client's request would be answered now.
+
+    Args:
+        line: method and target as the client would send them.
+        authorization: the values of its Authorization headers.
+        client: its address.
+        hops: networks that are skipped in X-Forwarded-For.
+        rules: what decisions depend on.
+        store: the hot path's store.
+        registry: asked for what only an operator may know.
+        others: more headers of the client's, as name and value.
+    """
+    headers = [*others, *((b"Authorization", value) for value in authorization)]
+    headers.append((FORWARDED_FOR.encode(), str(client).encode()))
+    access = read(Fields(headers), Proxy.TRAEFIK, hops, line)
+    if isinstance(access, Deny):
+        return _explanation(access, {"target": (Result.FAIL, target_fault(line[1], access))})
+    peeking = _Peeking(store)
+    outcome = await authorize(access, rules, peeking)
+    found: dict[str, Finding] = {"target": (Result.PASS, f"is read as {access.path}")}
+    route = find_route(rules.policy, access)
+    if isinstance(route, Judgement):
+        found.update(_without_token(route, peeking))
+    elif peeking.error is None and peeking.instance_seen is not None:
+        found.update(_with_token(access, route, rules, peeking, outcome))
+    else:
+        found["route"] = _route(route)
+    if peeking.error is not None:
+        found["store"] = (Result.FAIL, f"Redis did not answer ({peeking.error.kind})")
+    elif peeking.asked:
+        found["store"] = (Result.PASS, "Redis answered")
+    else:
+        found["store"] = (Result.SKIPPED, "not needed")
+    if found.get("token") == _UNKNOWN and isinstance(access.credential, Credential):
+        found["token"] = await _known_to_operators(access.credential, registry)
+    if isinstance(outcome.verdict, Deny) and outcome.verdict.reason is NOT_TEAM_MEMBER:
+        found["team_member"] = await _membership(peeking.record_seen, registry)
+    return _explanation(outcome.verdict, found)
+
+
+def target_fault(target: bytes, deny: Deny) -> str:
+    """Say what is wrong with a target that a person typed.
+
+    Args:
+        target: path and query, as they were typed.
+        deny: why it cannot be read.
+    """
+    if deny.reason is AMBIGUOUS_TARGET and not target.startswith(b"/"):
+        return "it does not begin with a slash: a target is path and query, as /api/v1/teams?page=2"
+    return deny.detail
+
+
+def untrusted_peer(peer: Address) -> Explanation:
+    """Tell what a caller is answered that is not one of trusted_peers, whatever it asks."""
+    detail = f"{peer} asks, which is not one of trusted_peers"
+    return _explanation(Deny(UNTRUSTED_PEER, detail), {"target": (Result.FAIL, detail)})
+
+
+def _explanation(verdict: Verdict, found: Mapping[str, Finding]) -> Explanation:
+    skipped = (Result.SKIPPED, NOT_REACHED)
+    return Explanation(verdict, tuple(Row(name, *found.get(name, skipped)) for name in ROWS))
+
+
+def _without_token(judgement: Judgement, peeking: _Peeking) -> dict[str, Finding]:
+    """The rows of a public route, an unknown one, or a path outside."""
+    verdict = judgement.verdict
+    if isinstance(verdict, Deny):
+        return {"route": (Result.FAIL, verdict.detail), "rate_limit": _rate(peeking)}
+    free: Finding = (Result.SKIPPED, "not needed: public")
+    public: Finding = (Result.PASS, "public: no token is needed")
+    checks = dict.fromkeys(("token", *_CHECK_NAMES), free)
+    return {**checks, "route": public, "rate_limit": _rate(peeking)}
+
+
+def _with_token(
+    access: AccessRequest, route: Route, rules: Rules, peeking: _Peeking, outcome: Outcome
+) -> dict[str, Finding]:
+    """The rows of a route that needs a token, Redis having answered."""
+    instance, now = peeking.instance_seen, outcome.now
+    assert instance is not None  # noqa: S101  # the caller has looked
+    if route.guard is Guard.MCP and not instance.mcp_enabled:
+        off = "the instance's MCP switch is off"
+        return {"route": (Result.FAIL, off), "rate_limit": _rate(peeking)}
+    found: dict[str, Finding] = {"route": _route(route), "rate_limit": _rate(peeking)}
+    if isinstance(access.credential, Deny):
+        return {**found, "token": (Result.FAIL, access.credential.detail)}
+    proven = authenticate(access.credential, peeking.record_seen, now)
+    if isinstance(proven, Deny):
+        if proven.reason is TOKEN_UNKNOWN or peeking.record_seen is None:
+            return {**found, "token": _UNKNOWN}
+        expired = f"token {access.credential.token_id} expired {_expiry(peeking.record_seen)}"
+        return {**found, "token": (Result.FAIL, expired)}
+    found["token"] = (Result.PASS, _token(proven))
+    if peeking.charged is None or not peeking.charged.admitted:
+        return found
+    resource = named(route, access.path) if rules.policy.team_isolation else None
+    if resource is not None:
+        resource = resource._replace(team=peeking.owner_seen)
+    case = Case(rules.policy, access.client, route, instance, proven, resource)
+    for name, check in zip(_CHECK_NAMES, CHECKS, strict=True):
+        denial = check(case)
+        if denial is not None:
+            found[name] = (Result.FAIL, denial.detail)
+            break
+        found[name] = _PASSED[name](case)
+    return found
+
+
+def _route(route: Route) -> Finding:
+    needs = " or ".join(route.sufficient) or "a token"
+    return Result.PASS, f"{route.method} {route.template} needs {needs}"
+
+
+def _token(record: TokenRecord) -> str:
+    held = " ".join(sorted(record.permissions)) or "nothing"
+    team = "no team" if record.team is None else f"team {record.team}"
+    expiry = "never expires" if record.expires_at is None else f"expires {_expiry(record)}"
+    return f"token {record.token} of user {record.user} in {team} holds {held}; {expiry}"
+
+
+def _expiry(record: TokenRecord) -> str:
+    return "never" if record.expires_at is None else rfc3339(record.expires_at)
+
+
+def _rate(peeking: _Peeking) -> Finding:
+    """What the counters say; those of a request that is charged nothing say nothing."""
+    charged = peeking.charged
+    if charged is None or not charged.quotas:
+        return Result.SKIPPED, NOT_REACHED if peeking.error else "not counted"
+    if charged.admitted:
+        return Result.PASS, "; ".join(_room(quota) for quota in charged.quotas)
+    full = [quota for quota in charged.quotas if quota.remaining == 0]
+    wait = max(1, -(-(max(q.reset_at for q in full) - charged.now) // 1000))
+    return Result.FAIL, f"{'; '.join(_room(quota) for quota in full)}; again in {wait} s"
+
+
+def _room(quota: Quota) -> str:
+    window = quota.limit.window_ms / 1000
+    return f"{quota.scope}: {quota.remaining} of {quota.limit.requests} in {window:g} s left"
+
+
+async def _known_to_operators(credential: Credential, registry: Registry) -> Finding:
+    """Tell an unknown id from a wrong secret, which no client is ever told."""
+    if await registry.token(credential.token_id) is None:
+        return Result.FAIL, f"there is no token {credential.token_id}"
+    return Result.FAIL, f"token {credential.token_id} is there, but its secret is another"
+
+
+async def _membership(record: TokenRecord | None, registry: Registry) -> Finding:
+    """Say which of user, team and membership is missing."""
+    if record is None or record.team is None:
+        return Result.FAIL, "the token's team is not a plain number"
+    missing = await standing(registry, record.team, record.user)
+    why = missing.why if isinstance(missing, Refusal) else "the membership has just come back"
+    return Result.FAIL, why.partition(";")[0]
+
+
+def _team_member(case: Case) -> Finding:
+    record = case.record
+    return Result.PASS, f"user {record.user} is {record.role} of team {record.team}"
+
+
+def _team_role(case: Case) -> Finding:
+    elevated = sorted(case.record.permissions & ELEVATED)
+    if not elevated:
+        return Result.PASS, "no permission of the token needs a role"
+    return Result.PASS, f"{' '.join(elevated)}: needs owner or admin, found {case.record.role}"
+
+
+def _api_enabled(case: Case) -> Finding:
+    if case.route.guard is not Guard.ORDINARY:
+        return Result.SKIPPED, "this route works whatever the API switch says"
+    return Result.PASS, "the API switch is on"
+
+
+def _address(case: Case) -> Finding:
+    if case.route.guard is Guard.SWITCH:
+        return Result.SKIPPED, "this route works from every address"
+    if case.instance.allowlist.everyone:
+        return Result.PASS, f"{case.client}: the allowlist admits everyone"
+    return Result.PASS, f"{case.client} is on the allowlist"
+
+
+def _team_mcp(case: Case) -> Finding:
+    if case.route.guard is not Guard.MCP:
+        return Result.SKIPPED, "not an MCP route"
+    return Result.PASS, f"team {case.record.team} has MCP switched on"
+
+
+def _permission(case: Case) -> Finding:
+    if case.route.permission is None:
+        return Result.SKIPPED, "the route needs no permission"
+    held = " ".join(sorted(case.record.permissions))
+    needs = " or ".join(case.route.sufficient)
+    return Result.PASS, f"the route needs {needs}, the token holds {held}"
+
+
+def _instance_team(case: Case) -> Finding:
+    if case.route.guard is not Guard.SWITCH:
+        return Result.SKIPPED, "not a switch"
+    return Result.PASS, f"team {case.record.team} is the instance team"
+
+
+def _team_isolation(case: Case) -> Finding:
+    if not case.policy.team_isolation:
+        return Result.SKIPPED, "sync.team_isolation is off"
+    if case.resource is None:
+        return Result.SKIPPED, f"the path names none of {', '.join(NOUNS)}"
+    noun, uuid, team = case.resource
+    if team is None:
+        return Result.PASS, f"{noun} {uuid} is not known to be any team's"
+    return Result.PASS, f"{noun} {uuid} belongs to team {team}"
+
+
+_PASSED: Final[Mapping[str, Callable[[Case], Finding]]] = {
+    "team_member": _team_member,
+    "team_role": _team_role,
+    "api_enabled": _api_enabled,
+    "address": _address,
+    "team_mcp": _team_mcp,
+    "permission": _permission,
+    "instance_team": _instance_team,
+    "team_isolation": _team_isolation,
+}
+"""What a passed check says it needed and found."""
+
+HINTS: Final = {
+    "ambiguous_target": "write the path plainly: no empty or dot segments, no odd escapes",
+    "method_override": "send the method itself",
+    "target_too_long": "shorten it to 16384 bytes",
+    "method_not_allowed": "use a method that the route takes, in upper case",
+    "authorization_ambiguous": "send one token",
+    "route_unknown": "check the method and path against `coolify.routes` and `extra_routes`",
+    "token_missing": "give the token by --token-file FILE, or - for standard input",
+    "token_malformed": "a token is written ID|SECRET, as it was shown when it was created",
+    "token_prefix_missing": "put the token's id and | in front: ID|SECRET",
+    "token_unknown": "`authsidecar token list` shows the tokens that there are",
+    "token_expired": "create a new token",
+    "rate_limited": "wait, or see `authsidecar limit --help`",
+    "not_team_member": "`authsidecar member set` makes the user a member again",
+    "team_role_required": "make the user owner or admin, or use a token with read alone",
+    "api_disabled": "`authsidecar api enable` switches it on",
+    "address_not_allowed": "`authsidecar allowlist show` shows who may call",
+    "permission_missing": "use a token that holds it; `authsidecar token create` makes one",
+    "instance_team_required": "use a token of the instance team (coolify.instance_team)",
+    "resource_not_found": "use a token of the team that owns it",
+    "mcp_disabled": "`authsidecar mcp enable` switches it on",
+    "team_mcp_disabled": "`authsidecar mcp enable --team ID` switches it on",
+    STORE_UNAVAILABLE.code: "is Redis running, and redis.url right?",
+}
+"""What an operator can do, by reason code."""

@@ -1,0 +1,328 @@
+"""The sandwich around one request: load, decide, charge.
+
+Pure but for the Store it is handed; everything that can be slow or broken is behind that.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, Protocol
+
+from authsidecar.decision.isolation import named
+from authsidecar.decision.model import (
+    AccessRequest,
+    Address,
+    Allow,
+    Credential,
+    Deny,
+    Limit,
+    Quota,
+    TeamId,
+    TokenRecord,
+    Verdict,
+)
+from authsidecar.decision.policy import (
+    RATE_LIMITED,
+    STORE_UNAVAILABLE,
+    Case,
+    Instance,
+    Judgement,
+    Policy,
+    find_route,
+    identify,
+    judge,
+)
+from authsidecar.decision.ratelimit import charges
+from authsidecar.decision.ratelimit.charges import Charge
+from authsidecar.decision.routes import Route
+from authsidecar.times import UnixMs
+
+ATTEMPTS: Final = 3
+"""How often a request is judged when the state changes under it; the last time on state that was
+loaded for this request alone, which is current by definition."""
+
+LOOKUP_RETRY_MS: Final = 1000
+"""When a client may try again whose address sends too many unknown tokens."""
+
+
+class StoreError(Exception):
+    """Redis could not answer: down, slow, read-only or loading. `kind` is a closed label."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        """Keep the label beside the message; neither holds anything of a request."""
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """What a request is to be charged, and the state that must be current for that.
+
+    Attributes:
+        counters: what to charge; may be empty.
+        instance: to be proven current, or None.
+        record: to be proven current, or None.
+        sent: the store's own: what it sends for this claim, once it has made that.
+    """
+
+    counters: tuple[Charge, ...]
+    instance: Instance | None = None
+    record: TokenRecord | None = None
+    sent: Any = None
+
+
+class Charged(NamedTuple):
+    """What the store answered to a charge.
+
+    Attributes:
+        admitted: every counter had room (or this repeats a request that was charged already).
+        quotas: every counter after the charge, in the order of the charges.
+        now: Redis's clock at that moment.
+    """
+
+    admitted: bool
+    quotas: tuple[Quota, ...]
+    now: UnixMs
+
+
+class Stale:
+    """The state that a request was judged by has changed; the store has forgotten it."""
+
+
+UNSYNCED: Final = "unsynced"
+"""The kind of a StoreError where Redis answers, and the sync has not filled it yet."""
+
+STALE: Final = Stale()
+
+
+class Store(Protocol):
+    """What a decision needs from Redis; any method may raise StoreError."""
+
+    def now(self) -> UnixMs:
+        """The time by Redis's clock, as far as this process knows it without asking."""
+
+    def current(self) -> Instance | None:
+        """The instance-wide state that this process holds, or None."""
+
+    async def instance(self, *, fresh: bool) -> Instance:
+        """The instance-wide state; `fresh` reads Redis for this call alone."""
+
+    def known(self, credential: Credential) -> TokenRecord | None:
+        """The record that this process holds for exactly this id and secret, or None."""
+
+    async def load(self, credential: Credential, *, fresh: bool) -> TokenRecord | None:
+        """The record of exactly this id and secret, or None; one answer, in the same time."""
+
+    async def charge(self, claim: Claim, *, repeat_key: bytes | None) -> Charged | Stale:
+        """Charge all of a claim's counters or none, if its state is still current.
+
+        Args:
+            claim: the same one may be charged again and again.
+            repeat_key: identifies a client request that the proxy may ask about again.
+        """
+
+    async def owner(self, uuid: str) -> TeamId | None:
+        """The team of a resource, as of a few seconds ago; None if it is not known."""
+
+    def may_look_up(self, address: str, credential: Credential) -> bool:
+        """Whether this token from this address may cost a look-up now."""
+
+    def refused_address(self, address: str, until: UnixMs) -> None:
+        """Take note that an address has used up its bucket of failed authentications."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rules:
+    """Everything configured that a decision depends on.
+
+    Attributes:
+        policy: routes and who may use the switches.
+        limits: by scope; a scope that is absent is not counted.
+        ipv6_prefix: IPv6 clients are counted by network of this length.
+        public_without_store: public routes pass while Redis is unavailable.
+    """
+
+    policy: Policy
+    limits: Mapping[str, Limit]
+    ipv6_prefix: int = 64
+    public_without_store: bool = False
+
+
+class Outcome(NamedTuple):
+    """The answer to one request, and what is told of it.
+
+    Attributes:
+        verdict: allow or deny.
+        now: Redis's clock when it was decided.
+        quotas: the counters that the request was charged to, or refused by; may be empty.
+        route: the template that matched, or None.
+        record: the authenticated token, also of a refused request; None if there is none.
+    """
+
+    verdict: Verdict
+    now: UnixMs
+    quotas: tuple[Quota, ...] = ()
+    route: str | None = None
+    record: TokenRecord | None = None
+
+
+async def authorize(request: AccessRequest, rules: Rules, store: Store) -> Outcome:
+    """Decide one readable request. Never raises for anything that the client or Redis did."""
+    found = find_route(rules.policy, request)
+    try:
+        if isinstance(found, Judgement):
+            return await _without_token(found, request, rules, store)
+        for attempt in range(1, ATTEMPTS + 1):
+            last = attempt == ATTEMPTS
+            instance = None if last else store.current()
+            if instance is None:
+                instance = await store.instance(fresh=last)
+            record = None if last else _known(request, store)
+            if record is None:
+                record, paced = await _record(request, rules, store, fresh=last)
+                if paced:
+                    return _paced(store.now(), found)
+            judged = _judged(request, rules, found, instance, record, now=store.now())
+            claim = Claim(judged.claim.counters) if last else judged.claim
+            charged = await store.charge(claim, repeat_key=_repeat_key(request))
+            if isinstance(charged, Stale):
+                continue
+            judgement = judged.judgement
+            if judgement.bucket == "failed" and not charged.admitted:
+                store.refused_address(claim.counters[0].tag, charged.quotas[0].reset_at)
+            if judged.case is not None and rules.policy.team_isolation:
+                judgement = await _isolated(judgement, judged.case, charged, request, store)
+            return _outcome(judgement, charged, found, judged.case and judged.case.record)
+    except StoreError as error:
+        return _unavailable(error, found, rules, store.now())
+    raise AssertionError("the last attempt proves nothing, so nothing of it is stale")
+
+
+def _unavailable(error: StoreError, found: Route | Judgement, rules: Rules, now: UnixMs) -> Outcome:
+    """The answer where Redis gives none, or knows nothing yet."""
+    why = "sync: not complete yet" if error.kind == UNSYNCED else f"redis: {error.kind}"
+    if isinstance(found, Route):
+        return Outcome(Deny(STORE_UNAVAILABLE, why), now, route=found.template)
+    if rules.public_without_store and isinstance(found.verdict, Allow):
+        return Outcome(found.verdict, now)
+    return Outcome(Deny(STORE_UNAVAILABLE, why), now)
+
+
+async def _without_token(
+    judgement: Judgement, request: AccessRequest, rules: Rules, store: Store
+) -> Outcome:
+    """A public route, an unknown one, or a preflight: only the address's bucket matters."""
+    counters = _of_address(judgement.bucket, request, rules)
+    if not counters:
+        return Outcome(judgement.verdict, store.now())
+    charged = await store.charge(Claim(counters), repeat_key=_repeat_key(request))
+    assert isinstance(charged, Charged)  # noqa: S101  # nothing was to be proven
+    return _outcome(judgement, charged, None, None)
+
+
+class _Judged(NamedTuple):
+    """A judgement, what the request is to be charged, and what it was judged by if it is known."""
+
+    judgement: Judgement
+    claim: Claim
+    case: Case | None
+
+
+def _judged(
+    request: AccessRequest,
+    rules: Rules,
+    route: Route,
+    instance: Instance,
+    record: TokenRecord | None,
+    *,
+    now: UnixMs,
+) -> _Judged:
+    known = identify(request, route, instance, record, now)
+    if isinstance(known, TokenRecord):
+        return _settled(rules, request.client, route, instance, known)
+    return _Judged(known, Claim(_of_address(known.bucket, request, rules), instance, record), None)
+
+
+@lru_cache(maxsize=8192)
+def _settled(
+    rules: Rules, client: Address, route: Route, instance: Instance, record: TokenRecord
+) -> _Judged:
+    """An authenticated request: the same for the same snapshots, none of which ever changes."""
+    case = Case(rules.policy, client, route, instance, record)
+    counters = charges.of_principal(record, client, rules.limits, rules.ipv6_prefix)
+    return _Judged(judge(case), Claim(counters, instance, record), case)
+
+
+def _of_address(bucket: str | None, request: AccessRequest, rules: Rules) -> tuple[Charge, ...]:
+    """The counter of a request without an identity, if it is counted."""
+    if bucket is None:
+        return ()
+    return charges.of_address(bucket, request.client, rules.limits, rules.ipv6_prefix)
+
+
+async def _isolated(
+    judgement: Judgement, case: Case, charged: Charged, request: AccessRequest, store: Store
+) -> Judgement:
+    """The judgement when the team of what the path names is looked at too.
+
+    Last of all, so that nobody who is refused anyway costs a trip for it.
+    """
+    if not charged.admitted or isinstance(judgement.verdict, Deny):
+        return judgement
+    found = named(case.route, request.path)
+    if found is None:
+        return judgement
+    return judge(case._replace(resource=found._replace(team=await store.owner(found.uuid))))
+
+
+def _known(request: AccessRequest, store: Store) -> TokenRecord | None:
+    credential = request.credential
+    return None if isinstance(credential, Deny) else store.known(credential)
+
+
+async def _record(
+    request: AccessRequest, rules: Rules, store: Store, *, fresh: bool
+) -> tuple[TokenRecord | None, bool]:
+    """The token's record, and whether the address must wait before it may be looked up."""
+    credential = request.credential
+    if isinstance(credential, Deny):
+        return None, False
+    failed = _of_address("failed", request, rules)
+    if failed and not store.may_look_up(failed[0].tag, credential):
+        return None, True
+    return await store.load(credential, fresh=fresh), False
+
+
+def _paced(now: UnixMs, route: Route) -> Outcome:
+    retry_at = UnixMs(now + LOOKUP_RETRY_MS)
+    denial = Deny(RATE_LIMITED, "too many unknown tokens from this address")
+    quota = Quota("failed", Limit(1, LOOKUP_RETRY_MS), 0, retry_at)
+    return Outcome(denial, now, (quota,), route.template)
+
+
+def _outcome(
+    judgement: Judgement, charged: Charged, route: Route | None, record: TokenRecord | None
+) -> Outcome:
+    template = route.template if route else None
+    if charged.admitted:
+        return Outcome(judgement.verdict, charged.now, charged.quotas, template, record)
+    full = tuple([(q.scope, q.limit) for q in charged.quotas if q.remaining == 0])
+    return Outcome(_no_room(full), charged.now, charged.quotas, template, record)
+
+
+@lru_cache(maxsize=1024)
+def _no_room(full: tuple[tuple[str, Limit], ...]) -> Deny:
+    counters = ", ".join(f"{scope} ({li.requests} in {li.window_ms} ms)" for scope, li in full)
+    return Deny(RATE_LIMITED, f"no room in {counters}")
+
+
+def _repeat_key(request: AccessRequest) -> bytes | None:
+    """What makes a subrequest a repeat: id, token, method and target, all the same."""
+    if request.request_id is None:
+        return None
+    who = (
+        f"{request.credential.token_id}:{request.credential.digest.hex()}"
+        if isinstance(request.credential, Credential)
+        else request.credential.reason.code
+    )
+    return f"{request.request_id}\n{who}\n{request.method}\n".encode() + request.target

@@ -1,0 +1,236 @@
+"""The values that every other module speaks in; no rule lives here.
+
+Frozen and slotted: a value that was judged cannot change afterwards.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final, NamedTuple, NewType, NoReturn
+
+from authsidecar.times import UnixMs
+
+TokenId = NewType("TokenId", int)
+UserId = NewType("UserId", int)
+TeamId = NewType("TeamId", int)
+
+
+Address = IPv4Address | IPv6Address
+"""A client address; IPv4-mapped IPv6 is already unmapped."""
+
+
+class Permission(StrEnum):
+    """The seven permissions that a token can hold (api-authorization: Permissions)."""
+
+    __hash__ = str.__hash__  # Enum's own is written in Python
+
+    READ = "read"
+    READ_SENSITIVE = "read:sensitive"
+    WRITE = "write"
+    WRITE_SENSITIVE = "write:sensitive"
+    DEPLOY = "deploy"
+    ROOT = "root"
+    LEGACY_ROOT = "*"
+
+
+class Role(StrEnum):
+    """A user's role in a team; any other text of Coolify's is a member."""
+
+    __hash__ = str.__hash__  # Enum's own is written in Python
+
+    OWNER = "owner"
+    ADMIN = "admin"
+    MEMBER = "member"
+
+
+class Proxy(StrEnum):
+    """Who asks: the proxies that the sidecar has an endpoint for, and `direct`."""
+
+    __hash__ = str.__hash__  # Enum's own is written in Python
+
+    TRAEFIK = "traefik"
+    NGINX = "nginx"
+    CADDY = "caddy"
+    HAPROXY = "haproxy"
+    ENVOY = "envoy"
+    DIRECT = "direct"
+    """A client's own request that a proxy routed here: the API switch."""
+
+
+class Kind(StrEnum):
+    """What sort of refusal it is; closed, so that shells can match on all of it."""
+
+    __hash__ = str.__hash__  # Enum's own is written in Python
+
+    MALFORMED = "malformed"
+    NOT_FOUND = "not_found"
+    UNAUTHENTICATED = "unauthenticated"
+    FORBIDDEN = "forbidden"
+    RATE_LIMITED = "rate_limited"
+    UNAVAILABLE = "unavailable"
+
+
+class Reason(NamedTuple):
+    """Why a request is refused: a stable code, declared beside the check that uses it.
+
+    Attributes:
+        code: snake_case, documented in docs/reference/reason-codes.md.
+        kind: the closed family that the code belongs to.
+        status: the HTTP status towards the client, 400 to 503.
+        message: Coolify's own words where Coolify has any.
+    """
+
+    code: str
+    kind: Kind
+    status: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """A refusal. Not usable as a boolean: an object is true, and `if verdict` would fail open.
+
+    Attributes:
+        reason: what is said to the client.
+        detail: what was needed and found, for logs and `explain`; never a secret.
+        missing: the permissions that were missing, for the reason permission_missing.
+    """
+
+    reason: Reason
+    detail: str = ""
+    missing: tuple[Permission, ...] = ()
+
+    def __bool__(self) -> NoReturn:
+        """Refuse to be a condition."""
+        raise TypeError("match on Allow | Deny instead")
+
+
+class Credential(NamedTuple):
+    """What is left of `Bearer ID|SECRET` after parsing: the secret itself is gone.
+
+    Attributes:
+        token_id: 1 to 9223372036854775807.
+        digest: the 32 bytes of SHA-256 over the secret's bytes.
+    """
+
+    token_id: TokenId
+    digest: bytes
+
+    def __repr__(self) -> str:
+        """The id alone."""
+        return f"Credential(token_id={self.token_id})"
+
+
+class Principal(NamedTuple):
+    """Who is calling, as the backend is told.
+
+    Attributes:
+        user: the token's owner.
+        team: the token's team.
+        role: the owner's role in that team.
+        token: the token's id.
+        permissions: what the token holds.
+    """
+
+    user: UserId
+    team: TeamId
+    role: Role
+    token: TokenId
+    permissions: frozenset[Permission]
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """An admission; `principal` is None where the request needs no identity."""
+
+    principal: Principal | None
+    read_sensitive: bool = False
+
+    def __bool__(self) -> NoReturn:
+        """Refuse to be a condition."""
+        raise TypeError("match on Allow | Deny instead")
+
+
+Verdict = Allow | Deny
+
+
+class AccessRequest(NamedTuple):
+    """One client request as a proxy's subrequest describes it, canonical and parsed.
+
+    Attributes:
+        proxy: the endpoint that was asked.
+        method: upper case, one of METHODS.
+        path: decoded once, no trailing slash, starts with "/".
+        target: the request target as the proxy gave it, query included; only ever compared.
+        client: the address that was judged.
+        credential: the parsed token, or the 401 refusal that its text earned.
+        preflight: a CORS preflight (OPTIONS, Origin, Access-Control-Request-Method, no token).
+        request_id: the proxy's own id of the client request, or None where it cannot set one.
+    """
+
+    proxy: Proxy
+    method: str
+    path: str
+    target: bytes
+    client: Address
+    credential: Credential | Deny
+    preflight: bool = False
+    request_id: str | None = None
+
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Limit(NamedTuple):
+    """At most `requests` in any `window_ms` milliseconds; both above 0."""
+
+    requests: int
+    window_ms: int = 60_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRecord:
+    """All that Redis knows about a token and its owner, read in one trip.
+
+    Attributes:
+        token: the token's id.
+        digest: the 32 bytes of SHA-256 over the secret.
+        name: what its owner calls it.
+        user: its owner.
+        team: its team, or None where Coolify's own text is not a plain number.
+        permissions: what it holds.
+        expires_at: the last millisecond at which it is valid, or None.
+        role: the owner's role in the team; None if user, team or membership is gone.
+        team_mcp: the team's MCP switch.
+        limits: run-time overrides by scope ("token", "user", "team").
+        nonce: the random value that proves, in Redis, that this record is still current.
+    """
+
+    token: TokenId
+    digest: bytes = field(repr=False)
+    name: str
+    user: UserId
+    team: TeamId | None
+    permissions: frozenset[Permission]
+    expires_at: UnixMs | None
+    role: Role | None
+    team_mcp: bool = True
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    nonce: bytes = b""
+
+
+class Quota(NamedTuple):
+    """One counter after a request: `retry_at` is the first instant that admits again.
+
+    Attributes:
+        scope: which bucket it is ("user", "failed", ...).
+        limit: what the counter admits in its window.
+        remaining: what it would still admit now.
+        reset_at: when the oldest admission leaves the window (the retry instant if refused).
+    """
+
+    scope: str
+    limit: Limit
+    remaining: int
+    reset_at: UnixMs

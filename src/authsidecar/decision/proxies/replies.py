@@ -1,0 +1,242 @@
+"""What the proxy is answered: an outcome rendered as status, headers and body.
+
+RateLimit fields as in draft-ietf-httpapi-ratelimit-headers-10, the challenge as in RFC 6750
+section 3, Retry-After as in RFC 9110 section 10.2.3.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, NamedTuple
+
+from authsidecar.decision.authorize import Outcome
+from authsidecar.decision.credentials import TOKEN_MISSING
+from authsidecar.decision.model import (
+    METHODS,
+    Address,
+    Allow,
+    Deny,
+    Kind,
+    Limit,
+    Permission,
+    Principal,
+    Quota,
+    Reason,
+)
+from authsidecar.decision.policy import METHOD_NOT_ALLOWED
+from authsidecar.decision.proxies import headers
+from authsidecar.decision.routes import ROUTE_UNKNOWN
+from authsidecar.times import UnixMs, rfc3339
+
+REALM: Final = "coolify"
+DOCS: Final = "https://coolify.io/docs"
+NONE: Final = "none"
+"""The identity of a request that needs none; never empty, so that no client value survives."""
+
+UNAVAILABLE_RETRY_S: Final = 1
+"""Retry-After of a 503, in seconds: Redis is asked again at once when it is back."""
+
+Headers = tuple[tuple[str, str], ...]
+
+
+def lines(*fields: tuple[str, str]) -> str:
+    """Header fields as they are sent: a line each, its end included."""
+    return "".join([f"{name}: {value}\r\n" for name, value in fields])
+
+
+NO_STORE: Final = lines(("Cache-Control", "no-store"))
+JSON: Final = lines(("Content-Type", "application/json"))
+
+EXPOSED: Final = (
+    *("Allow", "RateLimit", "RateLimit-Policy", "Retry-After", "WWW-Authenticate"),
+    *("X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset"),
+)
+"""What a script may read of an answer's header, beside the few fields that it always may."""
+
+ANY_ORIGIN: Final = lines(
+    ("Access-Control-Allow-Origin", "*"),
+    ("Access-Control-Expose-Headers", ", ".join(EXPOSED)),
+)
+"""Coolify puts the first on every answer; without it a browser's script cannot read why it was
+refused, and without the second not when it may come back."""
+
+
+class Reply(NamedTuple):
+    """An answer in the native dialect: what the client of a refused request sees.
+
+    Attributes:
+        status: the HTTP status.
+        fields: the header fields as `lines` writes them.
+        body: JSON, or empty.
+    """
+
+    status: int
+    fields: str
+    body: bytes = b""
+
+    @property
+    def headers(self) -> Headers:
+        """The header fields as names and values, in order."""
+        pairs = [line.partition(": ") for line in self.fields.split("\r\n")[:-1]]
+        return tuple((name, value) for name, _, value in pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """WWW-Authenticate (RFC 6750 section 3); an error only if a token was sent."""
+
+    sent: bool
+
+    def header(self) -> tuple[str, str]:
+        """The header as name and value."""
+        tail = ', error="invalid_token"' if self.sent else ""
+        return "WWW-Authenticate", f'Bearer realm="{REALM}"{tail}'
+
+
+def render(
+    outcome: Outcome, client: Address | None, decision_id: str, *, expiry_ms: int = 0
+) -> Reply:
+    """The native answer to a readable request.
+
+    Args:
+        outcome: what was decided.
+        client: the address that was judged; None where it could not be read.
+        decision_id: names this decision in the log, the answer and the backend's headers.
+        expiry_ms: how long before its expiry a token is said to expire, in milliseconds.
+    """
+    quota = _quota(outcome.quotas, outcome.now)
+    match outcome.verdict:
+        case Allow() as allow:
+            identity = _identity(allow.principal, allow.read_sensitive, client)
+            expiry = _expiry(outcome, allow, expiry_ms) if expiry_ms else ""
+            decision = f"{headers.DECISION_ID}: {decision_id}\r\n"
+            return Reply(200, f"{identity}{decision}{expiry}{quota}{NO_STORE}")
+        case Deny() as deny:
+            if deny.reason.kind is Kind.RATE_LIMITED:
+                full = _full(outcome.quotas)
+                reply = refuse(deny, decision_id, limit_name=full.scope)
+                quota += _retry(full, outcome.now)
+            else:
+                reply = refuse(deny, decision_id)
+            return Reply(reply.status, reply.fields + quota, reply.body)
+
+
+def served(outcome: Outcome, message: str) -> Reply:
+    """The answer to a request that the sidecar served itself: to the client, so no identity."""
+    body = json.dumps({"message": message}).encode("ascii")
+    quota = _quota(outcome.quotas, outcome.now)
+    return Reply(200, f"{JSON}{quota}{ANY_ORIGIN}{NO_STORE}", body)
+
+
+def refuse(deny: Deny, decision_id: str, *, limit_name: str | None = None) -> Reply:
+    """The native answer to a refusal, before any counter is told of.
+
+    Args:
+        deny: why it is refused.
+        decision_id: names this decision.
+        limit_name: the limit that has no room, as RateLimit-Policy names it.
+    """
+    reason = deny.reason
+    fields = _refusal(reason)
+    if reason is METHOD_NOT_ALLOWED:
+        allowed = "POST" if deny.detail.endswith("takes POST") else ", ".join(sorted(METHODS))
+        fields = lines(("Allow", allowed)) + fields
+    body = f'{_body(reason, deny.missing, limit_name)}, "decision_id": "{decision_id}"}}'
+    return Reply(reason.status, fields, body.encode("ascii"))
+
+
+@lru_cache(maxsize=256)
+def _body(reason: Reason, missing: tuple[Permission, ...], limit_name: str | None) -> str:
+    """A refusal's JSON, up to what is different each time."""
+    body: dict[str, object] = {"message": reason.message}
+    if reason == ROUTE_UNKNOWN:
+        body["docs"] = DOCS
+    body["code"] = reason.code
+    if missing:
+        body["missing_permissions"] = list(missing)
+    if limit_name is not None:
+        body["limit_name"] = limit_name
+    return json.dumps(body)[:-1]
+
+
+@lru_cache(maxsize=256)
+def _refusal(reason: Reason) -> str:
+    """The header fields of every refusal for the same reason."""
+    extra = ""
+    if reason.status == 401:
+        extra = lines(Challenge(sent=reason is not TOKEN_MISSING).header())
+    elif reason.kind is Kind.UNAVAILABLE:
+        extra = lines(("Retry-After", str(UNAVAILABLE_RETRY_S)))
+    return f"{JSON}{extra}{ANY_ORIGIN}{NO_STORE}"
+
+
+def _expiry(outcome: Outcome, allow: Allow, expiry_ms: int) -> str:
+    """When the token that the caller is known by expires, if that is soon."""
+    if allow.principal is None or outcome.record is None:
+        return ""
+    at = outcome.record.expires_at
+    if at is None or at - outcome.now > expiry_ms:
+        return ""
+    return lines((headers.TOKEN_EXPIRES, rfc3339(at)))
+
+
+@lru_cache(maxsize=4096)
+def _identity(who: Principal | None, read_sensitive: bool, client: Address | None) -> str:
+    """What is the same on every answer to the same caller from the same address."""
+    return lines(
+        (headers.USER_ID, NONE if who is None else str(who.user)),
+        (headers.TEAM_ID, NONE if who is None else str(who.team)),
+        (headers.TEAM_ROLE, NONE if who is None else who.role.value),
+        (headers.TOKEN_ID, NONE if who is None else str(who.token)),
+        (headers.PERMISSIONS, (NONE if who is None else " ".join(sorted(who.permissions))) or NONE),
+        (headers.READ_SENSITIVE, "true" if read_sensitive else "false"),
+        (headers.CLIENT_IP, NONE if client is None else str(client)),
+    )
+
+
+def tightest(quotas: Sequence[Quota]) -> Quota:
+    """The counter with the least room; of equal ones the one that opens last."""
+    return min(quotas, key=lambda q: (q.remaining, -q.reset_at))
+
+
+def _quota(quotas: Sequence[Quota], now: UnixMs) -> str:
+    if len(quotas) == 1:
+        least = quotas[0]
+        policies, states = _policy(least.scope, least.limit), _state(least, now)
+    elif quotas:
+        least = tightest(quotas)
+        policies = ", ".join([_policy(q.scope, q.limit) for q in quotas])
+        states = ", ".join([_state(q, now) for q in quotas])
+    else:
+        return ""
+    return (
+        f"X-RateLimit-Limit: {least.limit.requests}\r\n"
+        f"X-RateLimit-Remaining: {least.remaining}\r\n"
+        f"RateLimit-Policy: {policies}\r\n"
+        f"RateLimit: {states}\r\n"
+    )
+
+
+def _state(quota: Quota, now: UnixMs) -> str:
+    return f'"{quota.scope}";r={quota.remaining};t={_seconds(quota.reset_at - now)}'
+
+
+@lru_cache(maxsize=1024)
+def _policy(scope: str, limit: Limit) -> str:
+    return f'"{scope}";q={limit.requests};w={-(-limit.window_ms // 1000)}'
+
+
+def _full(quotas: Sequence[Quota]) -> Quota:
+    """Of the counters without room, the one that opens last."""
+    return max([q for q in quotas if q.remaining == 0], key=lambda q: q.reset_at)
+
+
+def _retry(full: Quota, now: UnixMs) -> str:
+    """When a full counter opens: rounded up, at least a second."""
+    wait = max(1, _seconds(full.reset_at - now))
+    return f"Retry-After: {wait}\r\nX-RateLimit-Reset: {_seconds(full.reset_at)}\r\n"
+
+
+def _seconds(milliseconds: int) -> int:
+    return -(-milliseconds // 1000) if milliseconds > 0 else 0

@@ -1,0 +1,433 @@
+"""What is told of a decision: counters for Prometheus and one log line.
+
+Label values come from closed sets: a path, token, user or address is never one. A log line
+names ids and the route's template, never a target, a header or any part of a token; of the
+proxy's request id only what has the form of one.
+"""
+
+import asyncio
+import os
+import re
+import time
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from authsidecar import __version__
+from authsidecar.decision.authorize import Outcome
+from authsidecar.decision.model import AccessRequest, Address, Allow, Deny, Kind, Proxy, Verdict
+from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER
+from authsidecar.observe.log import Log
+from authsidecar.observe.log_pace import LogPace
+from authsidecar.tasks import end
+
+NEAR_LIMIT = 10
+"""A counter is near its limit when less than one in NEAR_LIMIT of it is left."""
+
+_FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+LAG_EVERY_S: Final = 0.1
+"""The time between two looks at how late the event loop is, in seconds."""
+
+SETTLED_S: Final = 1.0
+"""The least time between two log lines of how Redis answers, in seconds."""
+
+DROPS: Final = ("first_byte", "request", "peer_limit", "limit", "strangers", "management")
+"""Why a connection is closed although its peer has not ended it."""
+
+UNREADABLE_LINES: Final = 20
+"""How many lines a second one peer gets about what could not be read, of each reason."""
+
+SHARED_S: Final = 0.25
+"""The age of what other processes see of this one's metrics, at the most, in seconds."""
+
+Keep = Callable[[Callable[[], Coroutine[Any, Any, None]]], Coroutine[Any, Any, None]]
+"""Does a task's work, and sees to it that it goes on."""
+
+_REQUEST_ID: Final = re.compile(r"[0-9A-Fa-f-]{16,64}")
+"""Hexadecimal or a UUID, as the four proxies make them. Anything else may be what a client put
+there behind a proxy that does not overwrite it, a token for example, and is not written."""
+
+Decisions = Literal["all", "denied", "none"]
+
+
+def shared() -> bool:
+    """Whether metrics are kept where other processes read them too.
+
+    prometheus_client keeps them in files of PROMETHEUS_MULTIPROC_DIR, if that was set before it
+    was imported.
+    """
+    return "PROMETHEUS_MULTIPROC_DIR" in os.environ
+
+
+def collected(registry: CollectorRegistry) -> CollectorRegistry:
+    """The metrics of all worker processes where there are several, else this one's."""
+    if not shared():
+        return registry
+    summed = CollectorRegistry()
+    MultiProcessCollector(summed)  # type: ignore[no-untyped-call]
+    return summed
+
+
+class _Seconds(Histogram):
+    """A histogram that takes many observations at once."""
+
+    def add(self, times: Sequence[int], total: float) -> None:
+        """Observe as many as are counted, by bucket; together they took `total` seconds."""
+        self._sum.inc(total)
+        for bucket, count in zip(self._buckets, times, strict=True):
+            if count:
+                bucket.inc(count)
+
+
+class _Tally:
+    """Decisions of one kind that its series do not have yet: plain numbers cost no lock."""
+
+    __slots__ = ("count", "decisions", "seconds", "times", "total")
+
+    def __init__(self, decisions: Counter, seconds: _Seconds) -> None:
+        self.decisions = decisions
+        self.seconds = seconds
+        self._clear()
+
+    def add(self, seconds: float | None) -> None:
+        """One more, that took so long if that was measured."""
+        self.count += 1
+        if seconds is not None:
+            self.times[bisect_left(_FAST, seconds)] += 1
+            self.total += seconds
+
+    def write(self) -> None:
+        """Have them in the series."""
+        if self.count:
+            self.decisions.inc(self.count)
+            self.seconds.add(self.times, self.total)
+            self._clear()
+
+    def _clear(self) -> None:
+        self.count = 0
+        self.times = [0] * (len(_FAST) + 1)
+        self.total = 0.0
+
+
+class Telemetry:
+    """Metrics in a registry, decisions in a log."""
+
+    def __init__(self, registry: CollectorRegistry, log: Log, decisions: Decisions = "all") -> None:
+        """Register the metrics.
+
+        Args:
+            registry: where the metrics are collected.
+            log: where lines go.
+            decisions: which decisions get a line.
+        """
+        self._log = log
+        self._decisions = decisions
+        self._tallies: dict[tuple[Proxy | None, str], _Tally] = {}
+        self._looked_up = dict.fromkeys(("hit", "miss", "stale"), 0)
+        self._refusals = LogPace(self._line)
+        self._unreadables = LogPace(self._line, lines=UNREADABLE_LINES)
+        self._drops = LogPace(lambda fields: log.event("warning", "connection_dropped", **fields))
+        registry.register(self)  # first, so that all that follow have been told when they are read
+        self._count = Counter(
+            "authsidecar_decisions",
+            "Decisions by proxy, outcome (allow or deny) and reason code.",
+            ["proxy", "outcome", "reason"],
+            registry=registry,
+        )
+        self._seconds = _Seconds(
+            "authsidecar_decision_seconds",
+            "Time from a readable subrequest to its answer.",
+            ["proxy", "outcome"],
+            buckets=_FAST,
+            registry=registry,
+        )
+        self._trips = Histogram(
+            "authsidecar_store_trip_seconds",
+            "Time of one trip to Redis.",
+            ["operation"],
+            buckets=_FAST,
+            registry=registry,
+        )
+        self._errors = Counter(
+            "authsidecar_store_errors",
+            "Trips to Redis that failed, by kind.",
+            ["kind"],
+            registry=registry,
+        )
+        self._lookups = Counter(
+            "authsidecar_cache_lookups",
+            "Near cache look-ups: hit, miss or stale.",
+            ["result"],
+            registry=registry,
+        )
+        for result in self._looked_up:
+            self._lookups.labels(result)
+        self._near = Counter(
+            "authsidecar_near_limit",
+            "Admitted requests that left less than a tenth of a limit.",
+            ["limit"],
+            registry=registry,
+        )
+        self._warnings = Counter(
+            "authsidecar_warnings",
+            "Tries to warn of a token's expiry: sent, failed or refused.",
+            ["result"],
+            registry=registry,
+        )
+        self._lag = Histogram(
+            "authsidecar_event_loop_lag_seconds",
+            "How late the event loop runs a timer: time that requests wait for this process.",
+            buckets=_FAST,
+            registry=registry,
+        )
+        self._connections = Gauge(
+            "authsidecar_redis_connections",
+            "Connections to Redis, idle or used by a command under way.",
+            ["state"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._redis: str | None = None
+        self._redis_since = 0.0
+        self._connected: Callable[[], tuple[int, int]] | None = None
+        self._dropped = Counter(
+            "authsidecar_connections_dropped",
+            "Connections that were closed although the peer had not ended them, by cause.",
+            ["cause"],
+            registry=registry,
+        )
+        for cause in DROPS:
+            self._dropped.labels(cause)
+        self._lines_lost = Counter(
+            "authsidecar_log_lines_dropped",
+            "Log lines that found no room because what was logged before could not be written.",
+            registry=registry,
+        )
+        self._lines_told = 0
+        build = Gauge(
+            "authsidecar_build_info",
+            "Always 1; the version is a label.",
+            ["version"],
+            registry=registry,
+            multiprocess_mode="max",
+        )
+        build.labels(__version__).set(1)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: it has no series of its own."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """Write down what was counted; the registry asks for it before it reads the series."""
+        for tally in self._tallies.values():
+            tally.write()
+        for result, count in self._looked_up.items():
+            if count:
+                self._lookups.labels(result).inc(count)
+                self._looked_up[result] = 0
+        if self._connected is not None:
+            idle, used = self._connected()
+            self._connections.labels("idle").set(idle)
+            self._connections.labels("used").set(used)
+        dropped = self._log.dropped
+        self._lines_lost.inc(dropped - self._lines_told)
+        self._lines_told = dropped
+        return ()
+
+    def watch(self, connections: Callable[[], tuple[int, int]]) -> None:
+        """Tell how many connections to Redis there are.
+
+        Args:
+            connections: asked when the metrics are read: idle ones, used ones.
+        """
+        self._connected = connections
+
+    @asynccontextmanager
+    async def kept(self, keep: Keep = lambda work: work()) -> AsyncIterator[None]:
+        """Write down what is counted meanwhile, often where other processes read it too.
+
+        Args:
+            keep: begins that work again if it fails.
+        """
+        tasks = [asyncio.create_task(keep(self._watch_loop))]
+        if shared():
+            tasks.append(asyncio.create_task(keep(self._keep_collecting)))
+        try:
+            yield
+        finally:
+            await end(tasks)
+            for pace in (self._refusals, self._unreadables, self._drops):
+                pace.close()
+            self.collect()
+
+    async def _watch_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LAG_EVERY_S
+            await asyncio.sleep(LAG_EVERY_S)
+            self._lag.observe(max(0.0, loop.time() - due))
+
+    async def _keep_collecting(self) -> None:
+        while True:
+            await asyncio.sleep(SHARED_S)
+            self.collect()
+
+    def decided(
+        self,
+        proxy: Proxy,
+        outcome: Outcome,
+        decision_id: str,
+        request: AccessRequest,
+        seconds: float,
+    ) -> None:
+        """Count and log one decision on a readable request.
+
+        Args:
+            proxy: the endpoint that was asked.
+            outcome: what was decided.
+            decision_id: names the decision.
+            request: what was asked.
+            seconds: how long it took.
+        """
+        verdict = outcome.verdict
+        if isinstance(verdict, Allow) or verdict.reason.kind is not Kind.RATE_LIMITED:
+            for quota in outcome.quotas:
+                if quota.remaining * NEAR_LIMIT < quota.limit.requests:
+                    self._near.labels(quota.scope).inc()
+        self._count_one(proxy, verdict, seconds)
+        if not self._tells(verdict):
+            return
+        fields = partial(_decision, proxy, outcome, decision_id, request, seconds)
+        if (
+            outcome.record is None
+            and isinstance(verdict, Deny)
+            and verdict.reason.kind is Kind.RATE_LIMITED
+        ):
+            self._refusals.line(_network(request.client), fields)
+        else:
+            self._line(fields())
+
+    def unreadable(self, proxy: Proxy | None, deny: Deny, decision_id: str, peer: str) -> None:
+        """Count and log a request that was refused before it could be read.
+
+        Args:
+            proxy: the endpoint that was asked; None if it is none of ours, or unreadable itself.
+            deny: why it was refused.
+            decision_id: names the decision.
+            peer: the address that called.
+        """
+        self._count_one(proxy, deny, None)
+        if self._tells(deny):
+            pace = self._refusals if deny.reason is UNTRUSTED_PEER else self._unreadables
+            fields = partial(_unreadable, proxy, deny, decision_id, peer)
+            pace.line((peer, deny.reason.code), fields)
+
+    def connection_dropped(self, cause: str, peer: str) -> None:
+        """Count and log a connection that was closed although its peer had not ended it.
+
+        Args:
+            cause: why, one of DROPS.
+            peer: the address that called.
+        """
+        self._dropped.labels(cause).inc()
+        self._drops.line((cause, peer), lambda: {"cause": cause, "peer": peer})
+
+    def trip(self, operation: str, seconds: float, error: str | None) -> None:
+        """Count one trip to Redis.
+
+        Args:
+            operation: what it was for, from a closed set.
+            seconds: how long it took.
+            error: the closed kind of what went wrong, or None.
+        """
+        self._trips.labels(operation).observe(seconds)
+        if error is not None:
+            self._errors.labels(error).inc()
+        if error != self._redis and time.monotonic() - self._redis_since >= SETTLED_S:
+            self._redis, self._redis_since = error, time.monotonic()
+            if error is None:
+                self._log.event("info", "redis_answers")
+            else:
+                self._log.event("warning", "redis_fails", kind=error)
+
+    def looked_up(self, result: str) -> None:
+        """Count one use of the near cache: hit, miss or stale."""
+        self._looked_up[result] += 1
+
+    def warned(self, result: str) -> None:
+        """Count one try to warn of a token's expiry: sent, failed or refused."""
+        self._warnings.labels(result).inc()
+
+    def _count_one(self, proxy: Proxy | None, verdict: Verdict, seconds: float | None) -> None:
+        reason = "none" if isinstance(verdict, Allow) else verdict.reason.code
+        tally = self._tallies.get((proxy, reason))
+        if tally is None:
+            outcome = "allow" if isinstance(verdict, Allow) else "deny"
+            asked = "none" if proxy is None else proxy.value
+            tally = _Tally(
+                self._count.labels(asked, outcome, reason),
+                self._seconds.labels(asked, outcome),
+            )
+            self._tallies[proxy, reason] = tally
+        tally.add(seconds)
+
+    def _line(self, fields: Mapping[str, object]) -> None:
+        self._log.line("info", "decision", fields)
+
+    def _tells(self, verdict: Verdict) -> bool:
+        """Whether such a decision gets a line."""
+        return self._decisions == "all" or (
+            self._decisions == "denied" and isinstance(verdict, Deny)
+        )
+
+
+def _decision(
+    proxy: Proxy, outcome: Outcome, decision_id: str, request: AccessRequest, seconds: float
+) -> dict[str, object]:
+    """The fields of a readable request's line."""
+    record = outcome.record
+    return {
+        **_told(proxy, outcome.verdict, decision_id),
+        "method": request.method,
+        "route": outcome.route,
+        "client": str(request.client),
+        "request_id": _plain(request.request_id),
+        "user": record.user if record else None,
+        "team": record.team if record else None,
+        "token": record.token if record else None,
+        "ms": round(seconds * 1000, 3),
+    }
+
+
+def _unreadable(proxy: Proxy | None, deny: Deny, decision_id: str, peer: str) -> dict[str, object]:
+    """The fields of the line of a request that could not be read."""
+    return {**_told(proxy, deny, decision_id), "peer": peer}
+
+
+def _network(client: Address) -> bytes:
+    """What has a pace of its own: an IPv4 address, or the 64 bits that one IPv6 host has."""
+    return client.packed[:8]
+
+
+def _plain(request_id: str | None) -> str | None:
+    """The proxy's id of a request as it may be written, or None."""
+    return request_id if request_id and _REQUEST_ID.fullmatch(request_id) else None
+
+
+def _told(proxy: Proxy | None, verdict: Verdict, decision_id: str) -> dict[str, object]:
+    """The fields that every decision's line begins with."""
+    deny = verdict if isinstance(verdict, Deny) else None
+    return {
+        "decision_id": decision_id,
+        "proxy": None if proxy is None else proxy.value,
+        "outcome": "allow" if deny is None else "deny",
+        "status": 200 if deny is None else deny.reason.status,
+        "code": None if deny is None else deny.reason.code,
+        "detail": None if deny is None else deny.detail,
+    }

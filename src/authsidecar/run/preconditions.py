@@ -1,0 +1,101 @@
+"""What `serve` needs of its machine before it connects; `check-config` asks the same."""
+
+import os
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+from authsidecar.config import Settings
+from authsidecar.coolify.source import SourceError, driver
+from authsidecar.expiry.rounds import NoDriverError, Options
+from authsidecar.run.sidecar import StartError, routes
+from authsidecar.store.embedded import EmbeddedRedisError, find_server, unusable
+
+
+def problems(settings: Settings) -> tuple[str, ...]:
+    """Say everything that keeps `serve` from starting; each line names the setting."""
+    looks = (_routes, _embedded, _tls, _socket, _sync, _mail)
+    return tuple(line for look in looks for line in look(settings))
+
+
+def _routes(settings: Settings) -> Iterator[str]:
+    try:
+        routes(settings)
+    except StartError as error:
+        yield str(error)
+
+
+def _embedded(settings: Settings) -> Iterator[str]:
+    if settings.redis.url != "embedded":
+        return
+    try:
+        find_server()
+    except EmbeddedRedisError as error:
+        yield str(error)
+    data_dir = Path(settings.data_dir).absolute()
+    nearest = next(one for one in (data_dir, *data_dir.parents) if one.exists())
+    if not nearest.is_dir():
+        yield str(unusable(data_dir, "Not a directory"))
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        yield str(unusable(data_dir, "Permission denied"))
+
+
+def _tls(settings: Settings) -> Iterator[str]:
+    section = settings.redis
+    files = {
+        "redis.tls_ca_file": section.tls_ca_file,
+        "redis.tls_cert_file": section.tls_cert_file,
+        "redis.tls_key_file": section.tls_key_file,
+    }
+    unreadable = [line for name, path in files.items() if path for line in _read(name, Path(path))]
+    yield from unreadable
+    if unreadable:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if section.tls_ca_file:
+            context.load_verify_locations(section.tls_ca_file)
+    except (OSError, ValueError):
+        yield f"redis.tls_ca_file: {section.tls_ca_file} holds no certificates (PEM)"
+    try:
+        if section.tls_cert_file and section.tls_key_file:
+            # An encrypted key would have a password asked for on the terminal.
+            context.load_cert_chain(section.tls_cert_file, section.tls_key_file, password="")
+    except (OSError, ValueError):
+        yield (
+            f"redis.tls_cert_file: {section.tls_cert_file} is no certificate (PEM) of the key in "
+            f"redis.tls_key_file, {section.tls_key_file}, or that key is encrypted"
+        )
+
+
+def _read(name: str, path: Path) -> Iterator[str]:
+    try:
+        path.read_bytes()
+    except OSError as error:
+        yield f"{name}: cannot read {path}: {error.strerror}"
+
+
+def _socket(settings: Settings) -> Iterator[str]:
+    path = settings.listen.unix_socket
+    if path is None:
+        return
+    parent = Path(path).absolute().parent
+    if not parent.is_dir():
+        yield f"listen.unix_socket: cannot listen on {path}: {parent} is no directory"
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        yield f"listen.unix_socket: cannot listen on {path}: {parent} can't be written"
+
+
+def _sync(settings: Settings) -> Iterator[str]:
+    if settings.sync.source is not None:
+        try:
+            driver()
+        except SourceError as error:
+            yield f"sync.source: {error}"
+
+
+def _mail(settings: Settings) -> Iterator[str]:
+    try:
+        Options.of(settings)
+    except NoDriverError as error:
+        yield str(error)

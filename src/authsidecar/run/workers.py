@@ -1,0 +1,190 @@
+"""Several worker processes on the same sockets, under gunicorn's supervision.
+
+gunicorn starts them, watches their heartbeat, replaces one that dies, and on SIGHUP replaces all,
+gracefully, with workers that have read the configuration again. Each worker is a whole sidecar;
+what they share is in Redis. Metrics of all are summed where prometheus_client keeps them, in a
+directory of files.
+"""
+
+import asyncio
+import logging
+import math
+import mmap
+import os
+import signal
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.glogging import Logger
+from gunicorn.workers.base import Worker
+from prometheus_client.multiprocess import mark_process_dead
+
+from authsidecar import __version__
+from authsidecar.config import ConfigError, Settings
+from authsidecar.observe.log import Bridge, Log
+from authsidecar.observe.metrics import shared
+from authsidecar.run.life import Life, StoppedError, leave, run
+from authsidecar.run.shared_memory import directory
+from authsidecar.run.sidecar import GRACE_S, StartError, running
+from authsidecar.serving.listeners import Listeners
+
+HEARTBEAT_S: Final = 1.0
+"""How often a worker tells that it lives, in seconds; after 30 s of silence it is replaced."""
+
+Load = Callable[[], Settings]
+"""Reads the configuration; again at each graceful restart."""
+
+
+def supervise(load: Load, listeners: Listeners, log: Log) -> None:
+    """Run until SIGTERM, SIGINT or SIGQUIT, then exit.
+
+    Args:
+        load: reads the configuration; once for the number of workers, then in each worker.
+        listeners: the open sockets that all workers serve.
+        log: where lines go.
+
+    Raises:
+        SystemExit: always, with gunicorn's exit code.
+    """
+    _Application(load, listeners, log).run()
+
+
+class _Application(BaseApplication):
+    """What gunicorn calls an application: its settings, and what a worker needs."""
+
+    def __init__(self, load: Load, listeners: Listeners, log: Log) -> None:
+        self.read = load
+        self.listeners = listeners
+        self.log = log
+        self.addresses = listeners.addresses()
+        self.authz = len(listeners.authz)
+        self.stopping = mmap.mmap(-1, 1)  # shared with the workers: 1 when all are to end
+        super().__init__()
+
+    def load_config(self) -> None:
+        settings = self.read()
+        options = {
+            # gunicorn owns them from here on; each worker finds them in this order.
+            "bind": [
+                f"fd://{one.detach()}"
+                for one in (*self.listeners.authz, *self.listeners.management)
+            ],
+            "workers": settings.listen.workers,
+            "worker_class": _Worker,
+            "logger_class": _quiet(self.log),
+            "graceful_timeout": int(GRACE_S) + 1 + math.ceil(settings.shutdown.delay_seconds),
+            "proc_name": "authsidecar",
+            "worker_tmp_dir": directory(),  # for the heartbeat, which is a file
+            "control_socket_disable": True,
+            "child_exit": _forget_metrics,
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        """What a worker gets as its `wsgi`: this itself."""
+        return self
+
+    def reload(self) -> None:
+        """On SIGHUP: keep the sockets; each new worker reads the configuration itself."""
+
+    def run(self) -> None:
+        workers = self.cfg.workers
+        self.log.event("info", "listening", version=__version__, workers=workers, **self.addresses)
+        _Arbiter(self).run()
+
+
+class _Arbiter(Arbiter):
+    """gunicorn's supervisor, with the signals of a single process."""
+
+    app: _Application
+
+    def handle_hup(self) -> None:
+        """Replace all workers."""
+        self.app.log.event("info", "replacing_workers", signal="SIGHUP")
+        super().handle_hup()
+
+    def handle_usr1(self) -> None:
+        """Nothing: the log has no file that could be opened again."""
+        self.app.log.event("info", "signal_ignored", signal="SIGUSR1")
+
+    def handle_usr2(self) -> None:
+        """Nothing: gunicorn would start the program again beside this one."""
+        self.app.log.event("info", "signal_ignored", signal="SIGUSR2")
+
+    def stop(self, graceful: bool = True) -> None:
+        """End all workers; the unix socket is there until they have ended."""
+        self.app.stopping[0] = 1
+        self.systemd = True  # leave the socket's path alone: `listening` removes it
+        super().stop(graceful)
+
+
+def _forget_metrics(_: Arbiter, worker: Worker) -> None:
+    """What a worker that is gone said of itself alone counts no more."""
+    if shared():
+        mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def _quiet(log: Log) -> type[Logger]:
+    """Gunicorn's logger, with what it says in our own log."""
+
+    class Quiet(Logger):
+        def setup(self, _: Any) -> None:
+            self.error_log.handlers = [Bridge(log)]
+            self.error_log.setLevel(logging.WARNING)
+            self.error_log.propagate = False
+
+    return Quiet
+
+
+class _Worker(Worker):
+    """One sidecar process."""
+
+    def run(self) -> None:
+        """Serve, then end this process here: what the parent opened is the parent's to close."""
+        app = cast(_Application, self.app.wsgi())
+        code = 0
+        try:
+            run(self._serve(app))
+        except (StartError, ConfigError) as error:
+            app.log.event("error", "worker_failed", problem=str(error))
+            code = Arbiter.WORKER_BOOT_ERROR
+        except Exception as error:  # noqa: BLE001  # nothing above could say it better
+            app.log.event("error", "worker_failed", problem=type(error).__name__)
+            code = 1
+        app.log.flush()
+        leave(code)
+
+    def init_signals(self) -> None:
+        """Leave all signals to the event loop, but for those that a worker ignores."""
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH):
+            signal.signal(number, signal.SIG_IGN)
+
+    async def _serve(self, app: _Application) -> None:
+        life = Life()
+        life.end_on(signal.SIGTERM, quick=(signal.SIGINT, signal.SIGQUIT))
+        sockets = tuple(cast(Any, one).sock for one in self.sockets)
+        inherited = app.listeners
+        listeners = Listeners(sockets[: app.authz], sockets[app.authz :], inherited.shared)
+        settings = app.read()
+        beat = asyncio.create_task(self._beat(life))
+        try:
+            async with running(settings, app.log, listeners, life):
+                await life.until_end()
+                if app.stopping[0]:
+                    listeners.give_way()
+                    await life.leave(settings.shutdown.delay_seconds)
+                listeners.close()
+        except StoppedError:
+            pass
+        beat.cancel()
+
+    async def _beat(self, life: Life) -> None:
+        """Stay alive for the supervisor; end when it is gone."""
+        while True:
+            self.notify()
+            if os.getppid() != self.ppid:
+                life.end(hurry=True)
+            await asyncio.sleep(HEARTBEAT_S)

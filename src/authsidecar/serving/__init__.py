@@ -1,0 +1,1 @@
+"""The listeners: the authz listener that proxies ask, and the management listener."""

@@ -1,0 +1,187 @@
+"""Answers as bytes and headers, from outcomes alone."""
+
+import json
+from ipaddress import ip_address
+
+import pytest
+
+from authsidecar.decision.authorize import Outcome
+from authsidecar.decision.credentials import TOKEN_MISSING
+from authsidecar.decision.model import (
+    Allow,
+    Deny,
+    Limit,
+    Permission,
+    Principal,
+    Quota,
+    Role,
+    TeamId,
+    TokenId,
+    UserId,
+)
+from authsidecar.decision.policy import (
+    PERMISSION_MISSING,
+    RATE_LIMITED,
+    STORE_UNAVAILABLE,
+    TOKEN_UNKNOWN,
+)
+from authsidecar.decision.proxies.headers import IDENTITY
+from authsidecar.decision.proxies.replies import Reply, refuse, render, tightest
+from authsidecar.decision.routes import ROUTE_UNKNOWN
+from authsidecar.times import UnixMs
+
+NOW = UnixMs(1_000_000_000_500)
+CLIENT = ip_address("192.0.2.1")
+
+
+def quota(remaining: int, reset_in: int, *, scope: str = "user", limit: int = 200) -> Quota:
+    return Quota(scope, Limit(limit, 60_000), remaining, UnixMs(NOW + reset_in))
+
+
+FULL = Deny(RATE_LIMITED)
+
+
+def denied(*quotas: Quota, deny: Deny = FULL) -> dict[str, str]:
+    outcome = Outcome(deny, NOW, quotas)
+    return dict(render(outcome, CLIENT, "d1").headers)
+
+
+def principal(*permissions: Permission, role: Role = Role.OWNER) -> Principal:
+    return Principal(UserId(0), TeamId(0), role, TokenId(7), frozenset(permissions))
+
+
+def test_an_admission_says_who_it_is() -> None:
+    """Each identity header exactly once, permissions in a stable order, zero is a number."""
+    allow = Allow(principal(Permission.WRITE, Permission.READ), read_sensitive=True)
+    reply = render(Outcome(allow, NOW), CLIENT, "d1")
+    assert (reply.status, reply.body) == (200, b"")
+    assert reply.headers == (
+        ("X-Auth-User-Id", "0"),
+        ("X-Auth-Team-Id", "0"),
+        ("X-Auth-Team-Role", "owner"),
+        ("X-Auth-Token-Id", "7"),
+        ("X-Auth-Permissions", "read write"),
+        ("X-Auth-Read-Sensitive", "true"),
+        ("X-Auth-Client-Ip", "192.0.2.1"),
+        ("X-Auth-Decision-Id", "d1"),
+        ("Cache-Control", "no-store"),
+    )
+
+
+def test_an_admission_without_identity_says_none() -> None:
+    """Pitfall 2: every header is there, so that no client's value survives being copied."""
+    reply = render(Outcome(Allow(None), NOW), ip_address("2001:db8::1"), "d1")
+    assert [name for name, _ in reply.headers][:8] == list(IDENTITY)
+    assert [value for _, value in reply.headers][:6] == ["none"] * 5 + ["false"]
+    assert dict(reply.headers)["X-Auth-Client-Ip"] == "2001:db8::1"
+
+
+@pytest.mark.parametrize("held", [(), tuple(Permission)])
+def test_identity_values_are_never_empty_nor_lists(held: tuple[Permission, ...]) -> None:
+    """Printable ASCII, no comma, together under 4 KB, whatever the token holds."""
+    reply = render(Outcome(Allow(principal(*held)), NOW), CLIENT, "d1")
+    for name, value in reply.headers:
+        assert value.isascii()
+        assert value.isprintable()
+        assert value.strip() == value != ""
+        assert not (name in IDENTITY and "," in value)
+    assert sum(len(n) + len(v) + 4 for n, v in reply.headers) < 4096
+
+
+def test_a_refusal_is_one_line_of_ascii_json() -> None:
+    """Message, code and decision first; what is missing is a list."""
+    deny = Deny(PERMISSION_MISSING, "detail of the log", (Permission.WRITE,))
+    reply = refuse(deny, "d1")
+    assert (reply.status, b"\n" in reply.body, reply.body.isascii()) == (403, False, True)
+    assert json.loads(reply.body) == {
+        "message": "Missing required permissions",
+        "code": "permission_missing",
+        "missing_permissions": ["write"],
+        "decision_id": "d1",
+    }
+    assert b"detail" not in reply.body
+
+
+def test_an_unknown_route_points_to_the_documentation() -> None:
+    """As Coolify's own fallback does."""
+    assert json.loads(refuse(Deny(ROUTE_UNKNOWN), "d").body)["docs"] == "https://coolify.io/docs"
+
+
+def test_the_challenge_names_an_error_only_if_a_token_was_sent() -> None:
+    """RFC 6750 section 3.1."""
+    missing = dict(refuse(Deny(TOKEN_MISSING), "d").headers)["WWW-Authenticate"]
+    unknown = dict(refuse(Deny(TOKEN_UNKNOWN), "d").headers)["WWW-Authenticate"]
+    assert missing == 'Bearer realm="coolify"'
+    assert unknown == 'Bearer realm="coolify", error="invalid_token"'
+
+
+def test_an_outage_says_when_to_come_back() -> None:
+    """Retry-After, although no counter is involved."""
+    assert dict(refuse(Deny(STORE_UNAVAILABLE), "d").headers)["Retry-After"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("reset_in", "seconds"),
+    [(-5_000, "1"), (0, "1"), (1, "1"), (999, "1"), (1000, "1"), (1001, "2"), (59_999, "60")],
+)
+def test_retry_after_is_rounded_up_and_at_least_a_second(reset_in: int, seconds: str) -> None:
+    """Pitfall 31: never zero, negative or a moment too early."""
+    assert denied(quota(0, reset_in))["Retry-After"] == seconds
+
+
+def test_the_reset_is_the_exact_instant_rounded_up() -> None:
+    """In whole seconds since 1970, not one second early."""
+    assert denied(quota(0, 500))["X-RateLimit-Reset"] == "1000000001"
+    assert denied(quota(0, 501))["X-RateLimit-Reset"] == "1000000002"
+
+
+def test_retry_waits_for_the_last_full_counter() -> None:
+    """Of two full counters the later one decides; one with room does not."""
+    full = [quota(0, 2_000), quota(0, 9_000, scope="token"), quota(3, 50_000, scope="team")]
+    assert denied(*full)["Retry-After"] == "9"
+
+
+@pytest.mark.parametrize(
+    ("quotas", "name"),
+    [
+        ([quota(0, 2_000)], "user"),
+        ([quota(3, 1), quota(0, 1, scope="team")], "team"),
+        ([quota(0, 2_000), quota(0, 9_000, scope="token")], "token"),
+    ],
+)
+def test_a_429_names_the_limit_that_must_be_waited_for(quotas: list[Quota], name: str) -> None:
+    """As RateLimit-Policy names it; of several full ones the one that Retry-After is of."""
+    reply = render(Outcome(FULL, NOW, tuple(quotas)), CLIENT, "d1")
+    assert json.loads(reply.body) == {
+        "message": "Too Many Attempts.",
+        "code": "rate_limited",
+        "limit_name": name,
+        "decision_id": "d1",
+    }
+
+
+def test_the_tightest_counter_is_told() -> None:
+    """The least room; of equals the one that opens last."""
+    user, token, team = (
+        quota(5, 1000),
+        quota(2, 1000, scope="token", limit=10),
+        quota(2, 2000, scope="team", limit=20),
+    )
+    assert tightest([user, token, team]) is team
+    found = denied(user, token, team, deny=Deny(PERMISSION_MISSING))
+    assert (found["X-RateLimit-Limit"], found["X-RateLimit-Remaining"]) == ("20", "2")
+    assert "Retry-After" not in found
+
+
+def test_the_ratelimit_fields_list_every_counter() -> None:
+    """draft-ietf-httpapi-ratelimit-headers-10: structured fields, windows in whole seconds."""
+    odd = Quota("token", Limit(10, 1500), 0, UnixMs(NOW - 1))
+    found = denied(odd, quota(7, 1), deny=Deny(PERMISSION_MISSING))
+    assert found["RateLimit-Policy"] == '"token";q=10;w=2, "user";q=200;w=60'
+    assert found["RateLimit"] == '"token";r=0;t=0, "user";r=7;t=1'
+
+
+def test_nothing_charged_nothing_said() -> None:
+    """No counter, no field of it."""
+    reply: Reply = render(Outcome(Deny(TOKEN_UNKNOWN), NOW), CLIENT, "d")
+    assert not [name for name, _ in reply.headers if "ratelimit" in name.lower()]

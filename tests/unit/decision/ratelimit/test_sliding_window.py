@@ -1,0 +1,45 @@
+"""The model of the sliding window, example by example (its laws are in tests/property)."""
+
+from authsidecar.decision.model import Limit
+from authsidecar.decision.ratelimit.sliding_window import Counted, charge, count, current
+from authsidecar.times import UnixMs
+
+LIMIT = Limit(2, 1000)
+
+
+def at(now: int) -> UnixMs:
+    return UnixMs(now)
+
+
+def test_an_empty_counter_has_all_its_room() -> None:
+    """It would be full again a window from now."""
+    assert count((), LIMIT, at(5000)) == Counted(True, 2, at(6000))
+
+
+def test_a_full_counter_says_when_its_oldest_leaves() -> None:
+    """That millisecond admits, the one before does not."""
+    state = (5000, 5400)
+    assert count(state, LIMIT, at(5999)) == Counted(False, 0, at(6000))
+    assert current(state, LIMIT, at(5999)) == state
+    assert current(state, LIMIT, at(6000)) == (5400,)
+
+
+def test_all_counters_are_charged_or_none() -> None:
+    """A full second counter leaves the first as it was."""
+    states, admitted, counted = charge(((), (5000,)), (LIMIT, Limit(1, 1000)), at(5001))
+    assert (states, admitted) == (((), (5000,)), False)
+    assert [c.fits for c in counted] == [True, False]
+    states, admitted, counted = charge(((), (5000,)), (LIMIT, Limit(1, 1000)), at(6000))
+    assert (states, admitted) == (((6000,), (6000,)), True)
+    assert [c.remaining for c in counted] == [1, 0]
+
+
+def test_a_lowered_limit_waits_for_as_many_as_are_too_many() -> None:
+    """Three were admitted, one is now the limit: the last of them has to leave first."""
+    assert count((10, 20, 30), Limit(1, 1000), at(40)).reset_at == 1030
+
+
+def test_what_lies_in_the_future_counts_from_now() -> None:
+    """After a clock that ran back, for one window and no longer."""
+    assert current((9000, 9500), LIMIT, at(5000)) == (5000, 5000)
+    assert current((5000, 5000), LIMIT, at(6000)) == ()

@@ -1,0 +1,379 @@
+"""Each check by itself, their order, and which bucket a request is charged to."""
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from authsidecar.decision.allowlist import parse
+from authsidecar.decision.credentials import TOKEN_MISSING
+from authsidecar.decision.model import (
+    METHODS,
+    Allow,
+    Deny,
+    Permission,
+    Role,
+    TeamId,
+    TokenId,
+    TokenRecord,
+)
+from authsidecar.decision.policy import CHECKS, ELEVATED, INCLUDED_BY, Judgement, Policy, find_route
+from authsidecar.decision.routes import Guard, Route, RouteTable, coolify, extra
+from authsidecar.times import UnixMs
+from tests.support.cases import (
+    ENABLE,
+    MCP,
+    NOW,
+    OPEN,
+    POLICY,
+    READ,
+    code,
+    judged,
+    record,
+    request,
+)
+
+ROUTES = Policy(coolify("4.3"))
+ALL = tuple(Permission)
+
+
+def needing(permission: str) -> Route:
+    return Route("GET", "/api/v1/thing", Guard.ORDINARY, Permission(permission))
+
+
+def outcome(policy: Policy, method: str, path: str, **changed: object) -> tuple[str, str | None]:
+    """Of a request that needs no token: its code and its bucket."""
+    found = find_route(policy, request(method, path, **changed))
+    assert isinstance(found, Judgement)
+    return code(found), found.bucket
+
+
+# Rows 0 and 1: the route
+
+
+def test_a_route_that_needs_a_token_is_handed_on() -> None:
+    """The row itself, to be judged by."""
+    found = find_route(ROUTES, request("GET", "/api/v1/teams"))
+    assert isinstance(found, Route)
+    assert (found.template, found.permission) == ("/api/v1/teams", Permission.READ)
+
+
+@pytest.mark.parametrize("path", ["/api/v1/nothing", "/api", "/api/v1", "/", "/login", "/MCP"])
+def test_no_row_no_access(path: str) -> None:
+    """404, counted in the bucket of unknown routes."""
+    assert outcome(ROUTES, "GET", path) == ("route_unknown", "unknown")
+
+
+@pytest.mark.parametrize("method", sorted(METHODS - {"GET", "HEAD"}))
+def test_another_method_of_a_known_path_is_unknown(method: str) -> None:
+    """Coolify has no 405 of its own here."""
+    assert outcome(ROUTES, method, "/api/v1/version") == ("route_unknown", "unknown")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE"])
+def test_mcp_takes_post_alone(method: str) -> None:
+    """GET and DELETE are 405, and HEAD goes by the GET row."""
+    assert outcome(ROUTES, method, "/mcp") == ("method_not_allowed", None)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "bucket"),
+    [
+        ("GET", "/api/health", "health"),
+        ("HEAD", "/api/v1/health", "health"),
+        ("POST", "/api/feedback", "feedback"),
+        ("POST", "/api/v1/sentinel/push", "sentinel"),
+    ],
+)
+def test_public_routes_pass_in_their_own_bucket(method: str, path: str, bucket: str) -> None:
+    """No token is looked at, whatever it is."""
+    assert outcome(ROUTES, method, path) == ("allow", bucket)
+    assert outcome(ROUTES, method, path, credential=Deny(TOKEN_MISSING)) == ("allow", bucket)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/index.php",
+        "/index.php/api/v1/teams",
+        "/INDEX.php/api/v1/teams",
+        "/index.phpx",
+        "/iNdEx.PhP",
+    ],
+)
+@pytest.mark.parametrize("pass_outside", [True, False])
+def test_the_front_controller_is_never_a_route(path: str, pass_outside: bool) -> None:
+    """Symfony cuts it off; not even a preflight or an open outside gets through."""
+    policy = replace(ROUTES, pass_outside=pass_outside)
+    assert outcome(policy, "GET", path) == ("route_unknown", "unknown")
+    assert outcome(policy, "OPTIONS", path, preflight=True) == ("route_unknown", "unknown")
+
+
+@pytest.mark.parametrize("path", ["/", "/login", "/apis/x", "/API/v1/teams", "/mcpx"])
+def test_paths_outside_pass_only_where_the_operator_says_so(path: str) -> None:
+    """`outside: pass` is for the first segments that are neither api nor mcp, without identity."""
+    assert outcome(ROUTES, "GET", path)[0] == "route_unknown"
+    policy = replace(ROUTES, pass_outside=True)
+    assert outcome(policy, "GET", path) == ("allow", None)
+    assert outcome(policy, "GET", "/api/v1/nothing") == ("route_unknown", "unknown")
+    assert outcome(policy, "GET", "/api") == ("route_unknown", "unknown")
+
+
+def test_a_preflight_passes_uncounted() -> None:
+    """CORS asks without a token; outside, only where the operator's own rows serve the path."""
+    assert outcome(ROUTES, "OPTIONS", "/api/v1/teams", preflight=True) == ("allow", None)
+    assert outcome(ROUTES, "OPTIONS", "/api/v1/teams") == ("route_unknown", "unknown")
+    assert outcome(ROUTES, "OPTIONS", "/web", preflight=True)[0] == "route_unknown"
+    policy = Policy(extra("POST /web read", RouteTable(())))
+    assert outcome(policy, "OPTIONS", "/web", preflight=True) == ("allow", None)
+
+
+def test_a_closed_row_is_as_if_there_were_none() -> None:
+    """404, not 403: what is closed is not told apart from what never was."""
+    policy = Policy(extra("GET /api/v1/teams deny\nGET /web deny", coolify("4.3")))
+    assert outcome(policy, "GET", "/api/v1/teams") == ("route_unknown", "unknown")
+    assert outcome(replace(policy, pass_outside=True), "GET", "/web")[0] == "route_unknown"
+
+
+# Row 2: who it is
+
+
+def test_an_unknown_id_and_a_wrong_secret_are_one_answer() -> None:
+    """The very same refusal, charged to the address."""
+    wrong = judged(READ, record(digest=bytes(32)))
+    unknown = judged(READ, credential=Deny(TOKEN_MISSING))
+    assert (code(wrong), wrong.bucket) == ("token_unknown", "failed")
+    assert (code(unknown), unknown.bucket) == ("token_missing", "failed")
+
+
+@pytest.mark.parametrize(
+    ("expires_in", "expected"),
+    [(None, "allow"), (1, "allow"), (0, "allow"), (-1, "token_expired")],
+)
+def test_a_token_is_valid_up_to_and_including_its_expiry(
+    expires_in: int | None, expected: str
+) -> None:
+    """The last millisecond counts as Coolify counts it."""
+    expires = None if expires_in is None else UnixMs(NOW + expires_in)
+    judgement = judged(READ, record(expires_at=expires))
+    assert code(judgement) == expected
+    assert judgement.bucket == ("failed" if expected == "token_expired" else "principal")
+
+
+def test_an_expired_token_with_a_wrong_secret_is_unknown() -> None:
+    """Only who holds the secret learns that it has expired."""
+    assert code(judged(READ, record(digest=bytes(32), expires_at=UnixMs(1)))) == "token_unknown"
+
+
+# Rows 4 to 9, one by one
+
+
+@pytest.mark.parametrize("missing", ["role", "team"])
+@pytest.mark.parametrize("route", [READ, ENABLE, MCP])
+def test_row_4_a_token_needs_its_team(missing: str, route: Route) -> None:
+    """Membership, user or team is gone: 401 in Coolify's words, counted against the user."""
+    judgement = judged(route, record("root", team=TeamId(0) if missing == "role" else None))
+    if missing == "role":
+        judgement = judged(route, record("root", role=None))
+    assert (code(judgement), judgement.bucket) == ("not_team_member", "principal")
+    assert isinstance(judgement.verdict, Deny)
+    assert (judgement.verdict.reason.status, judgement.verdict.reason.message) == (
+        401,
+        "Invalid token.",
+    )
+
+
+@pytest.mark.parametrize("permission", ALL)
+@pytest.mark.parametrize("role", list(Role))
+def test_row_5_more_than_read_needs_an_admin_or_owner(permission: Permission, role: Role) -> None:
+    """Even on a route that needs only `read`, with a token that also holds it."""
+    held = record("read", permission, role=role)
+    refused = permission is not Permission.READ and role is Role.MEMBER
+    assert code(judged(READ, held)) == ("team_role_required" if refused else "allow")
+
+
+def test_row_6_the_switch_stops_ordinary_routes_alone() -> None:
+    """enable and disable must work while the API is off; MCP has a switch of its own."""
+    off = replace(OPEN, api_enabled=False)
+    assert code(judged(READ, instance=off)) == "api_disabled"
+    assert code(judged(ENABLE, record("root", team=TeamId(0)), instance=off)) == "allow"
+    assert code(judged(MCP, instance=off)) == "allow"
+
+
+def test_row_7_the_allowlist_stops_all_but_the_switches() -> None:
+    """An administrator who locked everybody out can still let them in."""
+    closed = replace(OPEN, allowlist=parse("198.51.100.0/24"))
+    assert code(judged(READ, instance=closed)) == "address_not_allowed"
+    assert code(judged(MCP, instance=closed)) == "address_not_allowed"
+    assert code(judged(ENABLE, record("root", team=TeamId(0)), instance=closed)) == "allow"
+    inside = ip_address("198.51.100.7")
+    assert code(judged(READ, instance=closed, client=inside)) == "allow"
+
+
+INCLUDES = {
+    ("read", "read:sensitive"),
+    *((needed, root) for needed in ALL for root in ("root", "*")),
+    *((p, p) for p in ALL),
+}
+
+
+@pytest.mark.parametrize("needed", ALL)
+@pytest.mark.parametrize("held", ALL)
+def test_row_8_nothing_but_root_and_read_sensitive_includes_another(
+    needed: Permission, held: Permission
+) -> None:
+    """All forty-nine pairs; a refusal names what was missing, in the words of the documentation."""
+    judgement = judged(needing(needed), record(held))
+    allowed = (needed, held) in INCLUDES
+    assert code(judgement) == ("allow" if allowed else "permission_missing")
+    if isinstance(judgement.verdict, Deny):
+        assert judgement.verdict.missing == (needed,)
+        assert judgement.verdict.reason.message == f"Missing required permissions: {needed}"
+
+
+def test_row_8_an_empty_token_holds_nothing() -> None:
+    """No permission at all is denied everywhere a permission is needed."""
+    for needed in ALL:
+        held = record(permissions=frozenset())
+        assert code(judged(needing(needed), held)) == "permission_missing"
+
+
+@pytest.mark.parametrize(
+    ("path", "action"),
+    [
+        ("/api/v1/enable", "enable the API"),
+        ("/api/v1/disable", "disable the API"),
+        ("/api/v1/mcp/enable", "enable the MCP server"),
+        ("/api/v1/mcp/disable", "disable the MCP server"),
+    ],
+)
+def test_row_9_the_switches_belong_to_the_instance_team(path: str, action: str) -> None:
+    """A root token of another team is refused in Coolify's words; the team is configurable."""
+    route = Route("POST", path, Guard.SWITCH, Permission.ROOT)
+    judgement = judged(route, record("root"))
+    assert code(judgement) == "instance_team_required"
+    assert isinstance(judgement.verdict, Deny)
+    assert judgement.verdict.reason.message == f"You are not allowed to {action}."
+    assert code(judged(route, record("root", team=TeamId(0)))) == "allow"
+    other = replace(POLICY, instance_team=TeamId(3))
+    assert code(judged(route, record("root"), policy=other)) == "allow"
+    assert code(judged(route, record("root", team=TeamId(0)), policy=other)) == (
+        "instance_team_required"
+    )
+
+
+def test_mcp_has_two_switches() -> None:
+    """The instance's, off, hides the route from everybody; the team's, off, is a 403."""
+    off = replace(OPEN, mcp_enabled=False)
+    hidden = judged(MCP, credential=Deny(TOKEN_MISSING), instance=off)
+    assert (code(hidden), hidden.bucket) == ("mcp_disabled", "unknown")
+    assert code(judged(MCP, record(team_mcp=False))) == "team_mcp_disabled"
+    assert code(judged(READ, record(team_mcp=False), instance=off)) == "allow"
+    assert code(judged(MCP, record(permissions=frozenset()))) == "allow"
+
+
+# The order
+
+
+def test_the_first_check_that_refuses_has_the_word() -> None:
+    """Everything wrong at once, mended from the top one by one: codes in Coolify's order."""
+    shut = replace(OPEN, api_enabled=False, allowlist=parse("198.51.100.1"))
+    route = needing("deploy")
+    wrong = {"digest": bytes(32), "expires_at": UnixMs(1), "role": None, "team": None}
+    said = [code(judged(route, record("write", **wrong), instance=shut))]
+    for mended in (
+        {"digest": record().digest},
+        {"expires_at": None},
+        {"team": TeamId(3), "role": Role.MEMBER},
+        {"role": Role.ADMIN},
+    ):
+        wrong |= mended
+        said.append(code(judged(route, record("write", **wrong), instance=shut)))
+    held = record("write", **wrong)
+    half = replace(shut, api_enabled=True)
+    said.append(code(judged(route, held, instance=half)))
+    said.append(code(judged(route, held)))
+    said.append(code(judged(route, record("deploy", **wrong))))
+    assert said == [
+        "token_unknown",
+        "token_expired",
+        "not_team_member",
+        "team_role_required",
+        "api_disabled",
+        "address_not_allowed",
+        "permission_missing",
+        "allow",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("held", "passes"),
+    [("write", True), ("deploy", True), ("root", True), ("*", True), ("read", False)],
+)
+def test_of_several_permissions_each_suffices(held: str, passes: bool) -> None:
+    """A refusal names them all, as Coolify does."""
+    either = replace(needing("write"), alternatives=(Permission.DEPLOY,))
+    judgement = judged(either, record(held, role=Role.OWNER))
+    assert code(judgement) == ("allow" if passes else "permission_missing")
+    if isinstance(judgement.verdict, Deny):
+        denial = judgement.verdict
+        assert denial.reason.message == "Missing required permissions: write, deploy"
+        assert denial.missing == (Permission.WRITE, Permission.DEPLOY)
+        assert denial.detail == "the route needs write or deploy, the token holds read"
+
+
+def test_the_permission_is_said_before_the_instance_team() -> None:
+    """Row 8 before row 9."""
+    assert code(judged(ENABLE, record("write"))) == "permission_missing"
+    assert [check.__name__ for check in CHECKS][-3:] == [
+        *("check_permission", "check_instance_team", "check_team_isolation"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "held",
+    [record("read"), record("write"), record("read", role=None), record(permissions=frozenset())],
+)
+def test_whatever_rows_4_to_9_say_the_user_is_charged(held: TokenRecord) -> None:
+    """A refused request of a known token is no free probe."""
+    assert judged(needing("deploy"), held).bucket == "principal"
+
+
+# What is allowed
+
+
+@pytest.mark.parametrize(
+    ("permissions", "role", "sensitive"),
+    [
+        (("read",), Role.OWNER, False),
+        (("write", "read"), Role.OWNER, False),
+        (("read", "write:sensitive"), Role.OWNER, False),
+        (("read:sensitive",), Role.OWNER, True),
+        (("read:sensitive",), Role.ADMIN, True),
+        (("root",), Role.ADMIN, True),
+        (("*",), Role.OWNER, True),
+        (("read",), Role.MEMBER, False),
+    ],
+)
+def test_sensitive_data_needs_permission_and_role(
+    permissions: tuple[str, ...], role: Role, sensitive: bool
+) -> None:
+    """X-Auth-Read-Sensitive is true only for root or read:sensitive of an admin or owner."""
+    verdict = judged(READ, record(*permissions, role=role)).verdict
+    assert isinstance(verdict, Allow)
+    assert verdict.read_sensitive is sensitive
+    assert verdict.principal is not None
+    assert (verdict.principal.token, verdict.principal.role) == (TokenId(67), role)
+
+
+def test_a_verdict_is_no_condition() -> None:
+    """`if verdict:` over a refusal would fail open, so it fails."""
+    for verdict in (judged(READ).verdict, judged(needing("write")).verdict):
+        with pytest.raises(TypeError, match="match on Allow"):
+            bool(verdict)
+
+
+def test_the_tables_name_every_permission() -> None:
+    """A permission that is added later has to be placed."""
+    assert set(INCLUDED_BY) == set(ALL)
+    assert set(ALL) - {Permission.READ} == ELEVATED
