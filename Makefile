@@ -72,8 +72,8 @@ bench-report: install ## bench with growth, and the pages of docs that it fills:
 soak: install ## Ten minutes at half of capacity: is memory flat?
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
-lock: install ## Pin what requirements/*.in ask for, with hashes
-	$(BIN)/uv pip compile --quiet --upgrade --universal --generate-hashes --no-emit-index-url \
+lock: install ## Pin what pyproject.toml asks for, with hashes (ARGS=--upgrade: the newest)
+	$(BIN)/uv pip compile --quiet $(ARGS) --universal --generate-hashes --no-emit-index-url \
 		--no-header --no-annotate --no-emit-package authsidecar --python-version 3.11 --all-extras pyproject.toml \
 		-o requirements/dev.txt
 

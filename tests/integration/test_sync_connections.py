@@ -312,7 +312,7 @@ async def test_another_connection_may_be_another_server(
     async def same(_: Source) -> str:
         return "the same"
 
-    monkeypatch.setattr(Source, "_snapshot", same)
+    monkeypatch.setattr(Source, "_pg_snapshot", same)
     async with following(coolify_db.dsn, redis_client):
         await coolify_db.run("DELETE FROM personal_access_tokens WHERE id = 2")
         await asyncio.sleep(0.3)

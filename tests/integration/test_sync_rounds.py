@@ -371,7 +371,7 @@ async def test_a_dry_run_says_what_would_change_and_changes_nothing(
     options = Options(coolify_db.dsn)
     seen = [change async for change in planned(options, redis_client, Keys())]
 
-    assert [(change.sign, change.noun, change.text) for change in seen] == [
+    assert [(change.sign, change.entity, change.text) for change in seen] == [
         ("~", "member", "user 3 in team 1: member"),
         ("-", "token", "2 of user 1, team 1: read"),
         ("+", "team", "8 'new', MCP on"),

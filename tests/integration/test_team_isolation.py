@@ -211,7 +211,7 @@ async def test_a_dry_run_names_owners(owned: Coolify, redis_client: Redis) -> No
     """As every other change, and writes nothing."""
     options = follower(owned.dsn, redis_client, owned=True)._options
 
-    texts = [c.text async for c in planned(options, redis_client, Keys()) if c.noun == "owner"]
+    texts = [c.text async for c in planned(options, redis_client, Keys()) if c.entity == "owner"]
 
     assert "of 'server-1': team 1" in texts
     assert len(texts) == len(OWNERS)

@@ -1,9 +1,9 @@
 """One request's verdict, from facts alone: no network, no clock, no library but Python's own.
 
-`authorize` is the one way to a verdict; everything else in this package is what it is made of.
+`authorize.authorize` is the one way to a verdict; the rest of the package is what it is made of.
 """
 
-from authsidecar.decision.authorize import Outcome, Rules, Store, StoreError, authorize
+from authsidecar.decision.authorize import Outcome, Rules, Store, StoreError
 from authsidecar.decision.model import AccessRequest, Allow, Deny, Kind, Proxy, Reason, Verdict
 from authsidecar.decision.policy import Policy
 
@@ -20,5 +20,4 @@ __all__ = [
     "Store",
     "StoreError",
     "Verdict",
-    "authorize",
 ]
