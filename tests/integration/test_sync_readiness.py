@@ -117,7 +117,7 @@ async def test_a_sidecar_that_does_not_follow_itself_waits_for_the_first_sync_to
         one = follower(coolify_db.dsn, redis_client)
         assert await one._lease.acquire()
         await one._bulk.epoch.begin()
-        await one._board.claim()
+        await one._status.claim()
         await one._bulk.say_synced(complete=False)
         assert asked(process, 2) == (503, "store_unavailable")
         until(lambda: readyz(process).status == 503, "a readiness that is asked anew")

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from authsidecar.coolify import rounds, status, sync
 from authsidecar.coolify.source import SchemaError
-from authsidecar.coolify.status import Board
+from authsidecar.coolify.status import StatusRecord
 from authsidecar.coolify.sync import BusyError, DoubtError, Follower, Options, planned
 from authsidecar.decision.model import TeamId, UserId
 from authsidecar.store.bulk import Bulk, FencedChanges
@@ -446,7 +446,7 @@ async def test_doubts_are_told_once_and_counted(coolify_db: Coolify, redis_clien
             return told is not None and told.kept > 2
 
         await eventually(counted, "the third doubt")
-        told = await status.told(redis_client, Keys())
+        told = await status.readiness(redis_client, Keys())
         await coolify_db.run(
             "INSERT INTO users(id, name, email) SELECT i, 'back', i || '@x' "
             "FROM generate_series(0, 4) i"
@@ -458,7 +458,7 @@ async def test_doubts_are_told_once_and_counted(coolify_db: Coolify, redis_clien
     assert told is not None
     assert (told["problem"], told["detail"]) == ("emptied", "users is empty")
     assert len(lines.all("sync_emptied")) == 1
-    assert await status.owner(redis_client, Keys()) == "coolify"
+    assert await status.read_owner(redis_client, Keys()) == "coolify"
 
 
 async def test_an_idle_round_asks_for_nothing_but_the_snapshot(
@@ -478,7 +478,7 @@ async def test_an_idle_round_asks_for_nothing_but_the_snapshot(
     task = asyncio.create_task(one.run())
     try:
         await eventually(lambda: _synced(redis_client), "the first round")
-        first = await Board(redis_client, Keys()).client.hget(Keys().sync_status, "at")
+        first = await StatusRecord(redis_client, Keys()).client.hget(Keys().sync_status, "at")
 
         async def later() -> bool:
             return bool(await redis_client.hget(Keys().sync_status, "at") != first)

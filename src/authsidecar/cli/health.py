@@ -59,18 +59,18 @@ def _missing(endpoint: "Endpoint") -> dict[str, str]:
     try:
         connection.request("GET", "/readyz")
         answer = connection.getresponse()
-        said = answer.read()
+        body = answer.read()
     except (OSError, HTTPException) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise RefusedError(f"{endpoint}: no answer ({why}); is the sidecar running?") from None
     finally:
         connection.close()
-    return {} if answer.status == 200 else _told(said, answer.status)
+    return {} if answer.status == 200 else _missing_parts(body, answer.status)
 
 
-def _told(said: bytes, status: int) -> dict[str, str]:
+def _missing_parts(body: bytes, status: int) -> dict[str, str]:
     try:
-        found: Any = json.loads(said)["missing"]
+        found: Any = json.loads(body)["missing"]
         return {str(part): str(kind) for part, kind in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {"answer": str(status)}

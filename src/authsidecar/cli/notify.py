@@ -37,7 +37,7 @@ def notify(once: bool) -> None:
 async def _once(session: Session) -> None:
     from collections import Counter
 
-    from authsidecar.coolify.status import owner
+    from authsidecar.coolify.status import read_owner
     from authsidecar.expiry.rounds import Result, Rounds
     from authsidecar.run.sidecar import logger
     from authsidecar.store.keys import Keys
@@ -45,7 +45,7 @@ async def _once(session: Session) -> None:
     options, keys = _options(session), Keys(session.settings.redis.prefix)
     log = logger(session.settings)
     results: Counter[Result] = Counter()
-    if not options.synced and await owner(session.client, keys) is not None:
+    if not options.synced and await read_owner(session.client, keys) is not None:
         session.out.note("tokens are Coolify's, which warns about them itself (mail.synced_tokens)")
     for channel in options.channels:
         rounds = Rounds(channel, options, session.client, keys, log=log, count=lambda _: None)

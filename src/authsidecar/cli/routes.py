@@ -105,8 +105,8 @@ def diff(old: str, new: str, conditional: "Conditional | None") -> None:
         "removed": found.removed,
     }
     data = {kind: [change._asdict() for change in changes] for kind, changes in kinds.items()}
-    text = "\n".join(_told(kind, changes) for kind, changes in kinds.items() if changes)
-    weaker = _told("weaker", found.weaker) if found.weaker else None
+    text = "\n".join(_describe(kind, changes) for kind, changes in kinds.items() if changes)
+    weaker = _describe("weaker", found.weaker) if found.weaker else None
     Output(given()).result(data, text or "no difference", quiet=weaker)
     if found.weaker:
         raise RefusedError(f"{len(found.weaker)} weaker in {new} than in {old}")
@@ -189,7 +189,7 @@ def _item(route: "Route") -> dict[str, object]:
     }
 
 
-def _told(kind: str, changes: tuple["Change", ...]) -> str:
+def _describe(kind: str, changes: tuple["Change", ...]) -> str:
     lines = [f"  {change.method} {change.path}: {change.what}" for change in changes]
     return "\n".join([f"{kind}:", *lines])
 

@@ -96,11 +96,11 @@ def changing(command: Coroutine[P]) -> Coroutine[P]:
     """Have a command say that it has run, if it can't write its result."""
 
     @functools.wraps(command)
-    async def told(session: Session, /, *args: P.args, **kwargs: P.kwargs) -> None:
+    async def run(session: Session, /, *args: P.args, **kwargs: P.kwargs) -> None:
         with streams.done():
             await command(session, *args, **kwargs)
 
-    return told
+    return run
 
 
 def on_own_registry(command: Coroutine[P]) -> Callable[P, None]:
@@ -108,10 +108,10 @@ def on_own_registry(command: Coroutine[P]) -> Callable[P, None]:
 
     @functools.wraps(command)
     async def unless_synced(session: Session, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        from authsidecar.coolify.status import owner
+        from authsidecar.coolify.status import read_owner
         from authsidecar.store.keys import Keys
 
-        if await owner(session.client, Keys(session.settings.redis.prefix)) is not None:
+        if await read_owner(session.client, Keys(session.settings.redis.prefix)) is not None:
             raise RefusedError(
                 "Coolify owns users, teams, tokens and settings here: change them in Coolify, "
                 "or take them back with `authsidecar sync coolify release`"

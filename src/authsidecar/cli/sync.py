@@ -232,11 +232,11 @@ def _read(path: str) -> str:
 
 
 def _progress(session: Session) -> Callable[[int, int], None]:
-    def told(done: int, total: int) -> None:
+    def show(done: int, total: int) -> None:
         end = "\n" if done == total else ""
         session.out.progress(f"sync: {100 * done // max(total, 1)} %{end}")
 
-    return told
+    return show
 
 
 @contextlib.contextmanager

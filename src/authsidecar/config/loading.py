@@ -18,7 +18,7 @@ from authsidecar.config.sources import (
     file_layer,
     null,
     one_line,
-    shown,
+    quote,
     value_in,
 )
 
@@ -67,7 +67,7 @@ def load(path: str | None, environ: Mapping[str, str]) -> Settings:
         details = error.errors(include_url=False, include_input=False)
         # A source that is already refused as a whole is not refused twice.
         found = [_problem(detail, given) for detail in details]
-        problems += [line for line in found if not _told(line, problems)]
+        problems += [line for line in found if not _is_reported(line, problems)]
         raise ConfigError(tuple(problems), _coolify(values)) from None
     if problems:
         raise ConfigError(tuple(problems), settings.coolify)
@@ -105,7 +105,7 @@ def _coolify(values: Mapping[str, Any]) -> Coolify | None:
         return None
 
 
-def _told(line: str, problems: list[str]) -> bool:
+def _is_reported(line: str, problems: list[str]) -> bool:
     origin_and_key = ": ".join(line.split(": ", 2)[:2])
     return any(problem.startswith(f"{origin_and_key}: ") for problem in problems)
 
@@ -132,7 +132,7 @@ def _read(path: str, blame: str | None) -> Layer:
 
 def _unreadable(path: str, blame: str, error: OSError | ValueError) -> Layer:
     why = error.strerror if isinstance(error, OSError) else "not a path"
-    where = f"{blame}{one_line(path) or shown(path)}"
+    where = f"{blame}{one_line(path) or quote(path)}"
     return Layer(
         problems=[f"{where}: can't be read ({why}); allowed: the path of a readable YAML file"]
     )
@@ -190,7 +190,7 @@ def _what(detail: ErrorDetails, setting: Setting, given: Given | None, item: int
     if item is not None and isinstance(value, tuple):
         value = value[item]
     text = (
-        "null" if value is None else shown(", ".join(value) if isinstance(value, tuple) else value)
+        "null" if value is None else quote(", ".join(value) if isinstance(value, tuple) else value)
     )
     return f"got {text}" + (f", which {reason}" if reason else "")
 

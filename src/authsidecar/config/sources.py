@@ -80,7 +80,7 @@ def one_line(text: str) -> str:
     )
 
 
-def shown(text: str) -> str:
+def quote(text: str) -> str:
     """Quote a text of anybody's on one line, shortened."""
     return f'"{one_line(text if len(text) <= 60 else text[:57] + "...")}"'
 
@@ -111,7 +111,7 @@ def _rate_limit_layer(environ: Mapping[str, str]) -> Layer:
         layer.given[_RATE_LIMIT] = Given(text, RATE_LIMIT_VARIABLE)
         if re.fullmatch(r"[0-9]{1,6}", text, re.ASCII) is None or not 1 <= int(text) <= 100_000:
             layer.problems.append(
-                f"{RATE_LIMIT_VARIABLE}: limits.user.limit: got {shown(text)}; "
+                f"{RATE_LIMIT_VARIABLE}: limits.user.limit: got {quote(text)}; "
                 f"allowed: {SETTINGS[_RATE_LIMIT].allowed}"
             )
     return layer
@@ -132,7 +132,7 @@ def _put_file(layer: Layer, setting: Setting, path: str, variable: str) -> None:
     try:
         text = value_in(path)
     except (OSError, ValueError) as error:
-        where = one_line(path) or shown(path)
+        where = one_line(path) or quote(path)
         layer.problems.append(
             f"{variable}: {setting.key}: {where} can't be read ({_why(error)}); "
             "allowed: the path of a readable UTF-8 file that holds the value"
@@ -163,7 +163,7 @@ def _put_text(
         items = _items(text)
         if items is None:
             layer.problems.append(
-                f"{origin}: {setting.key}: got {shown(text)}, which is no JSON list of plain "
+                f"{origin}: {setting.key}: got {quote(text)}, which is no JSON list of plain "
                 f"values; allowed: {setting.allowed}; a JSON list or separated by commas"
             )
         else:

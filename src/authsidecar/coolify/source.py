@@ -436,7 +436,7 @@ async def connected(dsn: str, changed: Callable[[], None] | None = None) -> Asyn
             await listener.listen()
         yield Source(connections[0], listener)
     except failures as error:
-        raise SourceError(said(error)) from None
+        raise SourceError(one_line(error)) from None
     finally:
         for connection in connections:
             await _close(connection, failures)
@@ -457,7 +457,7 @@ def driver() -> Any:
     return asyncpg
 
 
-def said(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What a failure says, in one line."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

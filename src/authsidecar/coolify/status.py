@@ -97,7 +97,7 @@ class Status:
 
 
 @dataclass(slots=True)
-class Board:
+class StatusRecord:
     """Where a sync leaves word.
 
     Attributes:
@@ -151,7 +151,7 @@ class Board:
         await self.client.eval(_TELL, 2, *names, also, *words)
 
 
-async def owner(client: "Redis", keys: Keys) -> str | None:
+async def read_owner(client: "Redis", keys: Keys) -> str | None:
     """Who owns users, teams, tokens and settings: "coolify" if they are synced, else None."""
     anyway: Any = client
     return _text(await anyway.hget(keys.sync_status, "owner")) or None
@@ -214,7 +214,7 @@ NEVER: Final = Status(age_s=None, problem=None, detail="", kept=0, odd={})
 """What there is to tell where a sync is expected and has told nothing."""
 
 
-async def told(
+async def readiness(
     client: "Redis", keys: Keys, *, expected: bool = False
 ) -> Mapping[str, object] | None:
     """What `/readyz` says of the sync; None if there is none, or Redis does not say.
@@ -259,15 +259,15 @@ class Gauges:
         self._odd = gauge("odd_rows", "Odd rows in Coolify's tables, by what is wrong.", "reason")
         self._seen = False
         self._age_s = math.inf
-        self._told_at = 0.0
+        self._set_at = 0.0
 
-    def show(self, status: Status | None) -> None:
+    def set(self, status: Status | None) -> None:
         """Bring the metrics up to date; what was there once and is not any more is for ever old."""
         if status is None and not self._seen:
             return
         status, self._seen = status or NEVER, True
         self._age_s = math.inf if status.age_s is None else status.age_s
-        self._told_at = time.monotonic()
+        self._set_at = time.monotonic()
         self._age.labels(OWNER).set(self._age_s)
         self._kept.labels(OWNER).set(status.kept)
         for problem in Problem:
@@ -278,11 +278,11 @@ class Gauges:
     def grow_old(self) -> None:
         """Let the age go on: nobody says that it does not."""
         if self._seen:
-            self._age.labels(OWNER).set(self._age_s + time.monotonic() - self._told_at)
+            self._age.labels(OWNER).set(self._age_s + time.monotonic() - self._set_at)
 
 
 @contextlib.asynccontextmanager
-async def shown(
+async def exported(
     client: "Redis",
     keys: Keys,
     registry: CollectorRegistry,
@@ -301,12 +301,12 @@ async def shown(
     """
     gauges = Gauges(registry)
     if expected:
-        gauges.show(NEVER)
+        gauges.set(NEVER)
 
     async def keep() -> None:
         while True:
             try:
-                gauges.show(await read(client, keys))
+                gauges.set(await read(client, keys))
             except (exceptions.RedisError, OSError):
                 gauges.grow_old()
             await asyncio.sleep(_EVERY_S)

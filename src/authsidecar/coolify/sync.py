@@ -31,9 +31,9 @@ from authsidecar.coolify.rounds import (
 from authsidecar.coolify.rows import OFF, Odd
 from authsidecar.coolify.snapshot import Snapshot
 from authsidecar.coolify.source import SchemaError, Source, SourceError, connected, driver
-from authsidecar.coolify.status import Board, Problem
+from authsidecar.coolify.status import Problem, StatusRecord
 from authsidecar.coolify.sweep import LOOK_S, Sweep
-from authsidecar.observe.background import Background, told
+from authsidecar.observe.background import Background, describe_error
 from authsidecar.observe.log import Level, Log, redact
 from authsidecar.store.bulk import Bulk
 from authsidecar.store.epoch import FenceBroken, WritesLost
@@ -61,7 +61,7 @@ DEAF: Final = (
 DROPPED: Final = 10_000
 """How many of the facts that were removed are remembered; the oldest goes first."""
 
-TOLD_AGAIN_S: Final = 10.0
+LOG_AGAIN_S: Final = 10.0
 """After how long the same is logged again, in seconds, if it comes and goes."""
 
 LOGGED_ROWS: Final = 10
@@ -154,7 +154,7 @@ class Follower:
         self._options = options
         self._lease = Lease(client, keys)
         self._bulk = Bulk(client, keys, self._lease.fence)
-        self._board = Board(client, keys)
+        self._status = StatusRecord(client, keys)
         self._log = log
         self._progress = progress
         self._report = report
@@ -167,9 +167,9 @@ class Follower:
         self._unconfirmed = ""
         self._deaf = ""
         self._wake = asyncio.Event()
-        self._told = ""
-        self._told_at: dict[str, float] = {}
-        self._logged: set[tuple[Odd, str]] = set()
+        self._last_event = ""
+        self._logged_at: dict[str, float] = {}
+        self._logged_odd: set[tuple[Odd, str]] = set()
         self._unowned: tuple[str, ...] = ()
 
     async def run(self) -> None:
@@ -198,7 +198,7 @@ class Follower:
             except exceptions.RedisError as error:
                 await self._trouble(Problem.REDIS, f"{kind_of(error)}: {redact(str(error))}")
             except Exception as error:  # noqa: BLE001  # whatever it is, the last state stays
-                await self._trouble(Problem.DEFECT, told(error))
+                await self._trouble(Problem.DEFECT, describe_error(error))
             self._forget()
             failures = 0 if self._well else failures + 1
             await asyncio.sleep(AWAY_S[min(failures, len(AWAY_S) - 1)])
@@ -261,7 +261,7 @@ class Follower:
             except exceptions.RedisError as error:
                 await self._trouble(Problem.REDIS, f"{kind_of(error)}: {redact(str(error))}")
             except Exception as error:  # noqa: BLE001  # whatever it is, the last state stays
-                await self._trouble(Problem.DEFECT, told(error))
+                await self._trouble(Problem.DEFECT, describe_error(error))
             failures = 0 if self._well else failures
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
             failures += 1
@@ -288,7 +288,7 @@ class Follower:
         if problem in {Problem.REDIS, Problem.DEFECT}:
             self._report(f"{problem}: {detail}")
         with contextlib.suppress(exceptions.RedisError, OSError):
-            await self._board.troubled(problem, detail)
+            await self._status.troubled(problem, detail)
 
     async def _round_or_doubt(self, source: Source) -> None:
         try:
@@ -332,7 +332,7 @@ class Follower:
     async def _load(self) -> Snapshot:
         """What Redis holds, read from it; what it loses from now on shows."""
         await self._bulk.epoch.begin()
-        tokens_file = await self._board.tokens_file()
+        tokens_file = await self._status.tokens_file()
         if self._before is not None:  # a Redis that has lost writes knows an older one
             tokens_file = self._before.tokens_file or tokens_file
         snapshot = await Snapshot.load(self._bulk, tokens_file, self._before, self._dropped)
@@ -340,7 +340,7 @@ class Follower:
         return snapshot
 
     async def _apply(self, one: Round) -> Applied:
-        await self._board.claim()
+        await self._status.claim()
         fresh = one.snapshot.settings is None
         if fresh:
             await self._bulk.say_synced(complete=False)
@@ -362,7 +362,7 @@ class Follower:
             problem, detail = Problem.REPLICAS, self._unconfirmed
         elif self._deaf:
             problem, detail = Problem.INSTANT, self._deaf
-        await self._board.followed(snapshot.odd(), snapshot.tokens_file, problem, detail)
+        await self._status.followed(snapshot.odd(), snapshot.tokens_file, problem, detail)
 
     async def _confirm(self, timeout_ms: int) -> None:
         """Wait for the replicas that must have what was written, and tell if they have not."""
@@ -433,9 +433,9 @@ class Follower:
             self._log.event("info", "sync_applied", **counts)
         fresh: dict[Odd, list[str]] = {}
         for reason, row in snapshot.oddities():
-            if (reason, row) not in self._logged:
+            if (reason, row) not in self._logged_odd:
                 fresh.setdefault(reason, []).append(row)
-        self._logged = set(snapshot.oddities())
+        self._logged_odd = set(snapshot.oddities())
         for reason, found in fresh.items():
             self._log.event(
                 "warning", "sync_odd_rows", reason=reason, rows=len(found), some=found[:LOGGED_ROWS]
@@ -450,8 +450,8 @@ class Follower:
     def _tell(self, level: Level, event: str, **fields: object) -> None:
         """Log how it goes, once for as long as it goes like that."""
         now = time.monotonic()
-        if self._told != event and now - self._told_at.get(event, -inf) >= TOLD_AGAIN_S:
-            self._told, self._told_at[event] = event, now
+        if self._last_event != event and now - self._logged_at.get(event, -inf) >= LOG_AGAIN_S:
+            self._last_event, self._logged_at[event] = event, now
             self._log.event(level, event, **fields)
 
     async def _check_triggers(self, source: Source) -> None:
@@ -503,7 +503,7 @@ async def planned(options: Options, client: "Redis", keys: Keys) -> AsyncIterato
     bulk = Bulk(client, keys, Lease(client, keys).fence)
     async with connected(options.dsn) as source, source.view(owned=options.owned) as view:
         seen = await DatabaseView.at(view)
-        snapshot = await Snapshot.load(bulk, await Board(client, keys).tokens_file())
+        snapshot = await Snapshot.load(bulk, await StatusRecord(client, keys).tokens_file())
         if not options.allow_empty and (why := doubt(seen, snapshot)) is not None:
             raise DoubtError(why)
         async for one in Round(view, seen, snapshot, bulk).differences():

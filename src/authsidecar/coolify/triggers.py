@@ -8,7 +8,7 @@ rows notifies once.
 from collections.abc import Mapping
 from typing import Any, Final
 
-from authsidecar.coolify.source import CHANNEL, CONNECT_S, UNREADABLE, SourceError, driver, said
+from authsidecar.coolify.source import CHANNEL, CONNECT_S, UNREADABLE, SourceError, driver, one_line
 
 MATTERS: Final[Mapping[str, tuple[str, ...]]] = {
     "personal_access_tokens": (
@@ -92,4 +92,4 @@ async def run(dsn: str, statements: tuple[str, ...]) -> None:
     except (ValueError, LookupError):  # its text may hold a piece of the password
         raise SourceError(UNREADABLE) from None
     except (library.PostgresError, library.InterfaceError, OSError, TimeoutError) as error:
-        raise SourceError(said(error)) from None
+        raise SourceError(one_line(error)) from None

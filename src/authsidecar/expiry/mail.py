@@ -88,9 +88,9 @@ class Mail:
                     timeout=SEND_S / 3,
                 )
         except (aiosmtplib.SMTPRecipientsRefused, aiosmtplib.SMTPDataError) as error:
-            raise NotTakenError(_said(error)) from None
+            raise NotTakenError(_describe(error)) from None
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
-            raise UnreachableError(_said(error)) from None
+            raise UnreachableError(_describe(error)) from None
 
     async def _login(self) -> tuple[str | None, str | None]:
         if self.again is None:
@@ -138,7 +138,7 @@ def address(name: str, email: str) -> Address | None:
         return None
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     """What kind of failure it was: the server's own words may repeat what it was sent."""
     match error:
         case aiosmtplib.SMTPResponseException(code=code):

@@ -14,11 +14,11 @@ from redis import exceptions
 
 from authsidecar import extras
 from authsidecar.config import Settings, reread
-from authsidecar.coolify.status import owner
+from authsidecar.coolify.status import read_owner
 from authsidecar.expiry.channel import SEND_S, Channel, NotTakenError, UnreachableError
 from authsidecar.expiry.claims import LEASE_MS, Claims
 from authsidecar.expiry.notice import HOUR_MS, LATE_MS, Due, Notice, due
-from authsidecar.observe.background import Background, told
+from authsidecar.observe.background import Background, describe_error
 from authsidecar.observe.log import Log
 from authsidecar.store.keys import Keys
 from authsidecar.store.last_used import last_use
@@ -136,7 +136,7 @@ class Rounds:
             RedisError, OSError: Redis is away.
         """
         results: Counter[Result] = Counter()
-        if not self._options.synced and await owner(self._client, self._keys) is not None:
+        if not self._options.synced and await read_owner(self._client, self._keys) is not None:
             return results
         now = await self._registry.now()
         await self._registry.forget_expired(UnixMs(now - EXPIRED_KEPT_MS))
@@ -164,7 +164,7 @@ class Rounds:
                 self._log.event("warning", "warnings_wait", redis=type(error).__name__)
                 failed = True
             except Exception as error:  # noqa: BLE001  # one odd token must not end all warnings
-                self._report(told(error))
+                self._report(describe_error(error))
                 failed = True
             pause = BACKOFF_S[min(failures, len(BACKOFF_S) - 1)] if failed else EVERY_S
             failures = failures + 1 if failed else 0
@@ -182,7 +182,7 @@ class Rounds:
         if notice is None or late:
             await self._claims.release(warning)
             return None
-        told = {
+        fields = {
             "channel": self._channel.name,
             "token": warning.token,
             "lead_hours": warning.lead_hours,
@@ -190,15 +190,15 @@ class Rounds:
         try:
             await self._channel.send(notice)
         except UnreachableError as error:
-            self._log.event("warning", "warning_failed", **told, why=str(error))
+            self._log.event("warning", "warning_failed", **fields, why=str(error))
             await self._claims.release(warning)
             return Result.FAILED
         except NotTakenError as error:
-            self._log.event("warning", "warning_refused", **told, why=str(error))
+            self._log.event("warning", "warning_refused", **fields, why=str(error))
             await self._claims.hold(warning)
             return Result.REFUSED
         await self._mark(warning)
-        self._log.event("info", "warning_sent", **told)
+        self._log.event("info", "warning_sent", **fields)
         return Result.SENT
 
     async def _mark(self, warning: Due) -> None:

@@ -32,7 +32,7 @@ Work = Callable[[], Coroutine[Any, Any, object]]
 """Begins a task's work, which goes on until it is cancelled; again after a failure."""
 
 
-def told(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """What an error nobody foresaw is, and where in this program: never what it says.
 
     Its own words may hold whatever it was about, a secret too.
@@ -125,7 +125,7 @@ class Background:
             except Exception as error:  # noqa: BLE001  # whatever it is, it is told and tried again
                 if time.monotonic() - began > WELL_S:
                     failures = 0
-                self.failed(name, told(error))
+                self.failed(name, describe_error(error))
             else:
                 return
             finally:

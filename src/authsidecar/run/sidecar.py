@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from authsidecar import __version__
 from authsidecar.config import Settings, reread
 from authsidecar.coolify.source import SourceError
-from authsidecar.coolify.status import owner, shown, told
+from authsidecar.coolify.status import exported, read_owner, readiness
 from authsidecar.coolify.sync import following
 from authsidecar.decision.addresses import Networks
 from authsidecar.decision.authorize import UNSYNCED, Rules, StoreError
@@ -28,8 +28,7 @@ from authsidecar.decision.ratelimit.pace import AddressPace
 from authsidecar.decision.routes import RouteError, RouteTable, coolify, extra
 from authsidecar.expiry.notice import HOUR_MS
 from authsidecar.expiry.rounds import NoDriverError, Options, warning
-from authsidecar.observe.background import Background
-from authsidecar.observe.background import told as failure
+from authsidecar.observe.background import Background, describe_error
 from authsidecar.observe.log import Bridge, Log
 from authsidecar.observe.metrics import Telemetry, collected
 from authsidecar.run import descriptors
@@ -67,7 +66,7 @@ START_BUDGET_MS: Final = 2000
 WAITING_S: Final = 0.5
 """The time between two tries while Redis is away at start, in seconds."""
 
-WAITING_TOLD_S: Final = 30.0
+WAITING_LOGGED_S: Final = 30.0
 """The time between two lines about it, in seconds."""
 
 SKEW_WARNING_MS: Final = 1000
@@ -191,9 +190,9 @@ async def _connected(
         background: keeps going what the client does beside commands.
     """
     try:
-        told = log.event if log else None
+        log_event = log.event if log else None
         keep = None if background is None else partial(background.keep, "sentinel")
-        async with connected(connection(settings), told, keep) as client:
+        async with connected(connection(settings), log_event, keep) as client:
             if isinstance(client, Cluster) and background is not None:
                 client.look_failed = partial(_look_failed, background)
             yield client
@@ -205,7 +204,7 @@ def _look_failed(background: Background, error: BaseException | None) -> None:
     if error is None:
         background.well("cluster")
     else:
-        background.failed("cluster", failure(error))
+        background.failed("cluster", describe_error(error))
 
 
 class AwayError(StartError):
@@ -396,11 +395,13 @@ async def running(
             switch=partial(_switch, client, keys),
         )
         beside = await stack.enter_async_context(AsyncExitStack())
-        await beside.enter_async_context(shown(client, keys, registry, background, expected=synced))
+        await beside.enter_async_context(
+            exported(client, keys, registry, background, expected=synced)
+        )
         app = application(
             lambda: collected(registry),
             partial(_missing, life, _Readiness(decisions)),
-            lambda: told(client, keys, expected=synced),
+            lambda: readiness(client, keys, expected=synced),
             lambda: background.failing,
         )
         limits = connection_limits(settings, open_files)
@@ -485,14 +486,14 @@ class _Start:
         """
         patience = self._settings.redis.wait_at_start_seconds
         since = time.monotonic()
-        told_at = float("-inf")
+        logged_at = float("-inf")
         while self._away is not None:
             now = time.monotonic()
             if patience is not None and now - since >= patience:
                 raise self._away
-            if now - told_at >= WAITING_TOLD_S:
+            if now - logged_at >= WAITING_LOGGED_S:
                 self._log.event("warning", "waiting_for_redis", problem=str(self._away))
-                told_at = now
+                logged_at = now
             if await self._life.until_end(WAITING_S):
                 raise StoppedError
             if await self.tried():
@@ -530,7 +531,7 @@ def _warning(
 
 async def _switch(client: "Redis", keys: Keys, enabled: bool) -> None:
     try:
-        if await owner(client, keys) is not None:
+        if await read_owner(client, keys) is not None:
             raise StoreError("other", "the API is switched in Coolify, which is followed")
         await Registry(client, keys).set_instance(api_enabled=enabled)
     except (redis.exceptions.RedisError, OSError):

@@ -69,7 +69,7 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
     async def initialize(self, *_: Any, **__: Any) -> Self:
         """See the whole cluster, the first time; later, look again without waiting for it."""
         if not self._seen:
-            with _said():
+            with _redis_errors():
                 await super().initialize()
             self._seen = True
         elif self._initialize:
@@ -93,7 +93,7 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
 
     async def _looking(self) -> None:
         try:
-            with contextlib.suppress(exceptions.RedisError, OSError, TimeoutError), _said():
+            with contextlib.suppress(exceptions.RedisError, OSError, TimeoutError), _redis_errors():
                 async with asyncio.timeout(REFRESH_S):
                     await self.nodes_manager.initialize()
             self.look_failed(None)
@@ -108,7 +108,7 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
         """
         if self._initialize:
             await asyncio.ensure_future(self.initialize())  # who asks may run outside of a task
-        with _said():
+        with _redis_errors():
             return self.nodes_manager.get_node_from_slot(slot)
 
     async def moved(self, error: exceptions.MovedError) -> None:
@@ -153,7 +153,7 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
 
     async def _watched(self, command: Awaitable[Any]) -> Any:
         try:
-            with _said():
+            with _redis_errors():
                 return await command
         except exceptions.ResponseError as error:
             if isinstance(error, exceptions.ClusterDownError | exceptions.AskError):
@@ -184,7 +184,7 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
 
 
 @contextlib.contextmanager
-def _said() -> Iterator[None]:
+def _redis_errors() -> Iterator[None]:
     """Say what is wrong with the cluster as a RedisError, which redis-py does not do."""
     try:
         yield

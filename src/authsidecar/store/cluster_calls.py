@@ -67,7 +67,7 @@ class ClusterCalls:
                     asked = self._client.nodes_manager.get_node(error.host, error.port)
                     if asked is None:
                         break
-                    return await asyncio.ensure_future(self._line(asked).asked(part))
+                    return await asyncio.ensure_future(self._line(asked).evaluate_asking(part))
         except StoreError:
             self._client.look_again()
             raise
@@ -108,11 +108,11 @@ class ClusterCalls:
 class _NodeCalls(ChargeCalls):
     """The calls of one node: a request's result may be the error that its slot gave."""
 
-    async def asked(self, part: Part) -> Result:
+    async def evaluate_asking(self, part: Part) -> Result:
         """One request's answer from the node that is taking over its slot."""
-        return await self._trips.make("charge", self._asked(part))
+        return await self._trips.make("charge", self._evaluate_asking(part))
 
-    async def _asked(self, part: Part) -> Result:
+    async def _evaluate_asking(self, part: Part) -> Result:
         connection = self._made()  # of its own, since this happens once in a long while
         try:
             await run(connection, b"*1\r\n" + bulk("ASKING"))

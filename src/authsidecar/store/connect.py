@@ -22,7 +22,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from authsidecar.store.calls import IN_FLIGHT
 from authsidecar.store.cluster import Cluster
-from authsidecar.store.embedded import Told, embedded
+from authsidecar.store.embedded import LogEvent, embedded
 from authsidecar.store.login import Login, Words, renewing, words
 from authsidecar.store.tls import SharedTls
 from authsidecar.tasks import end
@@ -69,7 +69,7 @@ Keep = Callable[[Callable[[], Coroutine[Any, Any, None]]], Coroutine[Any, Any, N
 
 @asynccontextmanager
 async def connected(
-    how: Connection, told: Told | None = None, keep: Keep | None = None
+    how: Connection, log_event: LogEvent | None = None, keep: Keep | None = None
 ) -> AsyncIterator["Redis"]:
     """A client that answers in bytes and never repeats a command by itself.
 
@@ -78,13 +78,15 @@ async def connected(
 
     Args:
         how: where, and as whom.
-        told: if given, an embedded server that ends is started again, and this is told of it.
+        log_event: if given, an embedded server that ends is started again, and this is told of it.
         keep: begins what runs beside commands, and again if it fails.
     """
     async with AsyncExitStack() as stack:
         scheme = how.url.partition("://")[0]
         if how.url == EMBEDDED:
-            client: Any = _alone(how, await stack.enter_async_context(embedded(how.data_dir, told)))
+            client: Any = _alone(
+                how, await stack.enter_async_context(embedded(how.data_dir, log_event))
+            )
         elif scheme.endswith("+cluster"):
             client = _cluster(how)
             stack.push_async_callback(client.disconnect)

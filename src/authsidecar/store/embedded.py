@@ -74,12 +74,12 @@ class EmbeddedRedisError(Exception):
     """The embedded server cannot be started, reached or stopped; one line says what to do."""
 
 
-Told = Callable[..., None]
+LogEvent = Callable[..., None]
 """Tells of an event: its level, its name, and fields."""
 
 
 @asynccontextmanager
-async def embedded(data_dir: Path, told: Told | None = None) -> AsyncIterator[str]:
+async def embedded(data_dir: Path, log_event: LogEvent | None = None) -> AsyncIterator[str]:
     """Run a Redis server in `data_dir` for as long as anybody uses it.
 
     The server is in a session of its own: the terminal's Ctrl-C does not reach it. If this
@@ -87,7 +87,7 @@ async def embedded(data_dir: Path, told: Told | None = None) -> AsyncIterator[st
 
     Args:
         data_dir: created with mode 0700 if missing; holds the socket, the log and the data.
-        told: if given, a server that ends meanwhile is started again, and this is told of it.
+        log_event: if given, a server that ends meanwhile is started again, and this is told of it.
 
     Yields:
         The server's url, `unix:///...`; valid until the block is left.
@@ -104,8 +104,8 @@ async def embedded(data_dir: Path, told: Told | None = None) -> AsyncIterator[st
         keeping = None
         try:
             await _until_ready(data_dir, socket)
-            if told is not None:
-                keeping = asyncio.create_task(server.keep(told))
+            if log_event is not None:
+                keeping = asyncio.create_task(server.keep(log_event))
             yield f"unix://{quote(socket)}"
         finally:
             await end([keeping] if keeping else [])
@@ -142,7 +142,7 @@ class _Server:
         self.process = started or ended
         return started is not None
 
-    async def keep(self, told: Told) -> None:
+    async def keep(self, log_event: LogEvent) -> None:
         """Have it started again whenever it ends, with a pause if it ends again and again."""
         pause = 0.0
         while True:
@@ -153,11 +153,13 @@ class _Server:
             await asyncio.sleep(pause)
             pause = min(max(RESTART_S, 2 * pause), LONGEST_RESTART_S)
             try:
-                await self._start_again(told, pause)
+                await self._start_again(log_event, pause)
             except (EmbeddedRedisError, OSError) as error:
-                told("error", "embedded_redis_failed", problem=str(error), again_in_seconds=pause)
+                log_event(
+                    "error", "embedded_redis_failed", problem=str(error), again_in_seconds=pause
+                )
 
-    async def _start_again(self, told: Told, pause: float) -> None:
+    async def _start_again(self, log_event: LogEvent, pause: float) -> None:
         """Start it and see it answer; the one process that starts it tells of it."""
         since = time.monotonic()
         ours = await asyncio.to_thread(self.start)
@@ -168,11 +170,13 @@ class _Server:
             await asyncio.sleep(POLL_S)
             ours = await asyncio.to_thread(self.start)
         if ours:
-            told("error", "embedded_redis_ended", log=str(self._data_dir / LOG))
+            log_event("error", "embedded_redis_ended", log=str(self._data_dir / LOG))
         await _until_ready(self._data_dir, self._socket)
         if ours:
             seconds = round(time.monotonic() - since, 3)
-            told("warning", "embedded_redis_restarted", seconds=seconds, next_pause_seconds=pause)
+            log_event(
+                "warning", "embedded_redis_restarted", seconds=seconds, next_pause_seconds=pause
+            )
 
     async def _until_gone(self) -> None:
         """Wait for the end of a connection that nothing is asked on."""
