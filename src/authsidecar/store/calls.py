@@ -6,6 +6,7 @@ nothing ever waits for a timer. An unclear call is never sent again: it may have
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol, Self
 from redis import exceptions
 
 from authsidecar.decision.authorize import StoreError
+from authsidecar.store.deadlines import LONGEST, TICKS
 from authsidecar.store.trips import Trips, kind_of
 from authsidecar.tasks import end
 from authsidecar.times import UnixMs
@@ -137,6 +139,8 @@ class ChargeCalls:
         self._woken = False
         self._tick = -1
         self._mark: list[int] = []
+        self._answered = -1
+        self._spared: deque[tuple[int, list[int]]] = deque()
         self._loop = asyncio.get_running_loop()  # asking for it is a system call
 
     @property
@@ -197,9 +201,23 @@ class ChargeCalls:
         self._tick = self._deadlines.tick
         self._mark.append(self._taken + len(self._waiting))
         self._mark = []
-        self._deadlines.at_end(partial(self._expire, self._mark))
+        self._deadlines.at_end(partial(self._expire, self._tick, self._mark))
 
-    def _expire(self, mark: list[int]) -> None:
+    def _expire(self, tick: int, mark: list[int]) -> None:
+        """Refuse who came before a mark, if Redis has been silent since, or they wait for too long.
+
+        Redis that answers is not silent: who then still waits, waits for us or for their turn. The
+        mark of the last answer's own tick is the one that refuses them.
+        """
+        if self._answered <= tick:
+            self._spared.clear()
+            self._refuse_before(mark)
+            return
+        self._spared.append((tick, mark))
+        while tick - self._spared[0][0] >= LONGEST * TICKS:
+            self._refuse_before(self._spared.popleft()[1])
+
+    def _refuse_before(self, mark: list[int]) -> None:
         """Refuse who came before a mark and has no answer yet, sent or not."""
         end_ = mark[0] if mark else self._taken + len(self._waiting)
         for first, batch in self._under_way.values():
@@ -223,6 +241,9 @@ class ChargeCalls:
                 future.cancel()
             raise
         else:
+            self._answered = self._deadlines.tick
+            if self._tick != self._answered:
+                self._begin_tick()
             for (future, _), result in zip(batch, results, strict=True):
                 if future.done():
                     continue

@@ -1,8 +1,9 @@
-"""Budgets that count turns of the event loop, so that our own delay is not taken for Redis's.
+"""Budgets that count turns of the event loop, so that a busy host is not taken for a silent Redis.
 
-A budget is divided into ticks. A tick is one timer of the event loop, and a late one counts once:
-while this process waits for the processor, no budget is used up. Before a deadline acts, the loop
-has read its sockets and run whoever waits for what was read.
+A budget is divided into ticks. A tick is one timer of the event loop. One that comes late is not
+counted: this process has waited for the processor, or had more to do than it could, and so may
+Redis have. Before a deadline acts, the loop has read its sockets and run whoever waits for what
+was read.
 """
 
 import asyncio
@@ -16,6 +17,12 @@ TICKS: Final = 10
 
 SHORTEST_S: Final = 0.001
 """The shortest tick, in seconds."""
+
+LATE_S: Final = 0.002
+"""From when on a tick is late, in seconds: an idle host is later by one millisecond at the most."""
+
+LONGEST: Final = 20
+"""How many budgets long what is timed may take on a busy host."""
 
 
 class Deadlines:
@@ -31,8 +38,10 @@ class Deadlines:
         self._tick_s = max(budget_s / TICKS, SHORTEST_S)
         # One more than fit into the budget: the tick under way is not a whole one.
         self._ticks = round(budget_s / self._tick_s) + 1
-        self._due: deque[tuple[int, Callable[[], None]]] = deque()
+        self._longest_s = LONGEST * self._ticks * self._tick_s
+        self._due: deque[tuple[int, float, Callable[[], None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._counted = 0
         self.tick = 0
 
     def at_end(self, act: Callable[[], None]) -> None:
@@ -41,7 +50,8 @@ class Deadlines:
         Args:
             act: called outside of any task.
         """
-        self._due.append((self.tick + self._ticks, act))
+        latest = self._loop.time() + self._longest_s
+        self._due.append((self._counted + self._ticks, latest, act))
         if self._timer is None:
             self._timer = self._loop.call_later(self._tick_s, self._count)
 
@@ -57,11 +67,14 @@ class Deadlines:
             self._timer = None
 
     def _count(self) -> None:
+        assert self._timer is not None  # noqa: S101  # it has just called
+        now = self._loop.time()
         self.tick += 1
+        self._counted += now - self._timer.when() < LATE_S
         due = self._due
-        while due and due[0][0] <= self.tick:
+        while due and (due[0][0] <= self._counted or due[0][1] <= now):
             # After whoever was woken by what the loop has just read.
-            self._loop.call_soon(due.popleft()[1])
+            self._loop.call_soon(due.popleft()[2])
         self._timer = self._loop.call_later(self._tick_s, self._count) if due else None
 
 

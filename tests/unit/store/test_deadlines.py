@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from authsidecar.store.deadlines import TICKS, Deadlines
+from authsidecar.store.deadlines import LONGEST, TICKS, Deadlines
 
 BUDGET_S = 0.05
 
@@ -67,7 +67,7 @@ async def test_a_deadline_acts_after_whoever_was_woken_in_the_same_turn() -> Non
     task = asyncio.ensure_future(wait())
     await asyncio.sleep(0)
     deadlines.at_end(expire)
-    deadlines.tick += deadlines._ticks - 1  # the next tick is the last one
+    deadlines._counted += deadlines._ticks - 1  # the next tick is the last one
     await over.wait()
     assert seen == ["answered", "over"]
     await task
@@ -80,4 +80,24 @@ async def test_no_timer_is_left_when_nothing_is_timed() -> None:
         await asyncio.sleep(0)
     while deadlines._timer is not None:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
-    assert deadlines.tick <= TICKS + 1
+    assert deadlines._counted <= TICKS + 1
+
+
+async def test_late_ticks_use_up_no_budget() -> None:
+    """A host that is busy all the time makes a budget longer, as far as a bound."""
+    deadlines = Deadlines(BUDGET_S)
+    over = asyncio.Event()
+    start = time.monotonic()
+
+    async def hold_up() -> None:
+        while not over.is_set():
+            time.sleep(2 * BUDGET_S / TICKS)  # noqa: ASYNC251
+            await asyncio.sleep(0)
+
+    busy = asyncio.ensure_future(hold_up())
+    with pytest.raises(TimeoutError):
+        async with deadlines.limit():
+            await asyncio.Event().wait()
+    over.set()
+    await busy
+    assert LONGEST * BUDGET_S <= time.monotonic() - start < 2 * LONGEST * BUDGET_S

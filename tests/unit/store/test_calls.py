@@ -1,0 +1,70 @@
+"""Who waits for a script call is refused for Redis's silence alone, not for a long queue."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from authsidecar.decision.authorize import StoreError
+from authsidecar.store.calls import BATCH, ChargeCalls, Part
+from authsidecar.store.deadlines import LONGEST
+from authsidecar.store.trips import Trips
+
+BUDGET_S = 0.05
+PART = Part.of(["key"], [1])
+
+
+class Redis(ChargeCalls):
+    """Its answers come when the test says."""
+
+    def __init__(self, answer_s: Callable[[], float]) -> None:
+        super().__init__(None, Trips(BUDGET_S, lambda *_: None))  # type: ignore[arg-type]
+        self._answer_s = answer_s
+
+    async def _evaluate(self, batch: list[Any]) -> list[Any]:
+        await asyncio.sleep(self._answer_s())
+        return [(0, [])] * len(batch)
+
+
+async def asked(redis: Redis, number: int) -> list[Any]:
+    return await asyncio.gather(
+        *(redis.charge(PART) for _ in range(number)), return_exceptions=True
+    )
+
+
+async def test_a_queue_that_moves_is_longer_than_the_budget_for_nobody() -> None:
+    """Each call is in time, the last of the queue comes after three budgets."""
+    redis = Redis(lambda: BUDGET_S / 2)
+    start = asyncio.get_running_loop().time()
+    answers = await asked(redis, 12 * BATCH)
+    assert asyncio.get_running_loop().time() - start > 2 * BUDGET_S
+    assert answers == [(0, [])] * 12 * BATCH
+    await redis.close()
+
+
+async def test_a_queue_ends_with_the_first_silence() -> None:
+    """Redis answers once and then no more: all who wait are refused within one budget of that."""
+    answered: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    def answer_s() -> float:
+        answered.append(loop.time())
+        return BUDGET_S / 2 if len(answered) < 2 else 60
+
+    redis = Redis(answer_s)
+    start = loop.time()
+    answers = await asked(redis, 12 * BATCH)
+    assert loop.time() - start < (LONGEST / 5) * BUDGET_S
+    assert answers[:BATCH] == [(0, [])] * BATCH
+    assert {type(one) for one in answers[BATCH:]} == {StoreError}
+    await redis.close()
+
+
+async def test_nobody_waits_for_ever_in_a_queue_that_moves() -> None:
+    """A request is refused after so many budgets, whoever else is answered."""
+    redis = Redis(lambda: BUDGET_S / 2)
+    answers = await asked(redis, 8 * LONGEST * BATCH)
+    assert (0, []) in answers
+    refused = [one for one in answers if isinstance(one, StoreError)]
+    assert refused
+    assert {one.kind for one in refused} == {"timeout"}
+    await redis.close()
