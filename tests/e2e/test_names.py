@@ -12,6 +12,7 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
 from authsidecar.decision.model import Proxy
+from authsidecar.decision.routes.loading import RELEASES, coolify
 from tests.e2e.scenarios import PROXIES
 from tests.support.lab import Lab
 from tests.support.wire import ask_all
@@ -31,7 +32,14 @@ CHARACTERS = st.one_of(
     st.sampled_from("üñßÄéабвгдЯ日本語プロジェクト項目한국어עבריתالعربيةहिन्दीไทย०१२३Ⅷ½"),
     st.sampled_from("abcxyzABCXYZ0189"),
 )
-NAMES = st.text(CHARACTERS, min_size=1, max_size=LONGEST).filter(lambda n: n not in {".", ".."})
+
+ROUTES = {"environments", "envs"}
+"""Names that Laravel takes for another route. Hypothesis draws words of the loaded modules, these
+too."""
+
+NAMES = st.text(CHARACTERS, min_size=1, max_size=LONGEST).filter(
+    lambda name: name not in {".", "..", *ROUTES}
+)
 
 
 def javascript(name: str) -> str:
@@ -120,6 +128,18 @@ async def test_a_name_reaches_the_backend_as_it_was_sent(lab: Lab, proxy: Proxy,
     assert seen.routed.template == TEMPLATE
     assert seen.routed.path == PREFIX + name
     assert all(value.isascii() and value.isprintable() for value in seen.identity().values())
+
+
+async def test_routes_are_all_names_that_are_routes_of_their_own() -> None:
+    """As the route tables say."""
+    start = "/api/v1/projects/{uuid}/"
+    found = {
+        route.template.removeprefix(start)
+        for release in RELEASES
+        for route in coolify(release)
+        if route.method == "GET" and route.template.startswith(start)
+    }
+    assert {name for name in found if "/" not in name and "{" not in name} == ROUTES
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
