@@ -1,8 +1,8 @@
 """Budgets that count turns of the event loop, so that a busy host is not taken for a silent Redis.
 
-A budget is divided into ticks. A tick is one timer of the event loop. One that comes late is not
-counted: this process has waited for the processor, or had more to do than it could, and so may
-Redis have. Before a deadline acts, the loop has read its sockets and run whoever waits for what
+A budget is divided into ticks. A tick is one timer of the event loop. One that comes late counts
+back: this process has waited for the processor, or had more to do than it could, and so may Redis
+have, then and just before. Before a deadline acts, the loop has read its sockets and run whoever waits for what
 was read.
 """
 
@@ -70,7 +70,7 @@ class Deadlines:
         assert self._timer is not None  # noqa: S101  # it has just called
         now = self._loop.time()
         self.tick += 1
-        self._counted += now - self._timer.when() < LATE_S
+        self._counted += 1 if now - self._timer.when() < LATE_S else -1
         due = self._due
         while due and (due[0][0] <= self._counted or due[0][1] <= now):
             # After whoever was woken by what the loop has just read.
