@@ -217,7 +217,7 @@ async def test_an_answer_that_fails_is_answered_all_the_same(how, behind: int) -
 
     errors: list[BaseException] = []
 
-    def fail(error: BaseException, _peer: str) -> Reply:
+    def fail(error: BaseException, _peer: str, _target: str) -> Reply:
         errors.append(error)
         return Reply(503, "")
 
@@ -248,7 +248,7 @@ async def test_an_answer_that_cannot_be_sent_is_one_that_fails() -> None:
 async def test_where_even_the_failure_fails_the_connection_ends() -> None:
     """Nobody waits for ever."""
 
-    def fail(_error: BaseException, _peer: str) -> Reply:
+    def fail(_error: BaseException, _peer: str, _target: str) -> Reply:
         raise ZeroDivisionError
 
     async def answer(_: Subrequest) -> Reply:

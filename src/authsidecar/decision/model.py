@@ -95,11 +95,14 @@ class Deny:
         reason: what is said to the client.
         detail: what was needed and found, for logs and `explain`; never a secret.
         missing: the permissions that were missing, for the reason permission_missing.
+        allowed: the methods that are taken here, for the reason method_not_allowed; empty: all
+            of METHODS.
     """
 
     reason: Reason
     detail: str = ""
     missing: tuple[Permission, ...] = ()
+    allowed: tuple[str, ...] = ()
 
     def __bool__(self) -> NoReturn:
         """Refuse to be a condition."""

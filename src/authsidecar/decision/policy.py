@@ -172,7 +172,9 @@ def _find_route(policy: Policy, method: str, path: str, preflight: bool) -> Rout
     if route is None or route.guard in _NOWHERE:
         return Judgement(Deny(ROUTE_UNKNOWN, f"no route for {method} at this path"), "unknown")
     if route.guard is Guard.WRONG_METHOD:
-        return Judgement(Deny(METHOD_NOT_ALLOWED, f"{route.template} takes POST"), None)
+        return Judgement(
+            Deny(METHOD_NOT_ALLOWED, f"{route.template} takes POST", allowed=("POST",)), None
+        )
     if route.guard is Guard.PUBLIC:
         return Judgement(Allow(None), route.bucket)
     return route

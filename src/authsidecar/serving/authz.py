@@ -8,25 +8,31 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, TypeGuard
 
 from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
 
 from authsidecar.decision.addresses import Networks, parse_address
 from authsidecar.decision.authorize import Outcome, Rules, Store, StoreError, authorize
-from authsidecar.decision.model import AccessRequest, Allow, Deny, Kind, Proxy, Reason
+from authsidecar.decision.model import AccessRequest, Allow, Deny, Kind, Reason
 from authsidecar.decision.policy import METHOD_NOT_ALLOWED, STORE_UNAVAILABLE
-from authsidecar.decision.proxies import auth_request
-from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER, RequestLine, read
+from authsidecar.decision.proxies.endpoints import Endpoint, find, guess
+from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER, read
 from authsidecar.decision.proxies.headers import Fields
-from authsidecar.decision.proxies.replies import Reply, refuse, render, served
+from authsidecar.decision.proxies.replies import Reply, render, served
 from authsidecar.decision.routes import ROUTE_UNKNOWN
 from authsidecar.observe.log import Log
 from authsidecar.observe.metrics import Telemetry
-from authsidecar.serving.connection import Connections, RequestTimeoutError, Subrequest
+from authsidecar.serving.connection import (
+    Connections,
+    RequestTimeoutError,
+    Subrequest,
+    TooManyHeadersError,
+)
 from authsidecar.serving.connection_limits import ConnectionLimits
+from authsidecar.serving.doctor_probe import offered
 from authsidecar.serving.encoding import DecisionIds
-from authsidecar.serving.witness import Witness
+from authsidecar.serving.witness import Witness, identify_doctor, is_probe
 from authsidecar.store.last_used import LastUses
 
 HEADERS_TOO_LARGE: Final = Reason(
@@ -44,16 +50,9 @@ INTERNAL_ERROR: Final = Reason(
 
 DEFAULT_LIMITS: Final = ConnectionLimits()
 
-PREFIX: Final = b"/authz/"
-_ENDPOINTS: Final = {
-    PREFIX.decode() + proxy.value: proxy for proxy in Proxy if proxy is not Proxy.DIRECT
-}
-SWITCHES: Final = {"/api/v1/enable": True, "/api/v1/disable": False}
-"""What the sidecar serves itself where the operator routes it here, and what it sets."""
-
-_ENVOY: Final = PREFIX.decode() + Proxy.ENVOY.value
-
-_NOWHERE: Final = Deny(ROUTE_UNKNOWN, "no such endpoint")
+_NO_ENDPOINT: Final = Deny(ROUTE_UNKNOWN, "no such endpoint")
+_UNTRUSTED: Final = Deny(UNTRUSTED_PEER, "not one of trusted_peers")
+_NOT_READ: Final = Deny(REQUEST_UNREADABLE)
 
 
 class AuthzServer:
@@ -121,112 +120,133 @@ class AuthzServer:
         )
 
     async def answer(self, asked: Subrequest) -> Reply:
-        """Answer one subrequest, whatever goes wrong."""
-        decision_id = self._decision_ids()
-        proxy = None
+        """Answer one subrequest: who asks, read, authorize, observe, render."""
+        start = time.perf_counter()
+        endpoint = find(asked.target)
+        proxy = endpoint.proxy
+        if proxy is None:
+            return self._refuse(endpoint, _NO_ENDPOINT, asked.peer)
+        if (refusal := self._unwelcome(endpoint, asked)) is not None:
+            return self._refuse(endpoint, refusal, asked.peer)
+        access: AccessRequest | Deny = _NOT_READ
         try:
-            proxy = _ENDPOINTS.get(asked.target) or _endpoint(asked.target)
-            if proxy is None:
-                return self._refused(None, _NOWHERE, decision_id, asked.peer)
-            if (deny := self._unwelcome(proxy, asked)) is not None:
-                return self._refused(proxy, deny, decision_id, asked.peer)
-            start = time.perf_counter()
-            line = _line(asked, proxy)
-            access = read(Fields(asked.headers), proxy, self._trusted_hops, line)
-            if self._witness is not None and _without_token(access):
-                asking = self._witness.reply(asked, access, proxy, line, decision_id)
-                told = await asyncio.ensure_future(asking)
-                if told is not None:
-                    return _spoken(told, proxy)
-            if isinstance(access, Deny):
-                refusal = self._refused(proxy, access, decision_id, asked.peer)
-                return self._let_in(decision_id) if self._report_only else refusal
-            try:
+            fields = Fields(asked.headers)
+            line = endpoint.line(asked.method, asked.target)
+            access = read(fields, proxy, self._trusted_hops, line)
+            if _is_plain(access, endpoint):
                 outcome = await authorize(access, self._rules, self._store)
-            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # unclear means refused
-                outcome = Outcome(self._defect(error), self._store.now())
-            reply = self._decided(proxy, access, outcome, decision_id, start=start)
-            if proxy is Proxy.DIRECT and isinstance(outcome.verdict, Allow):
-                return await self._switched(access, outcome, decision_id)
-        except Exception as error:  # noqa: BLE001  # unclear means refused
-            return self._refused(proxy, self._defect(error), decision_id, asked.peer)
-        else:
-            return reply
+            else:
+                outcome = await self._authorize(endpoint, asked, fields, access)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # unclear means refused
+            outcome = Outcome(self._defect(error), self._store.now())
+        decision_id = self._decision_ids()
+        self._observe(endpoint, access, outcome, decision_id, asked.peer, start=start)
+        return self._render(endpoint, access, outcome, decision_id, report_only=self._report_only)
 
-    def _unwelcome(self, proxy: Proxy, asked: Subrequest) -> Deny | None:
+    def _unwelcome(self, endpoint: Endpoint, asked: Subrequest) -> Deny | None:
         """Why nothing of a subrequest is looked at, or None."""
         if not self._trusts(asked.peer):
-            return Deny(UNTRUSTED_PEER, "not one of trusted_peers")
-        if proxy is Proxy.DIRECT and asked.method != "POST":
-            return Deny(METHOD_NOT_ALLOWED, f"{asked.target} takes POST")
+            return _UNTRUSTED
+        if endpoint.enables is not None and asked.method != "POST":
+            return Deny(METHOD_NOT_ALLOWED, f"{asked.target} takes POST", allowed=("POST",))
         return None
 
-    def _refused(self, proxy: Proxy | None, deny: Deny, decision_id: str, peer: str) -> Reply:
-        """Refuse what could not be read; None: not even who asks."""
-        self._telemetry.unreadable(proxy, deny, decision_id, peer)
-        return _spoken(refuse(deny, decision_id), proxy)
+    async def _authorize(
+        self, endpoint: Endpoint, asked: Subrequest, fields: Fields, access: AccessRequest | Deny
+    ) -> Outcome:
+        """The outcome of what a doctor may have sent, or of what sets the API switch."""
+        if self._witness is not None and _without_token(access):
+            offer = offered(fields.authorization)
+            if offer is not None:
+                seen = self._witness.outcome(offer, asked, fields, access, endpoint)
+                if (found := await asyncio.ensure_future(seen)) is not None:
+                    return found
+        if isinstance(access, Deny):
+            return Outcome(access, self._store.now())
+        outcome = await authorize(access, self._rules, self._store)
+        if endpoint.enables is None or isinstance(outcome.verdict, Deny):
+            return outcome
+        try:
+            await asyncio.ensure_future(self._switch(endpoint.enables))
+        except StoreError as error:
+            return outcome._replace(verdict=Deny(STORE_UNAVAILABLE, error.kind))
+        return outcome
 
-    def _let_in(self, decision_id: str) -> Reply:
-        """What passes without identity although it could not be read."""
-        return render(Outcome(Allow(None), self._store.now()), None, decision_id)
-
-    def _decided(
+    def _observe(
         self,
-        proxy: Proxy,
-        access: AccessRequest,
+        endpoint: Endpoint,
+        access: AccessRequest | Deny,
+        outcome: Outcome,
+        decision_id: str,
+        peer: str,
+        *,
+        start: float,
+    ) -> None:
+        """Count and log what was decided, whatever is answered."""
+        if isinstance(access, Deny):
+            deny = outcome.verdict if isinstance(outcome.verdict, Deny) else access
+            self._telemetry.unreadable(endpoint.proxy, deny, decision_id, peer)
+            return
+        if self._uses is not None and (record := outcome.record) is not None:
+            self._uses.used(record.token, outcome.now, access.client, outcome.route or "")
+        seconds = time.perf_counter() - start
+        self._telemetry.decided(access.proxy, outcome, decision_id, access, seconds)
+        if endpoint.enables is not None and isinstance(outcome.verdict, Allow):
+            self._log.event(
+                "info", "api_switched", enabled=endpoint.enables, decision_id=decision_id
+            )
+
+    def _render(
+        self,
+        endpoint: Endpoint,
+        access: AccessRequest | Deny,
         outcome: Outcome,
         decision_id: str,
         *,
-        start: float,
+        report_only: bool = False,
     ) -> Reply:
-        """The answer to a request that was decided; it is told of."""
-        if self._uses is not None and (record := outcome.record) is not None:
-            self._uses.used(record.token, outcome.now, access.client, outcome.route or "")
-        self._telemetry.decided(proxy, outcome, decision_id, access, time.perf_counter() - start)
-        if self._report_only and proxy is not Proxy.DIRECT and isinstance(outcome.verdict, Deny):
-            outcome = outcome._replace(verdict=Allow(None))
-        reply = render(outcome, access.client, decision_id, expiry_ms=self._expiry_ms)
-        return _spoken(reply, proxy)
+        """The answer in the dialect of who asks."""
+        if endpoint.enables is None:
+            if report_only and isinstance(outcome.verdict, Deny) and not is_probe(outcome):
+                outcome = outcome._replace(verdict=Allow(None))
+        elif isinstance(outcome.verdict, Allow):
+            return served(outcome, f"API {'enabled' if endpoint.enables else 'disabled'}.")
+        client = None if isinstance(access, Deny) else access.client
+        reply = render(outcome, client, decision_id, expiry_ms=self._expiry_ms)
+        if outcome.record is None and is_probe(outcome) and reply.status == 200:
+            reply = identify_doctor(reply)
+        return reply if endpoint.write is None else endpoint.write(reply)
+
+    def _refuse(self, endpoint: Endpoint, deny: Deny, peer: str) -> Reply:
+        """Refuse what is not read, whether only reported or not."""
+        outcome = Outcome(deny, self._store.now())
+        decision_id = self._decision_ids()
+        self._observe(endpoint, deny, outcome, decision_id, peer, start=0.0)
+        return self._render(endpoint, deny, outcome, decision_id)
 
     def _unreadable(self, error: HttpProcessingError, peer: str, begun: bytes) -> Reply:
         """The answer to what could not be parsed, to whom it seems to be from."""
         reason = REQUEST_UNREADABLE
-        if isinstance(error, LineTooLong) or "Too many" in str(error.message):
+        if isinstance(error, LineTooLong | TooManyHeadersError):
             reason = HEADERS_TOO_LARGE
         elif isinstance(error, RequestTimeoutError):
             reason = REQUEST_TIMEOUT
         elif isinstance(error, BadHttpMethod):  # Envoy passes on whatever the client made up
             reason = METHOD_NOT_ALLOWED
-        reply = self._refused(None, Deny(reason), self._decision_ids(), peer)
-        return _spoken(reply, _begun_by(begun))
+        return self._refuse(guess(begun), Deny(reason), peer)
 
     def _stranger(self, start: bytes, peer: str) -> Reply:
         """The answer to a peer that is not trusted; `start` is where its request begins."""
-        words = start.partition(b"\r\n")[0].split(b" ", 2)
-        target = words[1].decode("latin-1") if len(words) == 3 else ""
-        proxy = _ENDPOINTS.get(target) or _endpoint(target)
-        deny = Deny(UNTRUSTED_PEER, "not one of trusted_peers")
-        return self._refused(proxy, deny, self._decision_ids(), peer)
+        return self._refuse(guess(start), _UNTRUSTED, peer)
 
-    def _failed(self, error: BaseException, peer: str) -> Reply:
+    def _failed(self, error: BaseException, peer: str, target: str) -> Reply:
         """The answer to a request whose own answer raised or was cancelled."""
-        return self._refused(None, self._defect(error), self._decision_ids(), peer)
+        return self._refuse(find(target), self._defect(error), peer)
 
     def _defect(self, error: BaseException) -> Deny:
         """What is answered when this program is wrong: a refusal."""
         self._log.event("error", "defect", error=type(error).__name__)
         return Deny(INTERNAL_ERROR, type(error).__name__)
-
-    async def _switched(self, access: AccessRequest, outcome: Outcome, decision_id: str) -> Reply:
-        """Set the API switch as an admitted request asks, and answer as Coolify does."""
-        enabled = SWITCHES[access.path]
-        try:
-            await asyncio.ensure_future(self._switch(enabled))
-        except StoreError as error:
-            return refuse(Deny(STORE_UNAVAILABLE, error.kind), decision_id)
-        self._log.event("info", "api_switched", enabled=enabled, decision_id=decision_id)
-        message = f"API {'enabled' if enabled else 'disabled'}."
-        return served(outcome, message)
 
     def _trusts(self, peer: str) -> bool:
         """Whether a peer may ask; the unix socket has no address and may."""
@@ -241,37 +261,14 @@ class AuthzServer:
         return trusted
 
 
-def _spoken(reply: Reply, proxy: Proxy | None) -> Reply:
-    """An answer in the dialect of who asks: all but nginx take the native one."""
-    return auth_request.write(reply) if proxy is Proxy.NGINX else reply
-
-
 def _without_token(access: AccessRequest | Deny) -> bool:
     return isinstance(access, Deny) or isinstance(access.credential, Deny)
 
 
-def _endpoint(raw_path: str) -> Proxy | None:
-    """The endpoint of a path that is not one to the letter: a query, or Envoy's own path."""
-    if raw_path.startswith((_ENVOY + "/", _ENVOY + "?")):
-        return Proxy.ENVOY
-    if raw_path in SWITCHES:
-        return Proxy.DIRECT
-    return _ENDPOINTS.get(raw_path.partition("?")[0])
-
-
-def _begun_by(begun: bytes) -> Proxy | None:
-    """The proxy whose endpoint an unparsable request begins with, as far as that can be told."""
-    words = begun.split(None, 2)
-    target = words[1].decode("latin-1") if len(words) > 1 else ""
-    return next((proxy for path, proxy in _ENDPOINTS.items() if target.startswith(path)), None)
-
-
-def _line(asked: Subrequest, proxy: Proxy) -> RequestLine | None:
-    """The client's own request line, where it is the subrequest's too."""
-    if proxy is Proxy.ENVOY:
-        target = asked.target[len(_ENVOY) :] or "/"
-    elif proxy is Proxy.DIRECT:
-        target = asked.target
-    else:
-        return None
-    return asked.method.encode(), target.encode("utf-8", "surrogateescape")
+def _is_plain(access: AccessRequest | Deny, endpoint: Endpoint) -> TypeGuard[AccessRequest]:
+    """Whether there is a token to check, and nothing to do but to answer."""
+    return (
+        endpoint.enables is None
+        and isinstance(access, AccessRequest)
+        and not isinstance(access.credential, Deny)
+    )

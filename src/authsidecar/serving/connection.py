@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 
 from aiohttp import HttpVersion11
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
@@ -60,6 +60,13 @@ class RequestTimeoutError(HttpProcessingError):
     message = "timeout"
 
 
+class TooManyHeadersError(HttpProcessingError):
+    """A request has more header fields than MAX_HEADERS."""
+
+    code = 431
+    message = "too many header fields"
+
+
 class Subrequest(NamedTuple):
     """One request as it arrived.
 
@@ -84,8 +91,8 @@ Answer = Callable[[Subrequest], Coroutine[Any, Any, Reply]]
 Refuse = Callable[[HttpProcessingError, str, bytes], Reply]
 """Answers what could not be parsed, to this peer; the bytes are what the request begins with."""
 
-Fail = Callable[[BaseException, str], Reply]
-"""Answers a request whose own answer raised this, to this peer."""
+Fail = Callable[[BaseException, str, str], Reply]
+"""Answers a request whose own answer raised this, to this peer; it had this target."""
 
 
 class Connections:
@@ -96,7 +103,7 @@ class Connections:
         answer: Answer,
         refuse: Refuse,
         *,
-        fail: Fail = lambda _error, _peer: Reply(503, ""),
+        fail: Fail = lambda _error, _peer, _target: Reply(503, ""),
         trusts: Callable[[str], bool] = lambda _: True,
         refuse_stranger: RefuseUntrusted = lambda _start, _peer: Reply(403, ""),
         limits: ConnectionLimits = _DEFAULTS,
@@ -212,6 +219,7 @@ class Connection(BaseProtocol):
         "_connections",
         "_ending",
         "_idle_timer",
+        "_lines",
         "_linger",
         "_requests",
         "_turn_due",
@@ -234,6 +242,7 @@ class Connection(BaseProtocol):
         self._ending = False
         self._active_at = 0.0
         self._begun = b""
+        self._lines = 0
         self._unparsed = b""
         self._turn_due = False
         self._linger = False
@@ -321,6 +330,8 @@ class Connection(BaseProtocol):
             messages, upgraded, rest = parser.feed_data(data)
         except HttpProcessingError as error:
             self._begun += data[:_BEGIN_BYTES]
+            if type(error) is BadHttpMessage and self._lines + data.count(b"\n") > MAX_HEADERS:
+                error = TooManyHeadersError()  # the parser has no type of its own for it
             self._broken(error)
             return
         if whole and not upgraded and len(messages) == 1 and not self._unparsed:
@@ -329,12 +340,13 @@ class Connection(BaseProtocol):
                 # As nearly always: one request, and nothing else.
                 self._requests.append((message, False))
                 if self._waits is not None:
-                    self._begun = b""
+                    self._begun, self._lines = b"", 0
                     self._wait(None)
                 return
         if messages:
-            self._begun = b""
-        elif len(self._begun) < _BEGIN_BYTES:
+            self._begun, self._lines = b"", 0
+        self._lines += data.count(b"\n")
+        if not messages and len(self._begun) < _BEGIN_BYTES:
             self._begun += data[:_BEGIN_BYTES]
         self._take_all(parser, messages, upgraded, rest, whole=whole)
 
@@ -490,7 +502,8 @@ class Connection(BaseProtocol):
             self.abort()
             raise error
         try:
-            self._answered(self._connections.fail(error, self.peer))
+            target = "" if self._answering is None else self._answering.path
+            self._answered(self._connections.fail(error, self.peer, target))
         except Exception:
             self.abort()
             raise
@@ -524,7 +537,7 @@ class Connection(BaseProtocol):
         try:
             data = encoded(reply, connection=connection, head=head)
         except Exception as error:  # noqa: BLE001  # an answer that cannot be sent is none
-            reply = self._connections.fail(error, self.peer)
+            reply = self._connections.fail(error, self.peer, "")
             data = encoded(reply, connection=connection, head=head)
         self._connections.send(self, data, last=last)
         if self._requests:  # pipelined: who does not read must be noticed before the next one

@@ -7,16 +7,15 @@ has no route, and nothing else: everywhere else the request is decided as if the
 
 import asyncio
 import time
-from dataclasses import replace
 from typing import Any, Final
 
 from redis.exceptions import RedisError
 
 from authsidecar.decision.authorize import Outcome
 from authsidecar.decision.model import AccessRequest, Allow, Deny, Kind, Limit, Proxy, Quota, Reason
-from authsidecar.decision.proxies.forward_auth import RequestLine
+from authsidecar.decision.proxies.endpoints import Endpoint, RequestLine
 from authsidecar.decision.proxies.headers import IDENTITY, Fields
-from authsidecar.decision.proxies.replies import Reply, lines, render
+from authsidecar.decision.proxies.replies import Reply, lines
 from authsidecar.decision.ratelimit.pace import AddressPace
 from authsidecar.observe.log import Log
 from authsidecar.serving.connection import Subrequest
@@ -29,7 +28,6 @@ from authsidecar.serving.doctor_probe import (
     Sighting,
     headers_seen,
     identity,
-    offered,
 )
 from authsidecar.store.keys import Keys
 from authsidecar.times import UnixMs
@@ -78,37 +76,34 @@ class Witness:
         self._pace = AddressPace()
         self._known: set[str] = set()
 
-    async def reply(
+    async def outcome(
         self,
+        offer: Offer,
         asked: Subrequest,
+        fields: Fields,
         access: AccessRequest | Deny,
-        proxy: Proxy,
-        line: RequestLine | None,
-        decision_id: str,
-    ) -> Reply | None:
-        """Take down a probe of an armed doctor; the answer it asks for, or None: decide as usual.
+        endpoint: Endpoint,
+    ) -> Outcome | None:
+        """Take down a probe of an armed doctor; the outcome it asks for, or None: decide as usual.
 
         Args:
+            offer: the credential that it may be a probe by.
             asked: the subrequest.
+            fields: its headers.
             access: what was read of it; it, or its credential, is refused.
-            proxy: the endpoint that was asked.
-            line: the client's own request line, where the proxy passes it on.
-            decision_id: names the decision.
+            endpoint: the endpoint that was asked.
         """
-        fields = Fields(asked.headers)
-        offer = offered(fields.authorization)
-        if offer is None:
+        if endpoint.proxy is None:
             return None
+        line = endpoint.line(asked.method, asked.target)
         line = line or (b", ".join(fields.method), b", ".join(fields.uri))
-        seen = replace(_seen(offer, asked, access, proxy, line), report_only=self._report_only)
+        seen = _seen(offer, asked, access, endpoint.proxy, line, report_only=self._report_only)
         if not await self._taken_down(offer, seen):
             return None
         if isinstance(access, Deny) or not offer.alone or access.path != PATH:
             return None
-        self._log.event(
-            "info", CODE, decision_id=decision_id, probe=offer.probe, answer=offer.answer
-        )
-        return _asked_for(offer, access, decision_id)
+        self._log.event("info", CODE, probe=offer.probe, answer=offer.answer)
+        return _asked_for(offer)
 
     async def _taken_down(self, offer: Offer, seen: Sighting) -> bool:
         """Whether a doctor of this key is armed now, and has the record."""
@@ -142,6 +137,8 @@ def _seen(
     access: AccessRequest | Deny,
     proxy: Proxy,
     line: RequestLine,
+    *,
+    report_only: bool,
 ) -> Sighting:
     method, target = line
     names, shown = headers_seen(asked.headers)
@@ -160,20 +157,30 @@ def _seen(
         names=names,
         shown=shown,
         body=asked.body,
+        report_only=report_only,
     )
 
 
-def _asked_for(offer: Offer, access: AccessRequest, decision_id: str) -> Reply:
-    """The answer that the probe asks for, written as any other."""
+def _asked_for(offer: Offer) -> Outcome:
+    """The outcome that the probe asks for; its route is one that no table has."""
     now = UnixMs(int(time.time() * 1000))
     if offer.answer == ALLOW:
-        reply = render(Outcome(Allow(None), now), access.client, decision_id)
-        fields = [
-            (name, identity(name) if name in IDENTITY else value) for name, value in reply.headers
-        ]
-        return Reply(reply.status, lines(*fields), reply.body)
+        return Outcome(Allow(None), now, route=PATH)
     kind = _KINDS[offer.answer]
     reason = Reason(CODE, kind, int(offer.answer), "The doctor asked for this refusal.")
     full = Quota("user", Limit(200), 0, UnixMs(now + RETRY_AFTER_S * 1000))
     quotas = (full,) if kind is Kind.RATE_LIMITED else ()
-    return render(Outcome(Deny(reason), now, quotas), access.client, decision_id)
+    return Outcome(Deny(reason), now, quotas, route=PATH)
+
+
+def is_probe(outcome: Outcome) -> bool:
+    """Whether a doctor asked for this outcome: it is meant for it, whatever is enforced."""
+    return outcome.route is PATH
+
+
+def identify_doctor(reply: Reply) -> Reply:
+    """An admission with the identity of the doctor, which is nobody's."""
+    fields = [
+        (name, identity(name) if name in IDENTITY else value) for name, value in reply.headers
+    ]
+    return Reply(reply.status, lines(*fields), reply.body)

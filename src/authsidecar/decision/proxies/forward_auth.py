@@ -11,6 +11,7 @@ from authsidecar.decision.credentials import find
 from authsidecar.decision.model import METHODS, AccessRequest, Deny, Kind, Proxy, Reason
 from authsidecar.decision.policy import METHOD_NOT_ALLOWED
 from authsidecar.decision.proxies.client_ip import client_address
+from authsidecar.decision.proxies.endpoints import ENDPOINTS, RequestLine
 from authsidecar.decision.proxies.headers import Fields
 from authsidecar.decision.proxies.target import METHOD_OVERRIDE, canonicalise
 from authsidecar.decision.routes import FRONT_CONTROLLER, ROUTE_UNKNOWN
@@ -34,11 +35,7 @@ RESERVED_HEADER: Final = Reason(
 _METHODS: Final = {method.encode(): method for method in METHODS}
 _LONGEST_REQUEST_ID: Final = 128
 
-_WITHOUT_REQUEST_ID: Final = frozenset({Proxy.TRAEFIK, Proxy.DIRECT})
-"""Where no proxy writes X-Authz-Request-Id: what is in it is the client's own invention."""
-
-RequestLine = tuple[bytes, bytes]
-"""Method and target as the client sent them."""
+_WITH_REQUEST_ID: Final = frozenset(one.proxy for one in ENDPOINTS if one.request_id)
 
 
 def read(
@@ -80,7 +77,7 @@ def read(
         and bool(fields.origin and fields.preflight_method)
         and not fields.authorization
     )
-    request_id = None if proxy in _WITHOUT_REQUEST_ID else _request_id(fields.request_id)
+    request_id = _request_id(fields.request_id) if proxy in _WITH_REQUEST_ID else None
     credential = find(fields.authorization)
     return AccessRequest(proxy, method, path, target, client, credential, preflight, request_id)
 

@@ -140,8 +140,7 @@ def refuse(deny: Deny, decision_id: str, *, limit_name: str | None = None) -> Re
     reason = deny.reason
     fields = _refusal(reason)
     if reason is METHOD_NOT_ALLOWED:
-        allowed = "POST" if deny.detail.endswith("takes POST") else ", ".join(sorted(METHODS))
-        fields = lines(("Allow", allowed)) + fields
+        fields = lines(("Allow", ", ".join(deny.allowed or sorted(METHODS)))) + fields
     body = f'{_body(reason, deny.missing, limit_name)}, "decision_id": "{decision_id}"}}'
     return Reply(reason.status, fields, body.encode("ascii"))
 

@@ -1,0 +1,56 @@
+"""Endpoints: which one a target asks, and where the client's own request line is."""
+
+import pytest
+
+from authsidecar.decision.model import Proxy
+from authsidecar.decision.proxies.endpoints import ENDPOINTS, NOWHERE, find, guess
+
+
+def test_every_proxy_has_an_endpoint() -> None:
+    """A proxy without a row could not ask."""
+    assert {one.proxy for one in ENDPOINTS} == set(Proxy)
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda one: one.path)
+def test_an_endpoint_is_found_by_its_path(endpoint) -> None:
+    """And a query on it is no part of it, but for the switch: there it is the client's."""
+    assert find(endpoint.path) is endpoint
+    assert find(endpoint.path + "?a=1") is (endpoint if endpoint.enables is None else NOWHERE)
+    assert find(endpoint.path + "x") is NOWHERE
+
+
+@pytest.mark.parametrize("target", ["", "/", "/authz", "/authz/", "/authz/direct", "/api/v1/teams"])
+def test_other_targets_ask_nothing(target: str) -> None:
+    """The endpoints are a closed set."""
+    assert find(target) is NOWHERE
+
+
+@pytest.mark.parametrize(
+    ("target", "line"),
+    [
+        ("/authz/envoy/api/v1/teams?page=2", (b"GET", b"/api/v1/teams?page=2")),
+        ("/authz/envoy", (b"GET", b"/")),
+        ("/authz/envoy?a=1", (b"GET", b"?a=1")),
+        ("/api/v1/enable", (b"GET", b"/api/v1/enable")),
+        ("/authz/traefik", None),
+    ],
+)
+def test_the_request_line_is_where_the_row_says(target: str, line: object) -> None:
+    """Envoy appends the client's target; the switch is the client's own request."""
+    assert find(target).line("GET", target) == line
+
+
+@pytest.mark.parametrize(
+    ("start", "proxy"),
+    [
+        (b"GET /authz/nginx HTTP/1.1", Proxy.NGINX),
+        (b"GET /authz/nginxx", Proxy.NGINX),
+        (b"GET /authz/envoy/api", Proxy.ENVOY),
+        (b"GET /elsewhere HTTP/1.1", None),
+        (b"GET", None),
+        (b"", None),
+    ],
+)
+def test_who_sent_a_broken_request_is_guessed_by_its_start(start: bytes, proxy) -> None:
+    """nginx has to be answered in its dialect all the same."""
+    assert guess(start).proxy is proxy
