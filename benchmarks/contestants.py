@@ -16,16 +16,9 @@ from redis.asyncio import Redis
 
 from authsidecar.decision.addresses import Networks
 from authsidecar.decision.authorize import Outcome
+from authsidecar.decision.checks import judge
 from authsidecar.decision.model import Credential, Deny, Limit, Proxy, Quota, TokenId, TokenRecord
-from authsidecar.decision.policy import (
-    RATE_LIMITED,
-    Case,
-    Judgement,
-    Policy,
-    find_route,
-    identify,
-    judge,
-)
+from authsidecar.decision.policy import RATE_LIMITED, Case, Judgement, Policy, find_route, identify
 from authsidecar.decision.proxies.forward_auth import read
 from authsidecar.decision.proxies.headers import Fields
 from authsidecar.decision.proxies.replies import Reply, render

@@ -19,8 +19,9 @@ from redis.asyncio import Redis
 from authsidecar.admin.explain import HINTS, ROWS, explain
 from authsidecar.decision.addresses import Networks, parse_address
 from authsidecar.decision.authorize import Rules, authorize
+from authsidecar.decision.checks import CHECKS
 from authsidecar.decision.model import Allow, Deny, Limit, Proxy, Role, TeamId, UserId
-from authsidecar.decision.policy import CHECKS, Policy
+from authsidecar.decision.policy import Policy
 from authsidecar.decision.proxies.forward_auth import read
 from authsidecar.decision.proxies.headers import Fields
 from authsidecar.decision.routes import coolify
@@ -233,7 +234,7 @@ def test_a_name_of_another_script_is_explained(redis_url):
 
 def test_every_row_has_its_check():
     """The rows of checks are the policy's own, in its order."""
-    names = tuple(check.__name__.removeprefix("check_") for check in CHECKS)
+    names = tuple(check.name for check in CHECKS)
     assert names == ROWS[4:-1] == (
         *("team_member", "team_role", "api_enabled", "address"),
         *("team_mcp", "permission", "instance_team", "team_isolation"),

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authsidecar.decision.allowlist import parse
+from authsidecar.decision.checks import CHECKS, ELEVATED, first_denial
 from authsidecar.decision.credentials import TOKEN_MISSING
 from authsidecar.decision.model import (
     METHODS,
@@ -19,20 +20,13 @@ from authsidecar.decision.model import (
     TokenId,
     TokenRecord,
 )
-from authsidecar.decision.policy import (
-    ELEVATED,
-    Instance,
-    Judgement,
-    Policy,
-    check_permission,
-    find_route,
-    first_denial,
-)
 from authsidecar.decision.policy import Case as PolicyCase
+from authsidecar.decision.policy import Instance, Judgement, Policy, find_route
 from authsidecar.decision.routes import Guard, Route, RouteTable, coolify
 from authsidecar.times import UnixMs
 from tests.support.cases import DIGEST, NOW, code, judged, record, request
 
+permission_denial = next(check.denial for check in CHECKS if check.name == "permission")
 TABLE = coolify("4.3")
 POLICY = Policy(TABLE)
 PERMISSIONS = st.frozensets(st.sampled_from(Permission))
@@ -102,8 +96,8 @@ def test_granting_more_never_denies_the_permission_check(
     case: PolicyCase, more: frozenset[Permission]
 ) -> None:
     """What passes row 8 with some permissions passes it with more."""
-    if check_permission(case) is None:
-        assert check_permission(holding(case, case.record.permissions | more)) is None
+    if permission_denial(case) is None:
+        assert permission_denial(holding(case, case.record.permissions | more)) is None
 
 
 @given(cases(), PERMISSIONS)
@@ -120,7 +114,7 @@ def test_root_passes_the_permission_check_and_no_other(case: PolicyCase, root: P
     """With root, a refusal by row 8 goes away; every other one but row 5's stays as it was."""
     before = denial(case)
     rooted = holding(case, case.record.permissions | {root})
-    assert check_permission(rooted) is None
+    assert permission_denial(rooted) is None
     after = denial(rooted)
     if before == "permission_missing":
         # Only what comes after row 8, or row 5 for a member, may still refuse.

@@ -4,6 +4,7 @@ from ipaddress import ip_address
 from typing import Any
 
 from authsidecar.decision.allowlist import parse
+from authsidecar.decision.checks import judge
 from authsidecar.decision.model import (
     AccessRequest,
     Allow,
@@ -17,7 +18,7 @@ from authsidecar.decision.model import (
     TokenRecord,
     UserId,
 )
-from authsidecar.decision.policy import Case, Instance, Judgement, Policy, identify, judge
+from authsidecar.decision.policy import Case, Instance, Judgement, Policy, identify
 from authsidecar.decision.routes import Guard, Route, RouteTable
 from authsidecar.times import UnixMs
 

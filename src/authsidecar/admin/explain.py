@@ -4,7 +4,7 @@ The outcome is `authorize`'s. The rows are told from what it saw on its way, by 
 that it ran, in its order.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -21,7 +21,8 @@ from authsidecar.decision.authorize import (
     StoreError,
     authorize,
 )
-from authsidecar.decision.isolation import NOUNS, named
+from authsidecar.decision.checks import CHECKS, NOT_TEAM_MEMBER
+from authsidecar.decision.isolation import named
 from authsidecar.decision.model import (
     AccessRequest,
     Address,
@@ -35,9 +36,6 @@ from authsidecar.decision.model import (
     Verdict,
 )
 from authsidecar.decision.policy import (
-    CHECKS,
-    ELEVATED,
-    NOT_TEAM_MEMBER,
     STORE_UNAVAILABLE,
     TOKEN_UNKNOWN,
     Case,
@@ -92,7 +90,7 @@ class Explanation:
 
 NOT_REACHED: Final = "not reached"
 
-_CHECK_NAMES: Final = tuple(check.__name__.removeprefix("check_") for check in CHECKS)
+_CHECK_NAMES: Final = tuple(check.name for check in CHECKS)
 
 ROWS: Final = ("target", "route", "token", "rate_limit", *_CHECK_NAMES, "store")
 """Every row of every explanation, in order."""
@@ -277,12 +275,13 @@ def _with_token(
     if resource is not None:
         resource = resource._replace(team=peeking.owner_seen)
     case = Case(rules.policy, access.client, route, instance, proven, resource)
-    for name, check in zip(_CHECK_NAMES, CHECKS, strict=True):
-        denial = check(case)
+    for check in CHECKS:
+        denial = check.denial(case)
         if denial is not None:
-            found[name] = (Result.FAIL, denial.detail)
+            found[check.name] = (Result.FAIL, denial.detail)
             break
-        found[name] = _PASSED[name](case)
+        passed = check.passed(case)
+        found[check.name] = (Result.PASS if passed.needed else Result.SKIPPED, passed.detail)
     return found
 
 
@@ -335,75 +334,6 @@ async def _membership(record: TokenRecord | None, registry: Registry) -> Finding
     return Result.FAIL, why.partition(";")[0]
 
 
-def _team_member(case: Case) -> Finding:
-    record = case.record
-    return Result.PASS, f"user {record.user} is {record.role} of team {record.team}"
-
-
-def _team_role(case: Case) -> Finding:
-    elevated = sorted(case.record.permissions & ELEVATED)
-    if not elevated:
-        return Result.PASS, "no permission of the token needs a role"
-    return Result.PASS, f"{' '.join(elevated)}: needs owner or admin, found {case.record.role}"
-
-
-def _api_enabled(case: Case) -> Finding:
-    if case.route.guard is not Guard.ORDINARY:
-        return Result.SKIPPED, "this route works whatever the API switch says"
-    return Result.PASS, "the API switch is on"
-
-
-def _address(case: Case) -> Finding:
-    if case.route.guard is Guard.SWITCH:
-        return Result.SKIPPED, "this route works from every address"
-    if case.instance.allowlist.everyone:
-        return Result.PASS, f"{case.client}: the allowlist admits everyone"
-    return Result.PASS, f"{case.client} is on the allowlist"
-
-
-def _team_mcp(case: Case) -> Finding:
-    if case.route.guard is not Guard.MCP:
-        return Result.SKIPPED, "not an MCP route"
-    return Result.PASS, f"team {case.record.team} has MCP switched on"
-
-
-def _permission(case: Case) -> Finding:
-    if case.route.permission is None:
-        return Result.SKIPPED, "the route needs no permission"
-    held = " ".join(sorted(case.record.permissions))
-    needs = " or ".join(case.route.sufficient)
-    return Result.PASS, f"the route needs {needs}, the token holds {held}"
-
-
-def _instance_team(case: Case) -> Finding:
-    if case.route.guard is not Guard.SWITCH:
-        return Result.SKIPPED, "not a switch"
-    return Result.PASS, f"team {case.record.team} is the instance team"
-
-
-def _team_isolation(case: Case) -> Finding:
-    if not case.policy.team_isolation:
-        return Result.SKIPPED, "sync.team_isolation is off"
-    if case.resource is None:
-        return Result.SKIPPED, f"the path names none of {', '.join(NOUNS)}"
-    noun, uuid, team = case.resource
-    if team is None:
-        return Result.PASS, f"{noun} {uuid} is not known to be any team's"
-    return Result.PASS, f"{noun} {uuid} belongs to team {team}"
-
-
-_PASSED: Final[Mapping[str, Callable[[Case], Finding]]] = {
-    "team_member": _team_member,
-    "team_role": _team_role,
-    "api_enabled": _api_enabled,
-    "address": _address,
-    "team_mcp": _team_mcp,
-    "permission": _permission,
-    "instance_team": _instance_team,
-    "team_isolation": _team_isolation,
-}
-"""What a passed check says it needed and found."""
-
 HINTS: Final = {
     "ambiguous_target": "write the path plainly: no empty or dot segments, no odd escapes",
     "method_override": "send the method itself",
@@ -417,15 +347,8 @@ HINTS: Final = {
     "token_unknown": "`authsidecar token list` shows the tokens that there are",
     "token_expired": "create a new token",
     "rate_limited": "wait, or see `authsidecar limit --help`",
-    "not_team_member": "`authsidecar member set` makes the user a member again",
-    "team_role_required": "make the user owner or admin, or use a token with read alone",
-    "api_disabled": "`authsidecar api enable` switches it on",
-    "address_not_allowed": "`authsidecar allowlist show` shows who may call",
-    "permission_missing": "use a token that holds it; `authsidecar token create` makes one",
-    "instance_team_required": "use a token of the instance team (coolify.instance_team)",
-    "resource_not_found": "use a token of the team that owns it",
     "mcp_disabled": "`authsidecar mcp enable` switches it on",
-    "team_mcp_disabled": "`authsidecar mcp enable --team ID` switches it on",
+    **{check.reason.code: check.hint for check in CHECKS},
     STORE_UNAVAILABLE.code: "is Redis running, and redis.url right?",
 }
 """What an operator can do, by reason code."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, Protocol
 
+from authsidecar.decision.checks import judge
 from authsidecar.decision.isolation import named
 from authsidecar.decision.model import (
     AccessRequest,
@@ -30,7 +31,6 @@ from authsidecar.decision.policy import (
     Policy,
     find_route,
     identify,
-    judge,
 )
 from authsidecar.decision.ratelimit import charges
 from authsidecar.decision.ratelimit.charges import Charge

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authsidecar.coolify import entities
+from authsidecar.decision.checks import ELEVATED
 from authsidecar.decision.model import Permission, Role, TeamId, TokenId, UserId
-from authsidecar.decision.policy import ELEVATED
 from authsidecar.store.entities import Member, Team, Token
 from authsidecar.times import UnixMs
 

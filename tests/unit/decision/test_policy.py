@@ -6,7 +6,9 @@ from ipaddress import ip_address
 import pytest
 
 from authsidecar.decision.allowlist import parse
+from authsidecar.decision.checks import CHECKS, ELEVATED, INCLUDED_BY, Check, first_denial
 from authsidecar.decision.credentials import TOKEN_MISSING
+from authsidecar.decision.isolation import Resource
 from authsidecar.decision.model import (
     METHODS,
     Allow,
@@ -17,7 +19,7 @@ from authsidecar.decision.model import (
     TokenId,
     TokenRecord,
 )
-from authsidecar.decision.policy import CHECKS, ELEVATED, INCLUDED_BY, Judgement, Policy, find_route
+from authsidecar.decision.policy import Case, Judgement, Policy, find_route
 from authsidecar.decision.routes import Guard, Route, RouteTable, coolify, extra
 from authsidecar.times import UnixMs
 from tests.support.cases import (
@@ -35,6 +37,7 @@ from tests.support.cases import (
 
 ROUTES = Policy(coolify("4.3"))
 ALL = tuple(Permission)
+CLIENT = request().client
 
 
 def needing(permission: str) -> Route:
@@ -325,8 +328,10 @@ def test_of_several_permissions_each_suffices(held: str, passes: bool) -> None:
 def test_the_permission_is_said_before_the_instance_team() -> None:
     """Row 8 before row 9."""
     assert code(judged(ENABLE, record("write"))) == "permission_missing"
-    assert [check.__name__ for check in CHECKS][-3:] == [
-        *("check_permission", "check_instance_team", "check_team_isolation"),
+    assert [check.name for check in CHECKS][-3:] == [
+        "permission",
+        "instance_team",
+        "team_isolation",
     ]
 
 
@@ -337,6 +342,83 @@ def test_the_permission_is_said_before_the_instance_team() -> None:
 def test_whatever_rows_4_to_9_say_the_user_is_charged(held: TokenRecord) -> None:
     """A refused request of a known token is no free probe."""
     assert judged(needing("deploy"), held).bucket == "principal"
+
+
+@pytest.mark.parametrize(
+    "guard", sorted(set(Guard) - {Guard.ORDINARY, Guard.SWITCH, Guard.MCP, Guard.PUBLIC})
+)
+def test_what_is_no_route_for_tokens_admits_none(guard: Guard) -> None:
+    """No token opens it: neither when the route is looked for, nor if that were left out."""
+    shut = Route("GET", "/api/v1/teams", guard)
+    table = Policy(RouteTable([shut]))
+    code_of, _ = outcome(table, "GET", "/api/v1/teams")
+    assert code_of == ("method_not_allowed" if guard is Guard.WRONG_METHOD else "route_unknown")
+    assert code(judged(shut, record("root"), policy=table)) == "route_unknown"
+
+
+def test_a_public_route_is_judged_without_a_token_or_not_at_all() -> None:
+    """A token that is judged on it all the same gains no identity."""
+    public = Route("GET", "/api/health", Guard.PUBLIC, bucket="health")
+    assert code(judged(public, record("root"))) == "route_unknown"
+
+
+def test_an_ordinary_route_without_a_permission_admits_nobody() -> None:
+    """Only MCP's route needs none."""
+    bare = Route("GET", "/api/v1/thing", Guard.ORDINARY)
+    assert code(judged(bare, record("root"))) == "permission_missing"
+    assert code(judged(MCP, record("read"))) == "allow"
+
+
+@pytest.mark.parametrize("path", ["/mcp/x", "/mcp/", "/api", "/api/x", "/mcp", "/api/v9/teams"])
+@pytest.mark.parametrize("method", sorted(METHODS - {"OPTIONS"}))
+def test_an_open_outside_ends_at_api_and_mcp(method: str, path: str) -> None:
+    """With `outside: pass`, what is below /api and /mcp has a row of its own or is refused."""
+    found = find_route(replace(ROUTES, pass_outside=True), request(method, path))
+    if isinstance(found, Judgement):
+        assert code(found) in {"route_unknown", "method_not_allowed"}
+    else:
+        assert found.guard is Guard.MCP
+
+
+# Every check
+
+
+# Cases that one check after the other refuses.
+REFUSED = {
+    "team_member": {"held": record("read", role=None)},
+    "team_role": {"held": record("write", role=Role.MEMBER)},
+    "api_enabled": {"instance": replace(OPEN, api_enabled=False)},
+    "address": {"instance": replace(OPEN, allowlist=parse("10.0.0.0/8"))},
+    "team_mcp": {"route": MCP, "held": record("read", team_mcp=False)},
+    "permission": {"route": needing("write")},
+    "instance_team": {"route": ENABLE, "held": record("root")},
+    "team_isolation": {"resource": Resource("Server", "u1", TeamId(9))},
+}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+def test_a_check_is_one_row(check: Check) -> None:
+    """It denies with its own reason, says something when passed, and helps an operator."""
+    how = {"route": READ, "held": record("read"), "instance": OPEN, "resource": None}
+    how |= REFUSED[check.name]
+    case = Case(POLICY, CLIENT, how["route"], how["instance"], how["held"], how["resource"])
+    denial = first_denial(case)
+    assert denial is not None
+    assert denial.reason.code == check.reason.code
+    assert denial.reason.message.startswith(check.reason.message) or (
+        denial.reason.message.endswith(check.reason.message)
+    )
+    fine = Case(POLICY, CLIENT, READ, OPEN, record("read"))
+    assert check.denial(fine) is None
+    assert check.passed(fine).detail
+    assert check.hint
+
+
+def test_checks_differ_in_name_and_code() -> None:
+    """Each is told from the others in `explain`, in the body and in the metrics."""
+    for said in ([c.name for c in CHECKS], [c.reason.code for c in CHECKS]):
+        assert len(set(said)) == len(CHECKS)
+    assert set(REFUSED) == {check.name for check in CHECKS}
 
 
 # What is allowed

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 import authsidecar
-from authsidecar.decision import policy
+from authsidecar.decision import checks
 from authsidecar.decision.model import Limit, Proxy, Reason, TeamId, TokenId, UserId
 from authsidecar.decision.proxies import headers
 from authsidecar.decision.ratelimit import charges, sliding_window
@@ -25,9 +25,9 @@ from authsidecar.times import UnixMs
 DOCS = Path(__file__).parents[3] / "docs"
 
 COMPLETED = {
-    policy.PERMISSION_MISSING.code,
-    policy.INSTANCE_TEAM_REQUIRED.code,
-    policy.RESOURCE_NOT_FOUND.code,
+    checks.PERMISSION_MISSING.code,
+    checks.INSTANCE_TEAM_REQUIRED.code,
+    checks.RESOURCE_NOT_FOUND.code,
 }
 """Reasons whose message also says what is missing."""
 
@@ -86,6 +86,16 @@ def test_every_reason_says_what_it_means_and_what_to_do():
         meaning, _, advice = rest.partition("**What to do:**")
         assert len(meaning.split()) > 8, code
         assert advice.strip(), code
+
+
+def test_the_checks_stand_in_their_order():
+    """In README's table and on the page of reasons, as CHECKS has them."""
+    codes = [check.reason.code for check in checks.CHECKS]
+    entries = re.findall(r"^### `(\w+)`$", page("reference/reason-codes.md"), re.MULTILINE)
+    assert [code for code in entries if code in codes] == codes
+    readme = (DOCS.parent / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| \w+ \| .* \| .* \| `(\w+)` \|$", readme, re.MULTILINE)
+    assert [code for code in rows if code in codes] == codes, "each check has its row"
 
 
 def documented_metrics() -> dict[str, str]:

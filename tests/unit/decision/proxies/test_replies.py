@@ -6,6 +6,7 @@ from ipaddress import ip_address
 import pytest
 
 from authsidecar.decision.authorize import Outcome
+from authsidecar.decision.checks import PERMISSION_MISSING
 from authsidecar.decision.credentials import TOKEN_MISSING
 from authsidecar.decision.model import (
     Allow,
@@ -19,12 +20,7 @@ from authsidecar.decision.model import (
     TokenId,
     UserId,
 )
-from authsidecar.decision.policy import (
-    PERMISSION_MISSING,
-    RATE_LIMITED,
-    STORE_UNAVAILABLE,
-    TOKEN_UNKNOWN,
-)
+from authsidecar.decision.policy import RATE_LIMITED, STORE_UNAVAILABLE, TOKEN_UNKNOWN
 from authsidecar.decision.proxies.headers import IDENTITY
 from authsidecar.decision.proxies.replies import Reply, refuse, render, tightest
 from authsidecar.decision.routes import ROUTE_UNKNOWN

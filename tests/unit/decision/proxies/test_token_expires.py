@@ -5,6 +5,7 @@ from ipaddress import ip_address
 import pytest
 
 from authsidecar.decision.authorize import Outcome
+from authsidecar.decision.checks import PERMISSION_MISSING
 from authsidecar.decision.model import (
     Allow,
     Deny,
@@ -16,7 +17,6 @@ from authsidecar.decision.model import (
     TokenRecord,
     UserId,
 )
-from authsidecar.decision.policy import PERMISSION_MISSING
 from authsidecar.decision.proxies.replies import render
 from authsidecar.times import UnixMs
 
