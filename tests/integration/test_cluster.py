@@ -454,3 +454,19 @@ async def test_a_failover_keeps_the_limit_but_for_what_was_not_replicated(
                 admitted += answers.count("allow")
             tell(f"cluster: {admitted} of {limit} admitted across a failover")
             assert admitted == limit
+
+
+async def test_closing_a_cluster_closes_its_connections(servers: RedisCluster) -> None:
+    """For whoever is done with it; used again, it opens them again."""
+    async with connected(Connection(servers.url, data_dir=None)) as made:  # type: ignore[arg-type]
+        assert isinstance(made, Cluster)
+        await made.set("one", "1")
+        nodes = list(made.nodes_manager.nodes_cache.values())
+
+        def opened() -> list[Any]:
+            return [c for node in nodes for c in node._connections if c.is_connected]
+
+        assert opened()
+        await made.aclose()
+        assert not opened()
+        assert await made.get("one") == b"1"

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from ipaddress import IPv6Address
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -270,18 +271,11 @@ async def test_a_record_changed_by_raw_commands_is_noticed_after_the_maximum_age
         await redis_client.hset(KEYS.instance, "api_enabled", 0)
         assert await aged.ask(67) == "allow"
         real = time.monotonic
-        monkeypatch.setattr(
-            "authsidecar.store.decisions.time",
-            type(
-                "Later",
-                (),
-                {
-                    "monotonic": staticmethod(lambda: real() + 5.1),
-                    "time": staticmethod(time.time),
-                    "perf_counter": staticmethod(time.perf_counter),
-                },
-            ),
+        later = SimpleNamespace(
+            monotonic=lambda: real() + 5.1, time=time.time, perf_counter=time.perf_counter
         )
+        for module in ("decisions", "instance_cache"):
+            monkeypatch.setattr(f"authsidecar.store.{module}.time", later)
         assert await aged.ask(67) == "api_disabled"
         await registry.set_instance(api_enabled=True)
         assert await aged.ask(67) == "permission_missing"
@@ -621,7 +615,10 @@ async def test_guesses_cannot_push_out_a_token_that_is_known(
         await here.ask(credential(67, f"guess {i}"), rules=limits)
     assert await here.ask(99, rules=limits) == "rate_limited"
     assert await here.ask(67, rules=limits) == "allow"
-    here.store._max_age_s = -1.0
+    held = here.store.known(credential(67))
+    assert held is not None
+    here.store._records.outdate(held)
+    assert here.store.known(credential(67)) is None
     assert await here.ask(67, rules=limits) == "allow"
     assert await here.ask(credential(67, "wrong"), rules=limits) == "rate_limited"
 
@@ -851,8 +848,7 @@ async def test_a_stale_answer_forgets_only_what_failed(here: Sidecar, registry: 
     charged = await here.store.charge(claim, repeat_key=None)
     assert charged is STALE
     assert here.store.known(credential(67)) is None
-    assert here.store._instance is not None
-    assert here.store._instance[0] is instance
+    assert here.store.current() is instance
 
 
 async def test_a_defect_below_the_call_leaves_nobody_waiting(here: Sidecar) -> None:

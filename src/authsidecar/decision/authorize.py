@@ -6,7 +6,7 @@ Pure but for the Store it is handed; everything that can be slow or broken is be
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from authsidecar.decision.checks import judge
 from authsidecar.decision.isolation import named
@@ -54,7 +54,7 @@ class StoreError(Exception):
         self.kind = kind
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Claim:
     """What a request is to be charged, and the state that must be current for that.
 
@@ -62,13 +62,11 @@ class Claim:
         counters: what to charge; may be empty.
         instance: to be proven current, or None.
         record: to be proven current, or None.
-        sent: the store's own: what it sends for this claim, once it has made that.
     """
 
     counters: tuple[Charge, ...]
     instance: Instance | None = None
     record: TokenRecord | None = None
-    sent: Any = None
 
 
 class Charged(NamedTuple):

@@ -31,6 +31,7 @@ from authsidecar.expiry.rounds import NoDriverError, Options, warning
 from authsidecar.observe.background import Background, describe_error
 from authsidecar.observe.log import Bridge, Log
 from authsidecar.observe.metrics import Telemetry, collected
+from authsidecar.observe.once import Once
 from authsidecar.run import descriptors
 from authsidecar.run.life import Life, StoppedError, log_ignored_signals
 from authsidecar.serving.authz import AuthzServer
@@ -361,6 +362,7 @@ async def running(
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(telemetry.kept(partial(background.keep, "metrics")))
         client = await stack.enter_async_context(_connected(settings, log, background))
+        odd = Once(log, "unreadable_value")
         decisions = DecisionStore(
             client,
             keys,
@@ -371,6 +373,7 @@ async def running(
             synced=synced,
             observe=telemetry.trip,
             looked_up=telemetry.looked_up,
+            unreadable=lambda key, field: odd.warn(key=key, field=field),
         )
         stack.push_async_callback(decisions.close)
         telemetry.watch(lambda: decisions.connections)

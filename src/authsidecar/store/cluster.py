@@ -10,6 +10,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
@@ -36,6 +37,9 @@ LOCK_MS: Final = 10_000
 _LOCK_PAUSE_S: Final = 0.02
 
 _UNLOCK: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end"
+
+_within_command: Final = ContextVar("_within_command", default=False)
+"""Whether redis-py's own code for one command runs, in whatever task it is."""
 
 _GROW: Final = frozenset({"SADD", "ZADD"})
 _SHRINK: Final = frozenset({"SREM", "ZREM"})
@@ -118,11 +122,13 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
         self.look_again()  # where one slot moved, others did
 
     async def aclose(self) -> None:
-        """Look again: redis-py calls this within commands, when the cluster is down."""
-        self._initialize = True
+        """Close every connection.
 
-    async def disconnect(self) -> None:
-        """Close every connection."""
+        redis-py calls it within commands, too, when the cluster is down: then, look again.
+        """
+        if _within_command.get():
+            self._initialize = True
+            return
         if self._look is not None:
             await end([self._look])
         self._initialize = True
@@ -131,7 +137,7 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
 
     async def __aexit__(self, *_: object) -> None:
         """Close every connection."""
-        await self.disconnect()
+        await self.aclose()
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """One command on the node that its key is on."""
@@ -152,6 +158,7 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
             return await self._watched(commands)
 
     async def _watched(self, command: Awaitable[Any]) -> Any:
+        _within_command.set(True)
         try:
             with _redis_errors():
                 return await command
@@ -162,6 +169,8 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
         except BaseException:  # a frozen node shows as a cancellation by the budget
             self.look_again()
             raise
+        finally:
+            _within_command.set(False)
 
     async def time(self, near: str = "", **options: Any) -> Any:
         """The clock of the node that has the key `near`."""

@@ -89,7 +89,7 @@ async def connected(
             )
         elif scheme.endswith("+cluster"):
             client = _cluster(how)
-            stack.push_async_callback(client.disconnect)
+            stack.push_async_callback(client.aclose)
         elif scheme.endswith("+sentinel"):
             sentinels, service, db = _sentinels(how)
             stack.push_async_callback(sentinels.aclose)

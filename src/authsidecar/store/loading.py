@@ -5,6 +5,7 @@ in the charge that follows, and never as an old record under a new nonce.
 """
 
 import secrets
+from collections.abc import Callable, Sequence
 from hmac import compare_digest
 from typing import Any, Final
 
@@ -15,11 +16,21 @@ from authsidecar.store.keys import Keys, owner_bucket
 
 NONCE_BYTES: Final = 12
 
+Unreadable = Callable[[str, str], None]
+"""Told of a value that cannot be read, and so grants nothing: its key, and its field."""
+
 
 class Loader:
     """Reads whole records; redis-py's own exceptions pass through to the caller."""
 
-    def __init__(self, client: Any, keys: Keys, *, ordered: bool = True) -> None:
+    def __init__(
+        self,
+        client: Any,
+        keys: Keys,
+        *,
+        ordered: bool = True,
+        unreadable: Unreadable = lambda *_: None,
+    ) -> None:
         """Nothing is sent yet.
 
         Args:
@@ -27,10 +38,12 @@ class Loader:
             keys: the key names.
             ordered: whether the commands of a pipeline run in its order: not on Redis Cluster,
                 where each node has a part of them.
+            unreadable: told of each field whose value cannot be read.
         """
         self._client = client
         self._keys = keys
         self._ordered = ordered
+        self._unreadable = unreadable
 
     async def instance(self) -> tuple[Instance, records.Field]:
         """The instance-wide state, and what a sync says of it (records.SYNCED)."""
@@ -40,6 +53,7 @@ class Loader:
             names.instance_nonce, lambda pipe: pipe.hmget(names.instance, fields)
         )
         *read, synced = read
+        self._tell(names.instance, records.INSTANCE_FIELDS, read)
         return records.instance(read, nonce), synced
 
     async def followed(self) -> bool:
@@ -72,6 +86,11 @@ class Loader:
         team_fields, member = rest or (no_team, None)
         if (records.number(fields[2]), records.number(fields[3])) != (owner, team_number):
             return None, digest  # it was moved meanwhile: the next request will find it
+        self._tell(names.token(token), records.TOKEN_FIELDS, fields)
+        self._tell(names.user(user), records.USER_FIELDS, owned)
+        if team is not None:
+            self._tell(names.team(team), records.TEAM_FIELDS, team_fields)
+            self._tell(names.team_members(team), ["role"], [member])
         record = records.token_record(
             token, fields, user=owned, team=team_fields, member=member, nonce=nonce
         )
@@ -84,6 +103,10 @@ class Loader:
         found = await self._client.hget(self._keys.owners(owner_bucket(uuid)), uuid)
         team = records.number(found)
         return None if team is None else TeamId(team)
+
+    def _tell(self, key: str, names: Sequence[str], values: Sequence[records.Field]) -> None:
+        for name in records.unreadable(names, values):
+            self._unreadable(key, name)
 
     async def _proven(self, key: str, read: Any) -> tuple[bytes, list[Any]]:
         """A nonce and what it proves, read after it; a missing nonce is made first."""

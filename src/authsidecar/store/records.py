@@ -1,6 +1,6 @@
 """How a record is written in Redis, both ways; anything unreadable grants nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from typing import Final, TypeVar
@@ -24,6 +24,8 @@ SYNC_ENDED: Final = b""
 INSTANCE_FIELDS: Final = ("api_enabled", "allowlist", "mcp_enabled")
 
 _BIGINT_DIGITS: Final = 19
+
+_ROLES: Final = {role.value.encode(): role for role in Role}
 
 Snapshot = TypeVar("Snapshot", TokenRecord, Instance)
 
@@ -56,10 +58,8 @@ def permissions(value: Field) -> frozenset[Permission]:
 
 
 def role(value: Field) -> Role | None:
-    """A membership's role: None without one; any text but owner and admin is a member."""
-    if value is None:
-        return None
-    return {b"owner": Role.OWNER, b"admin": Role.ADMIN}.get(value, Role.MEMBER)
+    """A membership's role: None without one, or where the text is none of the three."""
+    return None if value is None else _ROLES.get(value)
 
 
 def limit(value: Field) -> Limit | None:
@@ -125,16 +125,51 @@ def instance(row: Sequence[Field], nonce: bytes) -> Instance:
     text = None if allowlist is None else allowlist.decode("utf-8", "replace")
     return Instance(
         api_enabled=flag(api, absent=False),
-        allowlist=_allowlist(text),
+        allowlist=_allowlist(text)[0],
         mcp_enabled=flag(mcp, absent=False),
         nonce=nonce,
     )
 
 
 @lru_cache(maxsize=4)
-def _allowlist(text: str | None) -> Allowlist:
+def _allowlist(text: str | None) -> tuple[Allowlist, tuple[str, ...]]:
     """Ten thousand entries take their time, and are the same each time but for a change."""
-    return parse_lenient(text)[0]
+    return parse_lenient(text)
+
+
+def unreadable(names: Sequence[str], values: Sequence[Field]) -> tuple[str, ...]:
+    """The names of those of these fields that hold something which cannot be read.
+
+    What they hold grants nothing: an odd switch is off, an odd expiry has passed, an odd role is
+    none, an odd permission is not held, and for an odd limit the configured one counts.
+    """
+    return tuple(
+        name
+        for name, value in zip(names, values, strict=True)
+        if value is not None and name in _READABLE and not _READABLE[name](value)
+    )
+
+
+def _is_flag(value: bytes) -> bool:
+    return value in {b"0", b"1"}
+
+
+def _is_number(value: bytes) -> bool:
+    return number(value) is not None
+
+
+_READABLE: Final[Mapping[str, Callable[[bytes], bool]]] = {
+    "user": _is_number,
+    "team": _is_number,
+    "expires_at": _is_number,
+    "permissions": lambda value: len(permissions(value)) == len(set(value.split())),
+    "limit": lambda value: limit(value) is not None,
+    "role": lambda value: role(value) is not None,
+    "api_enabled": _is_flag,
+    "mcp_enabled": _is_flag,
+    "allowlist": lambda value: not _allowlist(value.decode("utf-8", "replace"))[1],
+}
+"""Whether a field can be read, by its name; a name and a digest are not read, only compared."""
 
 
 def unchanged(held: Snapshot | None, read: Snapshot) -> Snapshot:

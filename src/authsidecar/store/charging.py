@@ -1,0 +1,189 @@
+"""A claim as charge.lua reads it, and what its answer means."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Final
+
+from authsidecar.decision.authorize import STALE, Charged, Claim, Stale
+from authsidecar.decision.model import Quota
+from authsidecar.decision.ratelimit.charges import Charge, slot_of_user
+from authsidecar.store.calls import ChargeCalls, Part, Result
+from authsidecar.store.clock import RedisClock
+from authsidecar.store.cluster_calls import ClusterCalls
+from authsidecar.store.keys import Keys
+from authsidecar.store.refusals import Refusals
+from authsidecar.times import UnixMs
+
+REPEAT_FREE_MS: Final = 10_000
+"""For how long a repeat of the same client request costs nothing, in milliseconds."""
+
+PACKED: Final = 8192
+"""How many claims are kept packed; as many as authorize.py keeps judgements."""
+
+_STATUS_STALE: Final = 0
+_STATUS_REFUSED: Final = 2
+_STATUS_REPEATED: Final = 3
+
+
+class Charging:
+    """Charges claims, and repeats refusals that need no asking."""
+
+    def __init__(
+        self,
+        calls: ChargeCalls | ClusterCalls,
+        keys: Keys,
+        clock: RedisClock,
+        *,
+        outdated: Callable[[Claim, int], None],
+    ) -> None:
+        """Nothing is sent yet.
+
+        Args:
+            calls: runs the script.
+            keys: the key names.
+            clock: set by each answer.
+            outdated: told of each claim whose proof failed: bit 0 is the first proof that it has,
+                bit 1 the second.
+        """
+        self._calls = calls
+        self._keys = keys
+        self._clock = clock
+        self._outdated = outdated
+        self._clustered = isinstance(calls, ClusterCalls)
+        self._refusals = Refusals()
+        # A claim is the same object as long as nothing that it was made of has changed.
+        self._remembered = lru_cache(PACKED)(self._plain)
+        self._slots = lru_cache(PACKED)(_by_slot)
+
+    async def charge(
+        self, claim: Claim, *, repeat_key: bytes | None, peek: bool = False
+    ) -> Charged | Stale:
+        """Charge all of a claim's counters or none, if its state is still current.
+
+        With `peek` the answer is the one that a charge would get, and nothing is charged.
+        """
+        if not claim.counters:
+            repeat_key = None  # nothing is counted
+        if repeat_key is None and not peek and (quota := self._standing(claim)) is not None:
+            return Charged(False, (quota,), self._clock.now())
+        if self._clustered:
+            return await self._charge_slots(claim, repeat_key, peek=peek)
+        if not claim.counters and claim.instance is None and claim.record is None:
+            return Charged(True, (), self._clock.now())
+        part = self.part(claim, repeat_key, peek=peek)
+        read = self._read(claim, await self._calls.charge(part))
+        if read is None:
+            return STALE
+        status, quotas, now = read
+        return Charged(status != _STATUS_REFUSED, quotas, now)
+
+    async def _charge_slots(
+        self, claim: Claim, repeat_key: bytes | None, *, peek: bool
+    ) -> Charged | Stale:
+        """Charge a cluster: the user's slot first, with the proof, then the team's, the address's.
+
+        What comes later is not charged for a request that the user's own counters refuse.
+        """
+        repeated, now = False, self._clock.now()
+        quotas: tuple[Quota, ...] = ()
+        for there in self._slots(claim) if claim.record is not None else _by_slot(claim):
+            part = self.part(there, repeat_key, peek=peek or repeated)
+            repeat_key = None  # the first slot remembers it for all
+            read = self._read(there, await self._calls.charge(part))
+            if read is None:
+                return STALE
+            status, more, now = read
+            quotas += more
+            if status == _STATUS_REFUSED and not repeated:
+                return Charged(False, quotas, now)
+            repeated = repeated or status == _STATUS_REPEATED
+        return Charged(True, quotas, now)
+
+    def _read(self, claim: Claim, result: Result) -> tuple[int, tuple[Quota, ...], UnixMs] | None:
+        """What a script call says of one claim, and what follows from it; None: it is stale."""
+        now, (status, stale, *numbers) = result
+        counters = claim.counters
+        self._clock.set(now)
+        if status == _STATUS_STALE:
+            self._outdated(claim, stale)
+            self._forget_refusals(counters)  # it is judged again, and must ask again
+            return None
+        quotas = tuple(
+            [
+                Quota(counter.scope, counter.limit, numbers[2 * i], UnixMs(numbers[2 * i + 1]))
+                for i, counter in enumerate(counters)
+            ]
+        )
+        if status == _STATUS_REFUSED:
+            for counter, quota in zip(counters, quotas, strict=True):
+                if quota.remaining == 0:
+                    self._refusals.note(counter, quota, now)
+        else:
+            self._forget_refusals(counters)
+        return status, quotas, now
+
+    def _forget_refusals(self, counters: tuple[Charge, ...]) -> None:
+        if self._refusals:
+            for counter in counters:
+                self._refusals.clear(counter)
+
+    def _standing(self, claim: Claim) -> Quota | None:
+        """A refusal of one of its counters that stands without asking Redis."""
+        if not self._refusals:
+            return None
+        now = self._clock.now()
+        for counter in claim.counters:
+            if (quota := self._refusals.standing(counter, now)) is not None:
+                return quota
+        return None
+
+    def part(self, claim: Claim, repeat_key: bytes | None, *, peek: bool) -> Part:
+        """A claim's part of a script call; that of a plain charge of a token is packed once."""
+        if peek or repeat_key is not None:
+            return self._packed(claim, repeat_key, "peek" if peek else "charge")
+        # The claims of refused strangers come once each, and would push out all others.
+        return self._plain(claim) if claim.record is None else self._remembered(claim)
+
+    def _plain(self, claim: Claim) -> Part:
+        return self._packed(claim, None, "charge")
+
+    def _packed(self, claim: Claim, repeat_key: bytes | None, mode: str) -> Part:
+        """KEYS and ARGV in the order that charge.lua reads."""
+        names, instance, record, counters = self._keys, claim.instance, claim.record, claim.counters
+        keys: list[str] = []
+        args: list[str | bytes | int] = [(instance is not None) + (record is not None)]
+        if instance is not None:
+            keys.append(names.instance_nonce)
+            args.append(instance.nonce)
+        if record is not None:
+            keys.append(names.user_nonce(record.user))
+            args.append(record.nonce)
+        if repeat_key is not None:
+            home = slot_of_user(record.user) if record is not None else counters[0].tag
+            keys.append(names.repeat(home, repeat_key))
+            args.append(REPEAT_FREE_MS)
+        else:
+            args.append(0)
+        args.append(mode)
+        args.append(len(counters))
+        for counter in counters:
+            keys.append(names.counter(counter))
+            args.append(counter.limit.requests)
+            args.append(counter.limit.window_ms)
+        return Part.of(keys, args)
+
+
+def _by_slot(claim: Claim) -> tuple[Claim, ...]:
+    """A claim on a cluster, by slot: the user's own first, with the proof of the record.
+
+    The instance-wide state is in a slot of its own and cannot be proven.
+    """
+    slots: dict[str, list[Charge]] = {}
+    if claim.record is not None:
+        slots[slot_of_user(claim.record.user)] = []
+    for counter in claim.counters:
+        slots.setdefault(counter.tag, []).append(counter)
+    return tuple(
+        Claim(tuple(there), record=claim.record if i == 0 else None)
+        for i, there in enumerate(slots.values())
+    )
