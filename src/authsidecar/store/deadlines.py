@@ -2,8 +2,8 @@
 
 A budget is divided into ticks. A tick is one timer of the event loop. One that comes late counts
 back: this process has waited for the processor, or had more to do than it could, and so may Redis
-have, then and just before. Before a deadline acts, the loop has read its sockets and run whoever waits for what
-was read.
+have, then and just before. Before a deadline acts, the loop has read its sockets and run whoever
+waits for what was read.
 """
 
 import asyncio
