@@ -10,7 +10,7 @@ import os
 import re
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, Literal
@@ -22,6 +22,7 @@ from authsidecar import __version__
 from authsidecar.decision.authorize import Outcome
 from authsidecar.decision.model import AccessRequest, Address, Allow, Deny, Kind, Proxy, Verdict
 from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER
+from authsidecar.observe.batch_histogram import BatchHistogram
 from authsidecar.observe.log import Log
 from authsidecar.observe.log_pace import LogPace
 from authsidecar.tasks import end
@@ -74,23 +75,12 @@ def collected(registry: CollectorRegistry) -> CollectorRegistry:
     return summed
 
 
-class _Seconds(Histogram):
-    """A histogram that takes many observations at once."""
-
-    def add(self, times: Sequence[int], total: float) -> None:
-        """Observe as many as are counted, by bucket; together they took `total` seconds."""
-        self._sum.inc(total)
-        for bucket, count in zip(self._buckets, times, strict=True):
-            if count:
-                bucket.inc(count)
-
-
 class _Tally:
     """Decisions of one kind that its series do not have yet: plain numbers cost no lock."""
 
     __slots__ = ("count", "decisions", "seconds", "times", "total")
 
-    def __init__(self, decisions: Counter, seconds: _Seconds) -> None:
+    def __init__(self, decisions: Counter, seconds: BatchHistogram) -> None:
         self.decisions = decisions
         self.seconds = seconds
         self._clear()
@@ -140,7 +130,7 @@ class Telemetry:
             ["proxy", "outcome", "reason"],
             registry=registry,
         )
-        self._seconds = _Seconds(
+        self._seconds = BatchHistogram(
             "authsidecar_decision_seconds",
             "Time from a readable subrequest to its answer.",
             ["proxy", "outcome"],

@@ -20,6 +20,7 @@ from redis.commands import AsyncCoreCommands
 from redis.crc import key_slot
 
 from authsidecar.store.full import SET_IN_FULL, as_script, beside, single
+from authsidecar.store.redis_internals import must_look, node_connections, set_must_look
 from authsidecar.tasks import end
 
 REFRESH_S: Final = 1.0
@@ -76,17 +77,16 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
             with _redis_errors():
                 await super().initialize()
             self._seen = True
-        elif self._initialize:
-            self._initialize = False
+        elif must_look(self):
+            set_must_look(self, must=False)
             self.look_again()
         return self
 
     @property
     def connections(self) -> tuple[int, int]:
         """How many connections to all nodes are idle, and how many are used."""
-        nodes = list(self.nodes_manager.nodes_cache.values())
-        idle = sum(len(node._free) for node in nodes)  # noqa: SLF001  # redis-py tells nobody
-        return idle, sum(len(node._connections) for node in nodes) - idle  # noqa: SLF001
+        counts = [node_connections(node) for node in self.nodes_manager.nodes_cache.values()]
+        return sum(idle for idle, _ in counts), sum(used for _, used in counts)
 
     def look_again(self) -> None:
         """Ask who serves which slots, beside other work."""
@@ -110,7 +110,7 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
         Raises:
             ConnectionError: none is known.
         """
-        if self._initialize:
+        if must_look(self):
             await asyncio.ensure_future(self.initialize())  # who asks may run outside of a task
         with _redis_errors():
             return self.nodes_manager.get_node_from_slot(slot)
@@ -127,11 +127,11 @@ class Cluster(RedisCluster):  # its signatures mix sync and async, so ours can't
         redis-py calls it within commands, too, when the cluster is down: then, look again.
         """
         if _within_command.get():
-            self._initialize = True
+            set_must_look(self, must=True)
             return
         if self._look is not None:
             await end([self._look])
-        self._initialize = True
+        set_must_look(self, must=True)
         await self.nodes_manager.aclose()
         await self.nodes_manager.aclose("startup_nodes")
 

@@ -11,7 +11,6 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 from weakref import WeakSet
 
-from hiredis import pack_command
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
@@ -23,8 +22,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from authsidecar.store.calls import IN_FLIGHT
 from authsidecar.store.cluster import Cluster
 from authsidecar.store.embedded import LogEvent, embedded
-from authsidecar.store.login import Login, Words, renewing, words
-from authsidecar.store.tls import SharedTls
+from authsidecar.store.login import Login, Words, words
+from authsidecar.store.redis_internals import packed_connection
 from authsidecar.tasks import end
 
 EMBEDDED: Final = "embedded"
@@ -127,7 +126,7 @@ def _pooled(how: Connection) -> int:
 
 
 def _packing(pool: Any) -> "Redis":
-    pool.connection_class = _packed(pool.connection_class)
+    pool.connection_class = packed_connection(pool.connection_class)
     return Redis.from_pool(pool)
 
 
@@ -251,7 +250,7 @@ def _cluster(how: Connection) -> Cluster:
         reinitialize_steps=0,  # the client looks again by itself, beside the commands
         **_options(how),
     )
-    kind = _packed(client.connection_kwargs["connection_class"])
+    kind = packed_connection(client.connection_kwargs["connection_class"])
     client.connection_kwargs["connection_class"] = kind
     for node in client.nodes_manager.startup_nodes.values():
         node.connection_class = kind
@@ -324,42 +323,5 @@ def _sentinels(how: Connection) -> tuple[Sentinel, str, int]:
     sentinels = _Sentinels(hosts, sentinel_kwargs=own)  # type: ignore[no-untyped-call]
     for one in sentinels.sentinels:
         pool = one.connection_pool
-        pool.connection_class = _packed(pool.connection_class)
+        pool.connection_class = packed_connection(pool.connection_class)
     return sentinels, unquote(service), int(db or 0)
-
-
-def _packed(connection: type[Any]) -> type[Any]:
-    """The same kind of connection, writing commands with hiredis instead of in Python.
-
-    redis-py does so itself for its synchronous connections; a call of 64 shared charges has
-    hundreds of arguments. And one that is closed, or that Redis has closed meanwhile, is opened as
-    a new one is: redis-py's cluster client would not notice, and behind sentinels it would go
-    back to where the primary was.
-    """
-    tls = SharedTls()
-
-    class Packed(renewing(connection)):  # type: ignore[misc]  # only known at run time
-        async def connect(self) -> None:
-            try:
-                await super().connect()
-            except BaseException:
-                tls.failed()
-                raise
-
-        async def _connect(self) -> None:
-            if (context := getattr(self, "ssl_context", None)) is not None:
-                await tls.lend(context)
-            await super()._connect()
-
-        def pack_command(self, *args: Any) -> list[bytes]:
-            name, *rest = args
-            return [pack_command((*str(name).split(), *rest))]
-
-        async def send_packed_command(self, *args: Any, **options: Any) -> None:
-            if self._reader is not None and self._reader.at_eof():
-                await self.disconnect(nowait=True)
-            if not self.is_connected:
-                await self.connect()
-            await super().send_packed_command(*args, **options)
-
-    return Packed

@@ -284,14 +284,14 @@ PIECES = (
 
 
 def test_a_key_is_an_override_exactly_where_php_reads_one() -> None:
-    """Fifty thousand queries of the pieces that matter, put together by chance."""
+    """Ten thousand queries of the pieces that matter, put together by chance."""
     chance = random.Random(17)
     found = 0
-    for _ in range(50_000):
+    for _ in range(10_000):
         query = b"".join(chance.choices(PIECES, k=chance.randrange(1, 9)))
         assert overrides_method(query) == php_finds_method(query), query
         found += php_finds_method(query)
-    assert found > 300
+    assert found > 60
 
 
 def test_more_keys_than_php_reads_are_refused() -> None:
@@ -310,16 +310,18 @@ def test_a_target_over_16_kib_is_too_long() -> None:
 
 def test_each_character_past_ascii_is_accepted_or_refused_by_what_it_is() -> None:
     """Letters, marks, digits, symbols and blanks are names; in either case of the hex digits."""
+    names = ""
     for code in (*range(0x80, 0x3400), *range(0xA000, 0x11000), *range(0x1F000, 0x1FB00), 0xE0041):
-        character = chr(code)
-        kind = category(character)
-        escaped = quote(character.encode("utf-8", "surrogatepass"))
-        for spelling in (escaped, escaped.lower()):
-            verdict = canonicalise(f"/api/{spelling}x".encode())
-            if kind[0] in "LMNS" or kind == "Zs":
-                assert verdict == f"/api/{character}x"
-            else:
-                assert isinstance(verdict, Deny), f"U+{code:04X}"
+        kind = category(character := chr(code))
+        if kind[0] in "LMNS" or kind == "Zs":
+            names += character
+        else:
+            escaped = quote(character.encode("utf-8", "surrogatepass"))
+            assert isinstance(canonicalise(f"/api/{escaped}x".encode()), Deny), f"U+{code:04X}"
+    for start in range(0, len(names), 100):  # what is accepted by itself is accepted with others
+        name = names[start : start + 100] + "x"
+        for spelling in (quote(name), quote(name).lower()):
+            assert canonicalise(f"/api/{spelling}".encode()) == f"/api/{name}"
 
 
 def test_a_long_name_is_read_past_what_is_remembered() -> None:
