@@ -13,6 +13,8 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import authsidecar
+from authsidecar.expiry.rounds import Result
+from authsidecar.store.trips import KINDS
 from tests.integration.test_order_of_checks import ELSEWHERE_TESTED, REFUSALS
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.seed import bearer
@@ -35,7 +37,13 @@ NAMES = {
     "authsidecar_log_lines_dropped": set(),
     "authsidecar_background_failing": {"task"},
     "authsidecar_background_failures": {"task"},
+    "authsidecar_ready": set(),
     "authsidecar_build_info": {"version"},
+    "process_cpu_seconds": set(),
+    "process_resident_memory_bytes": set(),
+    "process_open_fds": set(),
+    "process_max_fds": set(),
+    "process_start_time_seconds": set(),
 }
 """The names and labels of the public interface."""
 
@@ -147,6 +155,15 @@ async def test_every_decision_is_counted_once(sidecar: SidecarProcess) -> None:
         assert count(proxy=proxy, outcome=outcome, reason=reason) - before == 3
 
 
+def test_what_an_alert_looks_for_is_there_before_it_happens(sidecar: SidecarProcess) -> None:
+    """Prometheus sees no increase of a series that begins above 0."""
+    families = scrape(sidecar)
+    kinds = {sample.labels["kind"] for sample in families["authsidecar_store_errors"].samples}
+    assert kinds == {*KINDS} - {"open"}
+    results = {sample.labels["result"] for sample in families["authsidecar_warnings"].samples}
+    assert results == {*Result}
+
+
 async def warm_up(sidecar: SidecarProcess, server: RedisProcess) -> None:
     """Make the sidecar say every reason it knows, on every proxy."""
     for proxy in PROXIES:
@@ -233,7 +250,7 @@ async def test_label_values_are_closed_sets(sidecar: SidecarProcess) -> None:
             assert labels.get("proxy", "envoy") in {*PROXIES, "direct", "none"}
             assert labels.get("outcome", "allow") in {"allow", "deny"}
             assert labels.get("reason", "none") in reasons
-            assert labels.get("result", "hit") in {"hit", "miss", "stale"}
+            assert labels.get("result", "hit") in {"hit", "miss", "stale", *Result}
             assert re.fullmatch(r"[a-z_]+", labels.get("operation", "x"))
             assert re.fullmatch(r"[a-z_]+", labels.get("kind", "x"))
 
@@ -251,11 +268,13 @@ async def test_health_and_readiness(tmp_path: Path) -> None:
 
     assert look("/healthz") == (200, {"status": "ok"})
     assert look("/readyz") == (200, {"status": "ready", "missing": {}})
+    assert scrape(sidecar)["authsidecar_ready"].samples[0].value == 1
 
     def until_missing(missing: dict[str, str]) -> None:
         """Return once that is what is missing; an answer is repeated for a second."""
         what = (503, {"status": "not ready", "missing": missing})
         until(lambda: look("/readyz") == what, f"missing {missing}")
+        assert scrape(sidecar)["authsidecar_ready"].samples[0].value == 0
 
     server.kill()
     assert look("/healthz") == (200, {"status": "ok"})

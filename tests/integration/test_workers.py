@@ -42,6 +42,17 @@ def decisions(sidecar: SidecarProcess) -> float:
     )
 
 
+def metric(sidecar: SidecarProcess, name: str) -> float:
+    text = get(sidecar.management_port, "/metrics", {}).body.decode()
+    [value] = [
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name
+    ]
+    return value
+
+
 def answered_by(sidecar: SidecarProcess) -> set[str]:
     """The workers that have decided: each begins its ids in a way of its own."""
     return {
@@ -66,6 +77,36 @@ def test_all_workers_answer_and_their_metrics_are_summed(sidecar: SidecarProcess
     until(both_have_answered, "an answer of each", patience_s=30)
     until(lambda: decisions(sidecar) >= asked, "the metrics of all")
     assert decisions(sidecar) == asked
+
+
+def test_processor_memory_and_descriptors_are_those_of_all_workers(
+    sidecar: SidecarProcess,
+) -> None:
+    """As the operating system says; what a worker used that is gone stays in the sum."""
+    of_all = [psutil.Process(pid) for pid in workers(sidecar)]
+
+    def used() -> float:
+        return sum(one.cpu_times().user + one.cpu_times().system for one in of_all)
+
+    def memory_of_both() -> bool:
+        memory = sum(one.memory_info().rss for one in of_all)
+        return metric(sidecar, "process_resident_memory_bytes") == pytest.approx(memory, rel=0.1)
+
+    before = used()
+    assert before > 0
+    until(lambda: metric(sidecar, "process_cpu_seconds_total") >= before, "the time of both")
+    assert metric(sidecar, "process_cpu_seconds_total") <= used()
+    until(memory_of_both, "the memory of both")
+    most = max(one.num_fds() for one in of_all)
+    assert abs(metric(sidecar, "process_open_fds") - most) <= 5
+    assert metric(sidecar, "process_max_fds") == of_all[0].rlimit(psutil.RLIMIT_NOFILE)[0]
+    newest = max(one.create_time() for one in of_all)
+    assert metric(sidecar, "process_start_time_seconds") == pytest.approx(newest, abs=1.5)
+    os.kill(of_all[0].pid, signal.SIGKILL)
+    until(lambda: metric(sidecar, "process_start_time_seconds") > newest + 0.1, "a new worker's")
+    assert metric(sidecar, "process_cpu_seconds_total") >= before
+    of_all = [psutil.Process(pid) for pid in workers(sidecar)]
+    until(memory_of_both, "the memory of the living")
 
 
 def test_a_dead_worker_is_replaced(sidecar: SidecarProcess) -> None:

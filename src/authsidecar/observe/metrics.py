@@ -8,12 +8,13 @@ proxy's request id only what has the form of one.
 import asyncio
 import os
 import re
+import struct
 import time
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -25,6 +26,7 @@ from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER
 from authsidecar.observe.batch_histogram import BatchHistogram
 from authsidecar.observe.log import Log
 from authsidecar.observe.log_pace import LogPace
+from authsidecar.observe.process import Process
 from authsidecar.tasks import end
 
 NEAR_LIMIT = 10
@@ -46,6 +48,9 @@ UNREADABLE_LINES: Final = 20
 
 SHARED_S: Final = 0.25
 """The age of what other processes see of this one's metrics, at the most, in seconds."""
+
+READINGS: Final = 20
+"""How often a file is looked at that a worker has just made, and that is still empty."""
 
 Keep = Callable[[Callable[[], Coroutine[Any, Any, None]]], Coroutine[Any, Any, None]]
 """Does a task's work, and sees to it that it goes on."""
@@ -71,8 +76,19 @@ def collected(registry: CollectorRegistry) -> CollectorRegistry:
     if not shared():
         return registry
     summed = CollectorRegistry()
-    MultiProcessCollector(summed)  # type: ignore[no-untyped-call]
+    _OfAll(summed)  # type: ignore[no-untyped-call]
     return summed
+
+
+class _OfAll(MultiProcessCollector):
+    """The files of all workers, read again where one of them is not begun yet."""
+
+    def collect(self) -> Iterable[Metric]:
+        for _ in range(READINGS):
+            with suppress(struct.error):
+                return cast(Iterable[Metric], super().collect())  # type: ignore[no-untyped-call]
+            time.sleep(0.01)  # in a thread of its own: see management.py
+        return cast(Iterable[Metric], super().collect())  # type: ignore[no-untyped-call]
 
 
 class _Tally:
@@ -108,13 +124,24 @@ class _Tally:
 class Telemetry:
     """Metrics in a registry, decisions in a log."""
 
-    def __init__(self, registry: CollectorRegistry, log: Log, decisions: Decisions = "all") -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        log: Log,
+        decisions: Decisions = "all",
+        *,
+        kinds: Iterable[str] = (),
+        results: Iterable[str] = (),
+    ) -> None:
         """Register the metrics.
 
         Args:
             registry: where the metrics are collected.
             log: where lines go.
             decisions: which decisions get a line.
+            kinds: why a trip to Redis may fail. Such a series is there from the start, at 0:
+                Prometheus does not see the first increase of one that was absent.
+            results: what may become of a warning; the same.
         """
         self._log = log
         self._decisions = decisions
@@ -150,6 +177,8 @@ class Telemetry:
             ["kind"],
             registry=registry,
         )
+        for kind in kinds:
+            self._errors.labels(kind)
         self._lookups = Counter(
             "authsidecar_cache_lookups",
             "Near cache look-ups: hit, miss or stale.",
@@ -170,6 +199,8 @@ class Telemetry:
             ["result"],
             registry=registry,
         )
+        for result in results:
+            self._warnings.labels(result)
         self._lag = Histogram(
             "authsidecar_event_loop_lag_seconds",
             "How late the event loop runs a timer: time that requests wait for this process.",
@@ -200,6 +231,13 @@ class Telemetry:
             registry=registry,
         )
         self._lines_told = 0
+        self._process = Process(registry)
+        self._ready = Gauge(
+            "authsidecar_ready",
+            "1 if requests can be decided, as /readyz says; 0 if not.",
+            registry=registry,
+            multiprocess_mode="livemostrecent",
+        )
         build = Gauge(
             "authsidecar_build_info",
             "Always 1; the version is a label.",
@@ -228,7 +266,12 @@ class Telemetry:
         dropped = self._log.dropped
         self._lines_lost.inc(dropped - self._lines_told)
         self._lines_told = dropped
+        self._process.write()
         return ()
+
+    def record_ready(self, ready: bool) -> None:
+        """Show whether requests can be decided."""
+        self._ready.set(ready)
 
     def watch(self, connections: Callable[[], tuple[int, int]]) -> None:
         """Tell how many connections to Redis there are.

@@ -27,7 +27,7 @@ from authsidecar.decision.policy import Policy
 from authsidecar.decision.ratelimit.pace import AddressPace
 from authsidecar.decision.routes import RouteError, RouteTable, coolify, extra
 from authsidecar.expiry.notice import HOUR_MS
-from authsidecar.expiry.rounds import NoDriverError, Options, warning
+from authsidecar.expiry.rounds import NoDriverError, Options, Result, warning
 from authsidecar.observe.background import Background, describe_error
 from authsidecar.observe.log import Bridge, Log
 from authsidecar.observe.metrics import Telemetry, collected
@@ -49,7 +49,7 @@ from authsidecar.store.embedded import EmbeddedRedisError
 from authsidecar.store.keys import Keys
 from authsidecar.store.last_used import last_uses
 from authsidecar.store.registry import Registry
-from authsidecar.store.trips import kind_of
+from authsidecar.store.trips import KINDS, kind_of
 
 GRACE_S: Final = 10.0
 """How long a stop waits for requests in flight, in seconds."""
@@ -355,7 +355,13 @@ async def running(
     decided_by = rules(settings)
     # A second series for each, which nobody asks for.
     disable_created_metrics()  # type: ignore[no-untyped-call]
-    telemetry = Telemetry(registry := CollectorRegistry(), log, settings.log.decisions)
+    telemetry = Telemetry(
+        registry := CollectorRegistry(),
+        log,
+        settings.log.decisions,
+        kinds=[kind for kind in KINDS if kind != "open"],  # of a trip that was not made
+        results=Result,
+    )
     background = Background(log, registry)
     keys = Keys(settings.redis.prefix)
     synced = settings.sync.source is not None
@@ -406,6 +412,7 @@ async def running(
             partial(_missing, life, _Readiness(decisions)),
             lambda: readiness(client, keys, expected=synced),
             lambda: background.failing,
+            telemetry.record_ready,
         )
         limits = connection_limits(settings, open_files)
         if limits.connections < (settings.listen.max_connections or 0):

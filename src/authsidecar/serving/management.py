@@ -33,6 +33,7 @@ def application(
     ready: Ready,
     sync: Told = _nothing,
     background: Callable[[], Mapping[str, str]] = dict,
+    record_ready: Callable[[bool], None] = lambda _: None,
 ) -> web.Application:
     """`/healthz`, `/readyz` and `/metrics`.
 
@@ -41,6 +42,7 @@ def application(
         ready: asked at each `/readyz`.
         sync: what the sync tells of itself.
         background: what fails beside requests, by task.
+        record_ready: called at each `/metrics`, before the metrics are read.
     """
 
     async def healthz(_: web.Request) -> web.Response:
@@ -67,6 +69,7 @@ def application(
     reading = ThreadPoolExecutor(1, "metrics") if shared() else None
 
     async def metrics(request: web.Request) -> web.Response:
+        record_ready(not await ready())
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         loop = asyncio.get_running_loop()
         body = (

@@ -99,9 +99,9 @@ def test_the_checks_stand_in_their_order():
 
 
 def documented_metrics() -> dict[str, str]:
-    """Name and labels of each metric of ours on the page."""
+    """Name and labels of each metric on the page."""
     text = page("reference/metrics.md")
-    rows = re.findall(r"^\| `(authsidecar_\w+)` \| (.*?) \|", text, re.MULTILINE)
+    rows = re.findall(r"^\| `((?:authsidecar|process)_\w+)` \| (.*?) \|", text, re.MULTILINE)
     assert len(dict(rows)) == len(rows)
     return dict(rows)
 

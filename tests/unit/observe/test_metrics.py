@@ -3,6 +3,7 @@
 import io
 import json
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -25,8 +26,9 @@ from authsidecar.decision.model import (
     UserId,
 )
 from authsidecar.decision.policy import METHOD_NOT_ALLOWED, RATE_LIMITED
+from authsidecar.observe import metrics
 from authsidecar.observe.log import Log
-from authsidecar.observe.metrics import Telemetry
+from authsidecar.observe.metrics import Telemetry, collected
 from authsidecar.times import UnixMs
 
 NOW = UnixMs(1_000)
@@ -193,3 +195,18 @@ def test_trips_and_look_ups_are_counted_by_closed_words() -> None:
 def test_the_build_is_told() -> None:
     """So that a dashboard can tell versions apart."""
     assert Told().value("authsidecar_build_info", version=__version__) == 1
+
+
+def test_a_worker_that_makes_its_file_meanwhile_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The file is empty for an instant, which prometheus_client takes for a broken one."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    empty = tmp_path / "counter_1.db"
+    empty.touch()
+
+    def begin(_: float) -> None:
+        empty.write_bytes((8).to_bytes(8, "little"))
+
+    monkeypatch.setattr(metrics.time, "sleep", begin)
+    assert list(collected(CollectorRegistry()).collect()) == []
