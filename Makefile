@@ -4,7 +4,7 @@ BIN := .venv/bin
 NEWER := 3.12 3.13 3.14
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak docs lock clean
+.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean
 
 help: ## Say what each task does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,6 +71,9 @@ bench-report: install ## bench with growth, and the pages of docs that it fills:
 
 soak: install ## Ten minutes at half of capacity: is memory flat?
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+dashboard: install ## Write deploy/grafana/authsidecar.json from generate.py beside it
+	$(BIN)/python deploy/grafana/generate.py
 
 lock: install ## Pin what pyproject.toml asks for, with hashes (ARGS=--upgrade: the newest)
 	$(BIN)/uv pip compile --quiet $(ARGS) --universal --generate-hashes --no-emit-index-url \

@@ -278,6 +278,13 @@ async def expiry(bench: Bench) -> AsyncIterator[Setting]:
 
 
 @asynccontextmanager
+async def monitoring(bench: Bench) -> AsyncIterator[Setting]:
+    """A checkout."""
+    (bench.directory / "deploy").symlink_to(deploy_dir())
+    yield Setting()
+
+
+@asynccontextmanager
 async def compose(bench: Bench) -> AsyncIterator[Setting]:
     """A checkout, and what compose would start."""
     (bench.directory / "deploy").symlink_to(deploy_dir())
@@ -341,6 +348,7 @@ SETUPS: Mapping[str, Setup] = {
     "install-on-coolify.md": install,
     "expiry-warnings.md": expiry,
     "compose.md": compose,
+    "prometheus.md": monitoring,
     "follow-a-coolify-release.md": release,
 }
 

@@ -205,7 +205,7 @@ def test_every_file_that_compose_mounts_or_builds_from_is_there():
     for name, service in compose()["services"].items():
         for volume in service.get("volumes", ()):
             source = volume.split(":")[0]
-            assert source in compose()["volumes"] or (COMPOSE.parent / source).is_file(), name
+            assert source in compose()["volumes"] or (COMPOSE.parent / source).exists(), name
     assert (
         COMPOSE.parent / compose()["services"]["authsidecar"]["build"]["context"]
     ).resolve() == (ROOT)
@@ -223,7 +223,9 @@ def test_composes_settings_are_valid_and_prometheus_finds_the_management_listene
     host = settings.redis.url.removeprefix("redis://").partition(":")[0]
     assert host in services
     assert "noeviction" in services[host]["command"]
-    scrape = yaml.safe_load((ROOT / "deploy/prometheus.yml").read_text())["scrape_configs"]
+    scrape = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())[
+        "scrape_configs"
+    ]
     network = services["authsidecar"]["network_mode"].removeprefix("service:")
     port = settings.management.address.rpartition(":")[2]
     assert scrape[0]["static_configs"] == [{"targets": [f"{network}:{port}"]}]

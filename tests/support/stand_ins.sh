@@ -96,6 +96,9 @@ compose() {
   for name in $(sed -n 's/.*\${\([A-Z_]*\):?.*/\1/p' "$file"); do
     grep -q "^$name=." .env || refuse "docker compose: $name is not set in .env"
   done
+  if [[ "$*" == "--profile monitoring "* ]]; then
+    shift 2
+  fi
   case "$*" in
     "up --detach" | "up --detach --build") eval "${ON_UP:-}" ;;
     "down" | "down --volumes") ;;
