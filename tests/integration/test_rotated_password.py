@@ -13,7 +13,7 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from authsidecar.config import load
-from authsidecar.run.sidecar import connection
+from authsidecar.run.redis import connection
 from authsidecar.store.connect import connected
 from authsidecar.store.login import READ_AGAIN_S
 from authsidecar.store.trips import kind_of

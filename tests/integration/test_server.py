@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from authsidecar.config import load
-from authsidecar.run.sidecar import connection
+from authsidecar.run.redis import connection
 from authsidecar.serving.connection import IDLE_S
 from authsidecar.serving.lingering_close import LINGER_S
 from tests.support.redis import RedisProcess, free_port, guarded, start_redis

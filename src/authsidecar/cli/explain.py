@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
+from authsidecar.cli.completion import methods, templates
 from authsidecar.cli.errors import MisconfiguredError, RefusedError
 from authsidecar.cli.options import ADDRESS, Command
 from authsidecar.cli.output import printable, styled
@@ -25,8 +26,8 @@ MARKS: Final = {"pass": ("ok", "green"), "fail": ("FAIL", "red"), "skipped": ("-
 
 
 @click.command(cls=Command)
-@click.argument("method")
-@click.argument("target")
+@click.argument("method", shell_complete=methods)
+@click.argument("target", shell_complete=templates)
 @click.option(
     "--token-file",
     type=click.File("rb"),

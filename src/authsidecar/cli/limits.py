@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from authsidecar.cli.options import ID, TOKEN_ID, Group
+from authsidecar.cli.options import TEAM_ID, TOKEN_ID, USER_ID, Group
 from authsidecar.cli.session import Session, changing, on_registry, present
 from authsidecar.decision.model import Limit, TeamId, TokenId, UserId
 
@@ -22,7 +22,7 @@ ANY: Final = Limit(1)
 
 
 def _holder(function: F) -> F:
-    for name, kind in (("team", ID), ("token", TOKEN_ID), ("user", ID)):
+    for name, kind in (("team", TEAM_ID), ("token", TOKEN_ID), ("user", USER_ID)):
         option = click.option(f"--{name}", type=kind, metavar="ID", help=f"That {name}'s.")
         function = option(function)
     return function

@@ -11,6 +11,7 @@ import click
 from authsidecar.cli import (
     allowlist,
     api,
+    completion,
     config,
     doctor,
     explain,
@@ -75,6 +76,7 @@ for command in (
     routes.routes,
     sync.sync,
     notify.notify,
+    completion.completion,
 ):
     cli.add_command(command)
 

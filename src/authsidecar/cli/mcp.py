@@ -2,11 +2,11 @@
 
 import click
 
-from authsidecar.cli.options import ID, Group
+from authsidecar.cli.options import TEAM_ID, Group
 from authsidecar.cli.session import Session, done, on_own_registry, on_registry, present
 from authsidecar.decision.model import TeamId
 
-_team = click.option("--team", type=ID, metavar="T", help="Only this team's switch.")
+_team = click.option("--team", type=TEAM_ID, metavar="T", help="Only this team's switch.")
 
 
 @click.group(cls=Group)

@@ -3,7 +3,7 @@
 import click
 
 from authsidecar.cli.errors import RefusedError
-from authsidecar.cli.options import ID, Group, NamedType
+from authsidecar.cli.options import TEAM_ID, USER_ID, Group, NamedType
 from authsidecar.cli.session import Session, on_own_registry, on_registry, present
 from authsidecar.cli.users import counted
 from authsidecar.decision.model import Role, TeamId, UserId
@@ -17,8 +17,8 @@ def member() -> None:
 
 
 @member.command("set")
-@click.option("--team", type=ID, metavar="T", required=True, help="The team's id.")
-@click.option("--user", type=ID, metavar="U", required=True, help="The user's id.")
+@click.option("--team", type=TEAM_ID, metavar="T", required=True, help="The team's id.")
+@click.option("--user", type=USER_ID, metavar="U", required=True, help="The user's id.")
 @click.option("--role", type=ROLE, required=True, help="owner and admin may hold every permission.")
 @on_own_registry
 async def set_(session: Session, team: int, user: int, role: Role) -> None:
@@ -47,8 +47,8 @@ async def set_(session: Session, team: int, user: int, role: Role) -> None:
 
 
 @member.command()
-@click.option("--team", type=ID, metavar="T", required=True, help="The team's id.")
-@click.option("--user", type=ID, metavar="U", required=True, help="The user's id.")
+@click.option("--team", type=TEAM_ID, metavar="T", required=True, help="The team's id.")
+@click.option("--user", type=USER_ID, metavar="U", required=True, help="The user's id.")
 @on_own_registry
 async def remove(session: Session, team: int, user: int) -> None:
     """Take a user out of a team, with the tokens that it has there, at once.
@@ -71,7 +71,7 @@ async def remove(session: Session, team: int, user: int) -> None:
 
 
 @member.command("list")
-@click.option("--team", type=ID, metavar="T", required=True, help="The team's id.")
+@click.option("--team", type=TEAM_ID, metavar="T", required=True, help="The team's id.")
 @on_registry
 async def list_(session: Session, team: int) -> None:
     """List a team's members.

@@ -3,15 +3,19 @@
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import click
+from click.shell_completion import CompletionItem
 
 from authsidecar import __version__
 from authsidecar.cli.streams import write
 from authsidecar.decision.addresses import parse_address
 from authsidecar.decision.credentials import LARGEST_ID
 from authsidecar.decision.model import Address
+
+Noun = Literal["team", "token", "user"]
+"""What has ids."""
 
 
 @dataclass(slots=True)
@@ -50,7 +54,13 @@ def _global_options() -> list[click.Parameter]:
         return click.Option([name], expose_value=False, help=help_text, **more)
 
     return [
-        option("--config", "Configuration file (YAML).", metavar="FILE", callback=_remember),
+        option(
+            "--config",
+            "Configuration file (YAML).",
+            metavar="FILE",
+            type=click.Path(),  # for shells, which complete files
+            callback=_remember,
+        ),
         option("--json", "One JSON object on standard output.", is_flag=True, callback=_remember),
         option("--quiet", "Results only, no notes.", is_flag=True, callback=_remember),
         option("--version", "Show the version.", is_flag=True, is_eager=True, callback=_version),
@@ -121,13 +131,28 @@ class IdType(click.ParamType[int]):
 
     name = "id"
 
-    def __init__(self, least: int) -> None:
+    def __init__(self, least: int, noun: Noun | None = None) -> None:
         """Nothing is parsed yet.
 
         Args:
             least: the smallest id that there can be.
+            noun: whose ids a shell completes; None: nobody's, it is a new one.
         """
         self._least = least
+        self._noun = noun
+
+    def shell_complete(
+        self,
+        ctx: click.Context,
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """The ids that begin so, with their names; none where Redis is away."""
+        if self._noun is None:
+            return []
+        from authsidecar.cli.completion import ids
+
+        return ids(ctx, self._noun, incomplete)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Parse it, or fail as a usage error."""
@@ -156,6 +181,15 @@ class NamedType(click.ParamType[Any]):
         self._names = names
         self._make = make
 
+    def shell_complete(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        param: click.Parameter,  # noqa: ARG002
+        incomplete: str,
+    ) -> list[CompletionItem]:
+        """The names that begin so."""
+        return [CompletionItem(name) for name in self._names if name.startswith(incomplete)]
+
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
         """Show the names in the usage, if they are few."""
         return "|".join(self._names)
@@ -172,7 +206,9 @@ class NamedType(click.ParamType[Any]):
 
 ADDRESS: Final = AddressType()
 
-ID: Final = IdType(0)
-"""A user's or team's id; Coolify's first of both is 0."""
+NEW_ID: Final = IdType(0)
+"""The id of a user or team to be; Coolify's first of both is 0."""
 
-TOKEN_ID: Final = IdType(1)
+USER_ID: Final = IdType(0, "user")
+TEAM_ID: Final = IdType(0, "team")
+TOKEN_ID: Final = IdType(1, "token")

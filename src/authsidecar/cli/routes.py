@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from authsidecar.cli.completion import methods, templates
 from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import Group, given
 from authsidecar.cli.output import Output
@@ -49,8 +50,8 @@ def list_(release: str | None) -> None:
 
 
 @routes.command()
-@click.argument("method")
-@click.argument("target")
+@click.argument("method", shell_complete=methods)
+@click.argument("target", shell_complete=templates)
 @_RELEASE
 def match(method: str, target: str, release: str | None) -> None:
     """Say which row a request reaches and what it needs.

@@ -125,7 +125,7 @@ def on_silent_registry(command: Coroutine[P]) -> Callable[P, None]:
     """Make a click callback of a coroutine that can tell itself if Redis does not answer."""
 
     def connect(settings: "Settings") -> "AbstractAsyncContextManager[Redis]":
-        from authsidecar.run.sidecar import connection
+        from authsidecar.run.redis import connection
         from authsidecar.store.connect import connected
 
         return connected(connection(settings))

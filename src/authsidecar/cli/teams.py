@@ -3,7 +3,7 @@
 import click
 
 from authsidecar.cli.errors import RefusedError
-from authsidecar.cli.options import ID, Group
+from authsidecar.cli.options import NEW_ID, TEAM_ID, Group
 from authsidecar.cli.output import printable
 from authsidecar.cli.session import Session, on_own_registry, on_registry, present
 from authsidecar.cli.users import check_name, counted
@@ -17,7 +17,9 @@ def team() -> None:
 
 @team.command()
 @click.argument("name")
-@click.option("--id", "number", type=ID, metavar="N", help="Its id, if it must be a certain one.")
+@click.option(
+    "--id", "number", type=NEW_ID, metavar="N", help="Its id, if it must be a certain one."
+)
 @on_own_registry
 async def add(session: Session, name: str, number: int | None) -> None:
     """Add a team. The team with id 0 may switch the API on and off.
@@ -55,7 +57,7 @@ async def list_(session: Session) -> None:
 
 
 @team.command()
-@click.argument("number", type=ID, metavar="ID")
+@click.argument("number", type=TEAM_ID, metavar="ID")
 @on_own_registry
 async def remove(session: Session, number: int) -> None:
     """Remove a team, its memberships and its tokens, at once.

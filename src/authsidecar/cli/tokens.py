@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import click
 
 from authsidecar.cli.errors import OutputError, RefusedError
-from authsidecar.cli.options import ID, TOKEN_ID, Group, NamedType
+from authsidecar.cli.options import TEAM_ID, TOKEN_ID, USER_ID, Group, NamedType
 from authsidecar.cli.output import printable
 from authsidecar.cli.session import (
     Session,
@@ -39,8 +39,10 @@ def token() -> None:
 
 
 @token.command()
-@click.option("--user", type=ID, metavar="U", required=True, help="Its owner's id.")
-@click.option("--team", type=ID, metavar="T", required=True, help="The id of the team it is for.")
+@click.option("--user", type=USER_ID, metavar="U", required=True, help="Its owner's id.")
+@click.option(
+    "--team", type=TEAM_ID, metavar="T", required=True, help="The id of the team it is for."
+)
 @click.option("--name", required=True, metavar="N", help="3 to 255 characters.")
 @click.option(
     "--permission",
@@ -118,8 +120,8 @@ async def _taken_back(session: Session, token: TokenId, error: OutputError) -> R
 
 
 @token.command("list")
-@click.option("--team", type=ID, metavar="T", help="Only of this team.")
-@click.option("--user", type=ID, metavar="U", help="Only of this user.")
+@click.option("--team", type=TEAM_ID, metavar="T", help="Only of this team.")
+@click.option("--user", type=USER_ID, metavar="U", help="Only of this user.")
 @on_registry
 async def list_(session: Session, team: int | None, user: int | None) -> None:
     """List tokens, without their secrets.

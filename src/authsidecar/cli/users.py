@@ -5,7 +5,7 @@ import re
 import click
 
 from authsidecar.cli.errors import RefusedError
-from authsidecar.cli.options import ID, Group
+from authsidecar.cli.options import NEW_ID, USER_ID, Group
 from authsidecar.cli.output import printable
 from authsidecar.cli.session import Session, on_own_registry, on_registry, present
 from authsidecar.decision.model import UserId
@@ -19,7 +19,9 @@ def user() -> None:
 @user.command()
 @click.argument("name")
 @click.option("--email", required=True, metavar="E", help="Where expiry warnings go.")
-@click.option("--id", "number", type=ID, metavar="N", help="Its id, if it must be a certain one.")
+@click.option(
+    "--id", "number", type=NEW_ID, metavar="N", help="Its id, if it must be a certain one."
+)
 @on_own_registry
 async def add(session: Session, name: str, email: str, number: int | None) -> None:
     """Add a user.
@@ -55,7 +57,7 @@ async def list_(session: Session) -> None:
 
 
 @user.command()
-@click.argument("number", type=ID, metavar="ID")
+@click.argument("number", type=USER_ID, metavar="ID")
 @on_own_registry
 async def remove(session: Session, number: int) -> None:
     """Remove a user, its memberships and its tokens, at once.

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from redis.asyncio import Redis
 
 from authsidecar import __version__
-from authsidecar.config import Settings, reread
+from authsidecar.config import Settings
 from authsidecar.coolify.source import SourceError
 from authsidecar.coolify.status import exported, read_owner, readiness
 from authsidecar.coolify.sync import following
@@ -34,6 +34,7 @@ from authsidecar.observe.metrics import Telemetry, collected
 from authsidecar.observe.once import Once
 from authsidecar.run import descriptors
 from authsidecar.run.life import Life, StoppedError, log_ignored_signals
+from authsidecar.run.redis import connection
 from authsidecar.serving.authz import AuthzServer
 from authsidecar.serving.connection import Connections
 from authsidecar.serving.connection_limits import MAX_CONNECTIONS, ConnectionLimits
@@ -43,7 +44,7 @@ from authsidecar.serving.untrusted_peers import MAX_UNTRUSTED
 from authsidecar.serving.witness import Witness
 from authsidecar.store.absent import AbsentStore
 from authsidecar.store.cluster import Cluster, configurations
-from authsidecar.store.connect import Connection, connected, endpoints
+from authsidecar.store.connect import connected, endpoints
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.embedded import EmbeddedRedisError
 from authsidecar.store.keys import Keys
@@ -112,27 +113,6 @@ def rules(settings: Settings) -> Rules:
         limits=settings.limits.as_limits(),
         ipv6_prefix=settings.limits.ipv6_prefix,
         public_without_store=settings.redis.public_without_redis,
-    )
-
-
-def connection(settings: Settings) -> Connection:
-    """How Redis is reached, from the settings."""
-    section = settings.redis
-    tls = {
-        "ssl_ca_certs": section.tls_ca_file,
-        "ssl_certfile": section.tls_cert_file,
-        "ssl_keyfile": section.tls_key_file,
-    }
-    return Connection(
-        url=section.url,
-        data_dir=Path(settings.data_dir),
-        username=section.username,
-        password=section.password.get_secret_value() if section.password else None,
-        max_connections=section.max_connections,
-        # The budget ends a request's wait; the connection's own patience must not end it sooner.
-        timeout_s=max(1.0, section.budget_ms / 1000),
-        tls=tuple((name, str(path)) for name, path in tls.items() if path),
-        again=(lambda: connection(reread(settings))) if settings.files else None,
     )
 
 

@@ -110,6 +110,10 @@ class Listing:
         found = await self.tokens_of([token])
         return found[0] if found else None
 
+    async def token_ids_of(self, user: UserId) -> list[TokenId]:
+        """The ids of a user's tokens, in their order; some may have expired and be gone."""
+        return [TokenId(i) for i in await self._ids(self._keys.user_tokens(user))]
+
     async def tokens_of(self, ids: Iterable[TokenId]) -> list[Token]:
         """Those of these tokens that are there, in the order of the ids."""
         return await self._nouns(ids, self._keys.token, Token.FIELDS, Token.read)
