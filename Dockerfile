@@ -14,6 +14,7 @@ RUN python -m venv --without-pip /opt/authsidecar \
     && pip install --require-hashes --only-binary :all: -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY deploy deploy
+COPY man man
 COPY src src
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
     && pip --python /opt/authsidecar/bin/python install --no-deps --no-index /wheels/*.whl

@@ -28,7 +28,7 @@ def test_the_tutorial_answers_as_it_says(tmp_path: Path, redis_url: str):
     checkout.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md"):
         shutil.copy(ROOT / name, checkout)
-    for name in ("src", "deploy"):
+    for name in ("src", "deploy", "man"):
         shutil.copytree(ROOT / name, checkout / name)
     port, management = str(free_port()), str(free_port())
     script = "".join(blocks).replace("4190", port).replace("4191", management)

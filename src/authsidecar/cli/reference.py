@@ -38,7 +38,7 @@ def _sections(group: click.Group, path: str) -> Iterator[str]:
 
 
 def _help(command: click.Command, words: str) -> str:
-    context = click.Context(command, info_name=words, terminal_width=WIDTH)
+    context = click.Context(command, info_name=words, terminal_width=WIDTH, **cli.context_settings)
     everywhere = {option.opts[0] for option in cli.params if isinstance(option, click.Option)}
     lines = [
         line
