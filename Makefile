@@ -2,9 +2,18 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 NEWER := 3.12 3.13 3.14
+# Finds the Python of a loop's $$version; says so and goes on with the next if there is none.
+FIND = found=; \
+	for one in python$$version $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python; do \
+		if $$one -c "" 2>/dev/null; then found=$$one; fi; \
+	done; \
+	if test -z "$$found"; then echo "Python $$version: not on this machine, skipped"; continue; fi
+# What a user may install: all but `dev`.
+EXTRAS := demo,embedded,coolify,mail
+ACTIONLINT := v1.7.12
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean
+.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean release-check sbom
 
 help: ## Say what each task does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,11 +51,7 @@ test-failed: install ## What failed the last time, one after the other
 
 test-pythons: install ## Unit and integration tests under each newer Python of this machine
 	@for version in $(NEWER); do \
-		found=; \
-		for one in python$$version $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python; do \
-			if $$one -c "" 2>/dev/null; then found=$$one; fi; \
-		done; \
-		if test -z "$$found"; then echo "Python $$version: not on this machine, skipped"; continue; fi; \
+		$(FIND); \
 		here=.venv/$$version; \
 		if ! test $$here/installed -nt requirements/dev.txt; then \
 			$$found -m venv --clear $$here && \
@@ -74,6 +79,32 @@ soak: install ## Ten minutes at half of capacity: is memory flat?
 
 dashboard: install ## Write deploy/grafana/authsidecar.json from generate.py beside it
 	$(BIN)/python deploy/grafana/generate.py
+
+release-check: install ## Build what is published, and run it under each Python of this machine
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist . > /dev/null
+	$(BIN)/twine check --strict dist/*
+	@set -e; for version in $(PYTHON:python%=%) $(NEWER); do \
+		$(FIND); \
+		here=dist/python$$version; \
+		$$found -m venv --clear $$here; \
+		$$here/bin/pip download --quiet --only-binary :all: --dest dist/index "$$(echo dist/*.whl)[$(EXTRAS)]"; \
+		$$here/bin/pip install --quiet --no-index --find-links dist/index "authsidecar[$(EXTRAS)]"; \
+		test -f $$here/share/man/man1/authsidecar.1; \
+		$$here/bin/authsidecar demo --check > $$here/demo.txt || { cat $$here/demo.txt; exit 1; }; \
+		echo "Python $$version: $$($$here/bin/authsidecar --version): $$(tail -1 $$here/demo.txt)"; \
+	done
+	@if command -v go > /dev/null; then \
+		test -x $(BIN)/actionlint || GOBIN=$(CURDIR)/$(BIN) go install github.com/rhysd/actionlint/cmd/actionlint@$(ACTIONLINT); \
+		$(BIN)/actionlint && echo "actionlint: nothing to say"; \
+	else echo "actionlint: no go on this machine to build it, skipped"; fi
+
+sbom: install ## What an installed wheel is made of: dist/authsidecar.cdx.json (CycloneDX)
+	@mkdir -p dist && $(PYTHON) -m venv --clear dist/sbom
+	@dist/sbom/bin/pip install --quiet --require-hashes --only-binary :all: -r requirements/run.txt
+	@dist/sbom/bin/pip install --quiet --no-deps --no-index $(or $(wildcard dist/*.whl),.)
+	@dist/sbom/bin/pip uninstall --quiet --yes setuptools pip
+	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-file dist/authsidecar.cdx.json dist/sbom/bin/python
 
 lock: install ## Pin what pyproject.toml asks for, with hashes (ARGS=--upgrade: the newest)
 	$(BIN)/uv pip compile --quiet $(ARGS) --universal --generate-hashes --no-emit-index-url \

@@ -1,3 +1,3 @@
 """authsidecar: an authorization sidecar that guards Coolify's API at the reverse proxy."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
