@@ -29,12 +29,15 @@ install: .venv/installed ## Make .venv with everything for development
 demo: install ## Real Traefik and nginx in front of the sidecar, until Ctrl-C
 	@$(BIN)/authsidecar demo
 
-lint: install ## ruff, mypy --strict, import-linter, codespell
+lint: install docs ## ruff, mypy --strict, import-linter, codespell, and the site of docs/
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+
+docs: install ## The site of docs/, in site/: every doubt of mkdocs is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: install ## Let ruff fix and format
 	$(BIN)/ruff check --fix
@@ -112,4 +115,4 @@ lock: install ## Pin what pyproject.toml asks for, with hashes (ARGS=--upgrade: 
 		-o requirements/dev.txt
 
 clean: ## Remove what the tasks made
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist site

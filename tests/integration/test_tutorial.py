@@ -64,3 +64,28 @@ def test_the_tutorial_answers_as_it_says(tmp_path: Path, redis_url: str):
     assert (checkout / "tutorial/venv/bin/authsidecar").exists()
     statuses = re.findall(r"^(\d{3})$", found.stdout, re.MULTILINE)
     assert statuses == ["200", "403", "404", "200", "200", "429", "403", "401"], found.stdout
+
+
+@pytest.mark.slow  # it waits for Retry-After
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
+def test_the_tutorial_for_clients_is_answered_as_it_says(tmp_path: Path):
+    """In front of a real demo; the statuses are those of the text."""
+    text = (ROOT / "docs/tutorial-client.md").read_text()
+    script = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    found = subprocess.run(
+        guarded(
+            "/bin/bash", "-c", f"set -e\ntrap 'kill %1 2>/dev/null || true; wait' EXIT\n{script}"
+        ),
+        check=False,
+        cwd=tmp_path,
+        env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "HOME": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    statuses = re.findall(r"^(\d{3})$", found.stdout, re.MULTILINE)
+    assert statuses == ["200", "401", "403", "200", "200", "200", "429", "200"], found.stdout
+    assert '"code": "token_unknown"' in found.stdout
+    assert "\nwrite\n" in found.stdout
