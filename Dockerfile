@@ -3,7 +3,10 @@
 # Runs as user 10001 on a read-only root file system: only /var/lib/authsidecar (the embedded
 # Redis; unused with a Redis of your own) and /tmp are written.
 
-FROM python:3.11.14-slim-bookworm AS build
+# The newest Python that is tested. `make image-test` builds on a stand-in.
+ARG BASE=python:3.13.9-slim-trixie
+
+FROM ${BASE} AS build
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /src
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -19,10 +22,16 @@ COPY src src
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
     && pip --python /opt/authsidecar/bin/python install --no-deps --no-index /wheels/*.whl
 
-FROM python:3.11.14-slim-bookworm
+FROM ${BASE}
+ARG BASE
+ARG VERSION=unreleased
+ARG REVISION=unknown
 LABEL org.opencontainers.image.title="authsidecar" \
       org.opencontainers.image.description="An authorization sidecar that guards Coolify's API" \
-      org.opencontainers.image.licenses="Apache-2.0"
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="${BASE}"
 # The base image's own pip builds nothing here; whoever breaks in should not find it.
 RUN pip uninstall --yes --root-user-action ignore pip setuptools wheel \
     && groupadd --system --gid 10001 authsidecar \

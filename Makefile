@@ -13,7 +13,7 @@ EXTRAS := demo,embedded,coolify,mail
 ACTIONLINT := v1.7.12
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean release-check sbom
+.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean release-check sbom image-test
 
 help: ## Say what each task does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -108,6 +108,9 @@ sbom: install ## What an installed wheel is made of: dist/authsidecar.cdx.json (
 	@dist/sbom/bin/pip install --quiet --no-deps --no-index $(or $(wildcard dist/*.whl),.)
 	@dist/sbom/bin/pip uninstall --quiet --yes setuptools pip
 	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-file dist/authsidecar.cdx.json dist/sbom/bin/python
+
+image-test: sbom ## Build the Dockerfile with buildah, and run it read-only as its user and another
+	bash tests/image.sh
 
 lock: install ## Pin what pyproject.toml asks for, with hashes (ARGS=--upgrade: the newest)
 	$(BIN)/uv pip compile --quiet $(ARGS) --universal --generate-hashes --no-emit-index-url \

@@ -88,6 +88,17 @@ def test_the_image_runs_as_a_plain_user_and_starts_the_server():
     assert found["VOLUME"] == "/var/lib/authsidecar"
 
 
+def test_the_image_has_the_newest_python_that_is_promised():
+    """Its tests run where `make test-pythons` finds it, and `make image-test` builds on it."""
+    base = re.search(
+        r"^ARG BASE=python:(3\.\d+)\.\d+-slim-trixie$", DOCKERFILE.read_text(), re.MULTILINE
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    promised = re.findall(r":: Python :: 3\.(\d+)", "\n".join(project["classifiers"]))
+    assert base is not None
+    assert base[1] == f"3.{max(map(int, promised))}"
+
+
 def test_every_file_that_the_image_copies_is_sent_to_the_builder():
     """What .dockerignore keeps out cannot be copied."""
     sent = {
