@@ -145,7 +145,11 @@ async def test_every_decision_is_counted_once(sidecar: SidecarProcess) -> None:
         ("nginx", "deny", "method_not_allowed"): subrequest("TRACE", proxy="nginx"),
         ("haproxy", "deny", "token_missing"): subrequest(client=address(), proxy="haproxy"),
         ("none", "deny", "route_unknown"): subrequest(proxy="nobody"),
-        ("traefik", "deny", "request_unreadable"): b"GET /authz/traefik HTTP/1.1\r\nno colon\r\n\r\n",
+        (
+            "traefik",
+            "deny",
+            "request_unreadable",
+        ): b"GET /authz/traefik HTTP/1.1\r\nno colon\r\n\r\n",
         ("traefik", "deny", "headers_too_large"): subrequest(headers=[("X-Long", "x" * 40_000)]),
     }
     for (proxy, outcome, reason), request in cases.items():
