@@ -13,7 +13,7 @@ EXTRAS := demo,embedded,coolify,mail
 ACTIONLINT := v1.7.12
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean release-check sbom image-test
+.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean release-check sbom image-test test-aiohttp
 
 help: ## Say what each task does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,9 @@ format: install ## Let ruff fix and format
 
 test: install ## unit, property, integration, end-to-end: under 5 minutes
 	$(BIN)/pytest -q -n 3 --dist loadfile -m "not slow"
+
+test-aiohttp: install ## The scenarios of every proxy, on aiohttp's own server
+	AUTHSIDECAR_LISTEN__SERVER=aiohttp $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow" tests/e2e/test_scenarios.py
 
 test-unit: install ## The unit tests alone: under 10 seconds
 	$(BIN)/pytest -q tests/unit

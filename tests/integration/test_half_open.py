@@ -48,14 +48,15 @@ def well(sidecar: SidecarProcess) -> None:
 # ---------------------------------------------------------------------------------- deadlines
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["fast", "aiohttp"])
 def hurried(
-    server: RedisProcess, tmp_path_factory: pytest.TempPathFactory
+    server: RedisProcess, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[SidecarProcess]:
     """A second for the first byte of a connection, two for a request."""
     sidecar = start_sidecar(
         tmp_path_factory.mktemp("hurried"),
         server.url,
+        LISTEN__SERVER=request.param,
         LISTEN__FIRST_BYTE_TIMEOUT_SECONDS="1",
         LISTEN__REQUEST_TIMEOUT_SECONDS="2",
         LIMITS__USER="100000",

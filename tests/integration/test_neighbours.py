@@ -16,7 +16,7 @@ from tests.support.seed import bearer
 from tests.support.sidecar import SidecarProcess, get, start_sidecar
 from tests.support.waiting import until
 from tests.support.wire import Wire, subrequest
-from tests.support.world import READ, populate
+from tests.support.world import READ, address, populate
 
 GOOD = subrequest(authorization=bearer(READ))
 STRANGER = "127.0.0.9"
@@ -30,14 +30,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
     server.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["fast", "aiohttp"])
 def sidecar(
-    server: RedisProcess, tmp_path_factory: pytest.TempPathFactory
+    server: RedisProcess, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[SidecarProcess]:
     """Trusts 127.0.0.1 alone: every other loopback address is a stranger."""
     sidecar = start_sidecar(
         tmp_path_factory.mktemp("sidecar"),
         server.url,
+        LISTEN__SERVER=request.param,
         TRUSTED_PEERS="127.0.0.1/32",
         LIMITS__USER="100000",
     )
@@ -126,7 +127,7 @@ async def test_refusals_of_a_stranger_are_logged_at_a_pace(sidecar: SidecarProce
 
 async def test_bad_tokens_past_their_limit_are_logged_at_a_pace(sidecar: SidecarProcess) -> None:
     """The 401s have a line each, the 429s behind them a line a second."""
-    client = "198.51.100.77"
+    client = address()  # one sidecar after the other has the same Redis
     begun = time.monotonic()
     bad = subrequest(authorization="Bearer 11|" + "x" * 40, client=client)
     async with Wire(sidecar.port) as wire:

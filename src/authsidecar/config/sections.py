@@ -71,6 +71,12 @@ class Listen(Section):
     unix_socket_mode: FileMode = Field(
         default="660", description="File mode of the unix socket (octal): who may connect to it."
     )
+    server: Literal["auto", "fast", "aiohttp"] = Field(
+        default="auto",
+        description="What answers on the authz listener: `aiohttp` is aiohttp's own server, `fast` "
+        "a quicker connection over its parser, which is no documented interface; `auto` takes "
+        "`fast` where the installed aiohttp's minor version is one that it was tested with.",
+    )
     workers: int = Field(default=1, ge=1, le=64, description="Number of worker processes.")
     max_connections: int | None = Field(
         default=None,

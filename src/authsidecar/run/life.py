@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 import uvloop
 
 from authsidecar.observe.log import Log
-from authsidecar.serving.connection import Connections
+from authsidecar.serving.servers import Connections
 
 IGNORED: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that end a process that does not expect them: a closed terminal, a reload."""

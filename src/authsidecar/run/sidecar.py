@@ -36,10 +36,10 @@ from authsidecar.run import descriptors
 from authsidecar.run.life import Life, StoppedError, log_ignored_signals
 from authsidecar.run.redis import connection
 from authsidecar.serving.authz import AuthzServer
-from authsidecar.serving.connection import Connections
 from authsidecar.serving.connection_limits import MAX_CONNECTIONS, ConnectionLimits
 from authsidecar.serving.listeners import BACKLOG, Listeners
 from authsidecar.serving.management import application, bounded
+from authsidecar.serving.servers import Connections, choose
 from authsidecar.serving.untrusted_peers import MAX_UNTRUSTED
 from authsidecar.serving.witness import Witness
 from authsidecar.store.absent import AbsentStore
@@ -282,7 +282,10 @@ async def serve(
     log_ignored_signals(log)
     try:
         async with running(settings, log, listeners, life):
-            log.event("info", "listening", version=__version__, **listeners.addresses())
+            server = choose(settings.listen.server)
+            log.event(
+                "info", "listening", version=__version__, server=server, **listeners.addresses()
+            )
             started()
             await life.until_end()
             delay = settings.shutdown.delay_seconds
@@ -403,7 +406,7 @@ async def running(
                 open_files=open_files,
                 hint="listen.max_connections is more than the limit of open files leaves",
             )
-        connections = authz.connections(limits)
+        connections = authz.connections(limits, choose(settings.listen.server))
         managed = partial(
             bounded,
             most=descriptors.for_management(open_files),

@@ -29,6 +29,7 @@ from authsidecar.run.life import Life, StoppedError, leave, run
 from authsidecar.run.shared_memory import directory
 from authsidecar.run.sidecar import GRACE_S, StartError, running
 from authsidecar.serving.listeners import Listeners
+from authsidecar.serving.servers import choose
 
 HEARTBEAT_S: Final = 1.0
 """How often a worker tells that it lives, in seconds; after 30 s of silence it is replaced."""
@@ -65,6 +66,7 @@ class _Application(BaseApplication):
 
     def load_config(self) -> None:
         settings = self.read()
+        self.server = choose(settings.listen.server)
         options = {
             # gunicorn owns them from here on; each worker finds them in this order.
             "bind": [
@@ -92,7 +94,14 @@ class _Application(BaseApplication):
 
     def run(self) -> None:
         workers = self.cfg.workers
-        self.log.event("info", "listening", version=__version__, workers=workers, **self.addresses)
+        self.log.event(
+            "info",
+            "listening",
+            version=__version__,
+            workers=workers,
+            server=self.server,
+            **self.addresses,
+        )
         _Arbiter(self).run()
 
 

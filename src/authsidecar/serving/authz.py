@@ -8,8 +8,9 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeGuard
+from typing import Any, Final, TypeGuard
 
+from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
 
 from authsidecar.decision.addresses import Networks, parse_address
@@ -23,15 +24,15 @@ from authsidecar.decision.proxies.replies import Reply, render, served
 from authsidecar.decision.routes import ROUTE_UNKNOWN
 from authsidecar.observe.log import Log
 from authsidecar.observe.metrics import Telemetry
-from authsidecar.serving.connection import (
-    Connections,
+from authsidecar.serving.connection_limits import ConnectionLimits
+from authsidecar.serving.doctor_probe import offered
+from authsidecar.serving.encoding import DecisionIds
+from authsidecar.serving.servers import Connections, Server
+from authsidecar.serving.subrequest import (
     RequestTimeoutError,
     Subrequest,
     TooManyHeadersError,
 )
-from authsidecar.serving.connection_limits import ConnectionLimits
-from authsidecar.serving.doctor_probe import offered
-from authsidecar.serving.encoding import DecisionIds
 from authsidecar.serving.witness import Witness, identify_doctor, is_probe
 from authsidecar.store.last_used import LastUses
 
@@ -107,9 +108,18 @@ class AuthzServer:
         """Decide by this store from now on."""
         self._store = store
 
-    def connections(self, limits: ConnectionLimits = DEFAULT_LIMITS) -> Connections:
+    def connections(
+        self, limits: ConnectionLimits = DEFAULT_LIMITS, server: Server = "fast"
+    ) -> Connections:
         """The connections that this answers on, to be listened with."""
-        return Connections(
+        made: type[Any]
+        if server == "fast":  # imported late: a new aiohttp may not have what it stands on
+            from authsidecar.serving.connection import Connections as made  # noqa: N813, PLC0415
+        else:
+            from authsidecar.serving.aiohttp_server import (  # noqa: PLC0415
+                AiohttpConnections as made,  # noqa: N813
+            )
+        connections: Connections = made(
             self.answer,
             self._unreadable,
             fail=self._failed,
@@ -118,6 +128,13 @@ class AuthzServer:
             limits=limits,
             dropped=self._telemetry.connection_dropped,
         )
+        return connections
+
+    def application(self) -> web.Application:
+        """A plain aiohttp application that gives the same answers."""
+        from authsidecar.serving.aiohttp_server import application  # noqa: PLC0415
+
+        return application(self.answer, self._failed)
 
     async def answer(self, asked: Subrequest) -> Reply:
         """Answer one subrequest: who asks, read, authorize, observe, render."""

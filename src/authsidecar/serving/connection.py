@@ -8,14 +8,13 @@ either, the connection ends, so that what was sent can never be read as the next
 
 import asyncio
 import contextlib
-import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from aiohttp import HttpVersion11
 from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
@@ -23,11 +22,19 @@ from authsidecar.decision.proxies.replies import Reply
 from authsidecar.serving.connection_limits import ConnectionLimits, Room
 from authsidecar.serving.encoding import encoded
 from authsidecar.serving.lingering_close import Lingerers, Lingering
+from authsidecar.serving.subrequest import (
+    MAX_FIELD_BYTES,
+    MAX_HEADERS,
+    Answer,
+    Fail,
+    Refuse,
+    RequestTimeoutError,
+    Subrequest,
+    name_error,
+    peer_of,
+)
 from authsidecar.serving.time_limits import TimeLimits
 from authsidecar.serving.untrusted_peers import Dropped, RefuseUntrusted, UntrustedPeers
-
-MAX_FIELD_BYTES: Final = 32 * 1024
-MAX_HEADERS: Final = 200
 
 IDLE_S: Final = 3600.0
 """How long a connection may be silent, in seconds: longer than any proxy keeps one, so that none
@@ -51,48 +58,6 @@ proxy sends a request before it has the answer to the one before."""
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
 _DEFAULTS: Final = ConnectionLimits()
-
-
-class RequestTimeoutError(HttpProcessingError):
-    """A request has begun and does not end."""
-
-    code = 408
-    message = "timeout"
-
-
-class TooManyHeadersError(HttpProcessingError):
-    """A request has more header fields than MAX_HEADERS."""
-
-    code = 431
-    message = "too many header fields"
-
-
-class Subrequest(NamedTuple):
-    """One request as it arrived.
-
-    Attributes:
-        method: its own, whatever the proxy says of the client's.
-        target: path and query.
-        headers: names and values in order.
-        body: whether one was declared.
-        peer: the caller's address; empty for a unix socket, "?" for one that is gone already.
-    """
-
-    method: str
-    target: str
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bool
-    peer: str
-
-
-Answer = Callable[[Subrequest], Coroutine[Any, Any, Reply]]
-"""Answers a request. It runs outside of any task: it may await futures and tasks."""
-
-Refuse = Callable[[HttpProcessingError, str, bytes], Reply]
-"""Answers what could not be parsed, to this peer; the bytes are what the request begins with."""
-
-Fail = Callable[[BaseException, str, str], Reply]
-"""Answers a request whose own answer raised this, to this peer; it had this target."""
 
 
 class Connections:
@@ -256,7 +221,7 @@ class Connection(BaseProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Somebody has connected: a proxy, or one who is not spoken to any further."""
-        self.peer = _peer(transport)
+        self.peer = peer_of(transport)
         if not self._connections.trusts(self.peer):
             self._connections.strangers.take(cast(asyncio.Transport, transport), self.peer)
             return
@@ -330,9 +295,7 @@ class Connection(BaseProtocol):
             messages, upgraded, rest = parser.feed_data(data)
         except HttpProcessingError as error:
             self._begun += data[:_BEGIN_BYTES]
-            if type(error) is BadHttpMessage and self._lines + data.count(b"\n") > MAX_HEADERS:
-                error = TooManyHeadersError()  # the parser has no type of its own for it
-            self._broken(error)
+            self._broken(name_error(error, self._lines + data.count(b"\n")))
             return
         if whole and not upgraded and len(messages) == 1 and not self._unparsed:
             message, payload = messages[0]
@@ -593,12 +556,3 @@ class _Waiting:
             self._asking.failed_later(error)
         else:
             self.on(awaited)
-
-
-def _peer(transport: asyncio.BaseTransport) -> str:
-    name = transport.get_extra_info("peername")
-    if isinstance(name, tuple):
-        return str(name[0])
-    # A unix client may have a name of its own, and a TCP client that left at once has none.
-    one = transport.get_extra_info("socket")
-    return "" if one is not None and one.family == socket.AF_UNIX else "?"

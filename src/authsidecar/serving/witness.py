@@ -18,7 +18,6 @@ from authsidecar.decision.proxies.headers import IDENTITY, Fields
 from authsidecar.decision.proxies.replies import Reply, lines
 from authsidecar.decision.ratelimit.pace import AddressPace
 from authsidecar.observe.log import Log
-from authsidecar.serving.connection import Subrequest
 from authsidecar.serving.doctor_probe import (
     ALLOW,
     CODE,
@@ -29,6 +28,7 @@ from authsidecar.serving.doctor_probe import (
     headers_seen,
     identity,
 )
+from authsidecar.serving.subrequest import Subrequest
 from authsidecar.store.keys import Keys
 from authsidecar.times import UnixMs
 

@@ -1,0 +1,77 @@
+"""One request as it arrived, whichever server read it, and what is answered to it."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, NamedTuple
+
+from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
+
+from authsidecar.decision.proxies.replies import Reply
+
+MAX_FIELD_BYTES: Final = 32 * 1024
+MAX_HEADERS: Final = 200
+
+
+class RequestTimeoutError(HttpProcessingError):
+    """A request has begun and does not end."""
+
+    code = 408
+    message = "timeout"
+
+
+class TooManyHeadersError(HttpProcessingError):
+    """A request has more header fields than MAX_HEADERS."""
+
+    code = 431
+    message = "too many header fields"
+
+
+class Subrequest(NamedTuple):
+    """One request as it arrived.
+
+    Attributes:
+        method: its own, whatever the proxy says of the client's.
+        target: path and query.
+        headers: names and values in order.
+        body: whether one was declared.
+        peer: the caller's address; empty for a unix socket, "?" for one that is gone already.
+    """
+
+    method: str
+    target: str
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bool
+    peer: str
+
+
+Answer = Callable[[Subrequest], Coroutine[Any, Any, Reply]]
+"""Answers a request. It may run outside of any task: it may await futures and tasks."""
+
+Refuse = Callable[[HttpProcessingError, str, bytes], Reply]
+"""Answers what could not be parsed, to this peer; the bytes are what the request begins with."""
+
+Fail = Callable[[BaseException, str, str], Reply]
+"""Answers a request whose own answer raised this, to this peer; it had this target."""
+
+
+def name_error(error: HttpProcessingError, lines: int) -> HttpProcessingError:
+    """The parser's error, or the one for too many fields, which it has no type for.
+
+    Args:
+        error: what the parser raised.
+        lines: how many lines of the head have arrived.
+    """
+    if type(error) is BadHttpMessage and lines > MAX_HEADERS:
+        return TooManyHeadersError()
+    return error
+
+
+def peer_of(transport: asyncio.BaseTransport) -> str:
+    """The address of who is connected."""
+    name = transport.get_extra_info("peername")
+    if isinstance(name, tuple):
+        return str(name[0])
+    # A unix client may have a name of its own, and a TCP client that left at once has none.
+    one = transport.get_extra_info("socket")
+    return "" if one is not None and one.family == socket.AF_UNIX else "?"
