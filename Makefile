@@ -13,7 +13,7 @@ EXTRAS := demo,embedded,coolify,mail
 ACTIONLINT := v1.7.12
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean release-check sbom image-test test-aiohttp
+.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean release-check sbom image-test test-aiohttp coverage mutate
 
 help: ## Say what each task does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,14 @@ test-unit: install ## The unit tests alone: under 10 seconds
 
 test-failed: install ## What failed the last time, one after the other
 	$(BIN)/pytest -q --last-failed --last-failed-no-failures none --timeout 1500
+
+coverage: install ## Branch coverage of unit, property and integration tests; at least 93 %
+	$(BIN)/pytest -q -m "not slow" --cov=authsidecar --cov-branch --cov-fail-under=93 \
+		--cov-report=term:skip-covered tests/unit tests/property tests/integration
+
+mutate: install ## Would the tests notice? Mutants of decision/ and of what the store keeps (ARGS='NAME*')
+	$(BIN)/mutmut run $(ARGS)
+	$(BIN)/mutmut results
 
 test-pythons: install ## Unit and integration tests under each newer Python of this machine
 	@for version in $(NEWER); do \
@@ -121,4 +129,4 @@ lock: install ## Pin what pyproject.toml asks for, with hashes (ARGS=--upgrade: 
 		-o requirements/dev.txt
 
 clean: ## Remove what the tasks made
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist site
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist site mutants .coverage

@@ -1,6 +1,7 @@
 """One request's way to a verdict, over a store in memory."""
 
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
 
 import pytest
 
@@ -54,6 +55,7 @@ class MemoryStore:
     claims: list[Claim] = field(default_factory=list)
     repeat_keys: list[bytes | None] = field(default_factory=list)
     refused: list[tuple[str, UnixMs]] = field(default_factory=list)
+    looked_up: list[tuple[str, Credential]] = field(default_factory=list)
 
     def now(self) -> UnixMs:
         return NOW
@@ -69,6 +71,7 @@ class MemoryStore:
         return self.record if self.cached else None
 
     async def load(self, credential: Credential, *, fresh: bool) -> TokenRecord | None:
+        assert credential == request().credential
         self.calls.append(f"load fresh={fresh}")
         return self.record
 
@@ -89,6 +92,7 @@ class MemoryStore:
         return self.team
 
     def may_look_up(self, address: str, credential: Credential) -> bool:
+        self.looked_up.append((address, credential))
         return not self.paced
 
     def refused_address(self, address: str, until: UnixMs) -> None:
@@ -106,6 +110,7 @@ async def test_a_warm_request_is_one_charge_with_both_proofs() -> None:
     outcome = await authorize(request(), RULES, store)
     assert isinstance(outcome.verdict, Allow)
     assert (outcome.route, outcome.record) == ("/api/v1/teams", store.record)
+    assert outcome.now == NOW
     assert [q.scope for q in outcome.quotas] == ["user"]
     assert store.calls == []
     [claim] = store.claims
@@ -173,6 +178,9 @@ async def test_a_full_user_is_no_refused_address() -> None:
     outcome = await authorize(request(), RULES, store)
     assert isinstance(outcome.verdict, Deny)
     assert outcome.verdict.detail == "no room in user (200 in 60000 ms)"
+    assert outcome.now == NOW
+    assert [(q.scope, q.remaining) for q in outcome.quotas] == [("user", 0)]
+    assert (outcome.route, outcome.record) == ("/api/v1/teams", store.record)
     assert store.refused == []
 
 
@@ -182,6 +190,9 @@ async def test_a_paced_address_is_told_when_to_come_again() -> None:
     outcome = await authorize(request(), RULES, store)
     assert isinstance(outcome.verdict, Deny)
     assert outcome.verdict.reason.code == "rate_limited"
+    assert outcome.verdict.detail == "too many unknown tokens from this address"
+    assert outcome.now == NOW
+    assert store.looked_up == [("a:192.0.2.1", request().credential)]
     assert outcome.quotas == (Quota("failed", Limit(1, 1000), 0, UnixMs(NOW + 1000)),)
     assert outcome.route == "/api/v1/teams"
     assert store.claims == []
@@ -204,7 +215,31 @@ async def test_a_store_without_an_answer_lets_nobody_in(kind: str, detail: str) 
     assert isinstance(outcome.verdict, Deny)
     assert outcome.verdict.reason.code == "store_unavailable"
     assert outcome.verdict.detail == detail
+    assert outcome.now == NOW
     assert outcome.route == "/api/v1/teams"
+
+
+async def test_a_route_without_a_token_is_answered_alike() -> None:
+    """With the time, and the repeat's key where it is counted."""
+    health = request("GET", "/api/health", request_id="abc")
+    store, lenient = MemoryStore(), replace(RULES, public_without_store=True)
+    assert (await authorize(health, RULES, store)).now == NOW
+    assert store.repeat_keys[0] is not None
+    assert (await authorize(request("POST", "/api/v1/sentinel/push"), RULES, store)).now == NOW
+    broken = MemoryStore(broken="timeout")
+    assert (await authorize(health, lenient, broken)).now == NOW
+    refused = await authorize(health, RULES, broken)
+    assert isinstance(refused.verdict, Deny)
+    assert (refused.now, refused.verdict.detail) == (NOW, "redis: timeout")
+
+
+async def test_an_ipv6_client_is_counted_by_its_network() -> None:
+    """Of the configured length."""
+    store = MemoryStore()
+    client = ip_address("2001:db8:1:2:3::4")
+    asked = request("GET", "/api/v1/nothing", client=client)
+    await authorize(asked, replace(RULES, ipv6_prefix=48), store)
+    assert store.claims[0].counters[0].tag == "a:2001:db8:1::/48"
 
 
 async def test_without_a_store_public_routes_pass_only_where_it_says_so() -> None:
@@ -244,7 +279,7 @@ async def test_a_repeat_is_the_same_request_in_every_part() -> None:
     """Id, token, method and target; without an id, nothing is a repeat."""
     one = request(request_id="abc")
     others = [
-        request(request_id="abd"),
+        request(request_id="abcd"),
         request("HEAD", request_id="abc"),
         request(request_id="abc", target=b"/api/v1/teams?x"),
         request(request_id="abc", credential=Credential(request().credential.token_id, b"y" * 32)),

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,7 @@ from tests.support.cases import (
 ROUTES = Policy(coolify("4.3"))
 ALL = tuple(Permission)
 CLIENT = request().client
+ISOLATING = replace(POLICY, team_isolation=True)
 
 
 def needing(permission: str) -> Route:
@@ -412,6 +414,81 @@ def test_a_check_is_one_row(check: Check) -> None:
     assert check.denial(fine) is None
     assert check.passed(fine).detail
     assert check.hint
+
+
+DENIED = {
+    "team_member": "the token's user is not in the token's team",
+    "team_role": "the token holds write, its user's role is member",
+    "api_enabled": "the API switch is off",
+    "address": "192.0.2.1 is on no entry of the allowlist",
+    "team_mcp": "team 3 has MCP switched off",
+    "permission": "the route needs write, the token holds read",
+    "instance_team": "needs team 0, the token's team is 3",
+    "team_isolation": "u1 belongs to team 9, the token's team is 3",
+}
+ROOT = record("write", "root", team=TeamId(0))
+NARROW = replace(OPEN, allowlist=parse("192.0.2.0/24"))
+PASSED = [
+    ("team_member", {}, True, "user 7 is owner of team 3"),
+    ("team_role", {}, True, "no permission of the token needs a role"),
+    ("team_role", {"held": ROOT}, True, "root write: needs owner or admin, found owner"),
+    ("api_enabled", {}, True, "the API switch is on"),
+    ("api_enabled", {"route": MCP}, False, "this route works whatever the API switch says"),
+    ("api_enabled", {"route": ENABLE}, False, "this route works whatever the API switch says"),
+    ("address", {}, True, "192.0.2.1: the allowlist admits everyone"),
+    ("address", {"instance": NARROW}, True, "192.0.2.1 is on the allowlist"),
+    ("address", {"route": ENABLE}, False, "this route works from every address"),
+    ("team_mcp", {}, False, "not an MCP route"),
+    ("team_mcp", {"route": MCP}, True, "team 3 has MCP switched on"),
+    ("permission", {"held": ROOT}, True, "the route needs read, the token holds root write"),
+    ("permission", {"route": MCP}, False, "the route needs no permission"),
+    ("instance_team", {}, False, "not a switch"),
+    ("instance_team", {"route": ENABLE, "held": ROOT}, True, "team 0 is the instance team"),
+    ("team_isolation", {}, False, "sync.team_isolation is off"),
+    (
+        "team_isolation",
+        {"policy": ISOLATING},
+        False,
+        "the path names none of servers, projects, applications, databases, services",
+    ),
+    (
+        "team_isolation",
+        {"policy": ISOLATING, "resource": Resource("Server", "u1", TeamId(3))},
+        True,
+        "Server u1 belongs to team 3",
+    ),
+    (
+        "team_isolation",
+        {"policy": ISOLATING, "resource": Resource("Server", "u1")},
+        True,
+        "Server u1 is not known to be any team's",
+    ),
+]
+
+
+def case_of(how: dict[str, Any]) -> Case:
+    full = {"policy": POLICY, "route": READ, "instance": OPEN, "held": record("read")} | how
+    return Case(
+        full["policy"], CLIENT, full["route"], full["instance"], full["held"], full.get("resource")
+    )
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
+def test_a_denial_says_what_was_needed_and_found(check: Check) -> None:
+    """In the log and in `explain`."""
+    denial = check.denial(case_of(REFUSED[check.name]))
+    assert denial is not None
+    assert denial.detail == DENIED[check.name]
+
+
+@pytest.mark.parametrize(("name", "how", "needed", "detail"), PASSED)
+def test_a_passed_check_says_what_it_needed_and_found(
+    name: str, how: dict[str, Any], needed: bool, detail: str
+) -> None:
+    """Or that the request did not have to pass it."""
+    [check] = [check for check in CHECKS if check.name == name]
+    assert check.denial(case_of(how)) is None
+    assert check.passed(case_of(how)) == (detail, needed)
 
 
 def test_checks_differ_in_name_and_code() -> None:
