@@ -116,7 +116,8 @@ release-check: install ## Build what is published, and run it under each Python 
 sbom: install ## What an installed wheel is made of: dist/authsidecar.cdx.json (CycloneDX)
 	@mkdir -p dist && $(PYTHON) -m venv --clear dist/sbom
 	@dist/sbom/bin/pip install --quiet --require-hashes --only-binary :all: -r requirements/run.txt
-	@dist/sbom/bin/pip install --quiet --no-deps --no-index $(or $(wildcard dist/*.whl),.)
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist/sbom/wheel . > /dev/null
+	@dist/sbom/bin/pip install --quiet --no-deps --no-index dist/sbom/wheel/*.whl
 	@dist/sbom/bin/pip uninstall --quiet --yes setuptools pip
 	$(BIN)/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml --output-file dist/authsidecar.cdx.json dist/sbom/bin/python
 
