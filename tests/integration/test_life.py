@@ -19,7 +19,7 @@ from tests.support.redis import RedisProcess, guarded, start_redis
 from tests.support.seed import bearer, registry, token, user
 from tests.support.sidecar import SidecarProcess, get, start_sidecar
 from tests.support.topologies import client
-from tests.support.waiting import until
+from tests.support.waiting import eventually, until
 from tests.support.wire import Wire, subrequest
 
 GOOD = subrequest(authorization=bearer(1))
@@ -77,6 +77,15 @@ class Load:
         while True:
             async with Wire(place) as wire:
                 await self._ask(wire, times=1)
+
+    async def more(self, times: int = 100) -> None:
+        """Wait until so many more are answered."""
+        before = self.answered
+
+        async def enough() -> bool:
+            return self.answered - before >= times
+
+        await eventually(enough, f"{times} answers")
 
     async def _ask(self, wire: Wire, *, times: int) -> None:
         for _ in range(times):

@@ -50,6 +50,7 @@ class SidecarProcess:
         program: what Python runs; a file that breaks something first, say.
         stderr: the descriptor that it logs to, if not to the file.
         wait_for: the path that is 200 once it has started.
+        descriptors: those that it inherits, beside the standard ones.
     """
 
     port: int
@@ -60,6 +61,7 @@ class SidecarProcess:
     program: tuple[str, ...] = ("-m", "authsidecar")
     stderr: int | None = None
     wait_for: str = "/readyz"
+    descriptors: tuple[int, ...] = ()
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -96,6 +98,7 @@ class SidecarProcess:
                 stdout=out,
                 stderr=out if self.stderr is None else self.stderr,
                 start_new_session=True,
+                pass_fds=self.descriptors,
             )
         patience = time.monotonic() + START_S
         while wait and not self._ready():

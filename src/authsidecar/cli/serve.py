@@ -50,9 +50,13 @@ def serve(workers: int | None) -> None:
 
 
 def _serve(load: "Callable[[], Settings]") -> None:
+    import os
+
     from authsidecar.run.life import ignore_signals
+    from authsidecar.run.notify_socket import NotifySocket
 
     ignore_signals()
+    manager = NotifySocket.taken(os.environ)
     settings = load()
     several = settings.listen.workers > 1
     with _shared_metrics() if several else nullcontext():
@@ -63,6 +67,7 @@ def _serve(load: "Callable[[], Settings]") -> None:
         from authsidecar.run.sidecar import StartError, logger, preflight, serve
         from authsidecar.run.workers import supervise
         from authsidecar.serving.listeners import ListenError, listening
+        from authsidecar.serving.socket_activation import handed_over
 
         log = logger(settings)
         take_over(log)
@@ -71,12 +76,12 @@ def _serve(load: "Callable[[], Settings]") -> None:
         try:
             if found := problems(settings):
                 raise RefusedError("; ".join(found))
-            with listening(settings) as listeners:
+            with listening(settings, handed_over(os.environ)) as listeners:
                 if several:
                     run(preflight(settings))
-                    supervise(load, listeners, log)
+                    supervise(load, listeners, log, manager)
                 else:
-                    run(serve(settings, log, listeners))
+                    run(serve(settings, log, listeners, manager=manager))
         except (StartError, ListenError) as error:
             raise RefusedError(str(error)) from None
         finally:

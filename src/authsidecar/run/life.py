@@ -5,7 +5,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final, NoReturn
@@ -33,10 +33,12 @@ class Life:
     Attributes:
         missing: what keeps it from being ready, whatever Redis says; by part.
         connections: what proxies ask on, once there is something.
+        answering: called once whoever asks is answered, if only that Redis is away.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, answering: Callable[[], None] = lambda: None) -> None:
         """It is starting."""
+        self.answering = answering
         self.missing: dict[str, str] = {}
         self.connections: Connections | None = None
         self._stop = asyncio.Event()

@@ -34,6 +34,7 @@ from authsidecar.observe.metrics import Telemetry, collected
 from authsidecar.observe.once import Once
 from authsidecar.run import descriptors
 from authsidecar.run.life import Life, StoppedError, log_ignored_signals
+from authsidecar.run.notify_socket import NotifySocket
 from authsidecar.run.redis import connection
 from authsidecar.serving.authz import AuthzServer
 from authsidecar.serving.connection_limits import MAX_CONNECTIONS, ConnectionLimits
@@ -264,6 +265,7 @@ async def serve(
     log: Log,
     listeners: Listeners,
     *,
+    manager: NotifySocket,
     started: Callable[[], None] = lambda: None,
 ) -> None:
     """Run until SIGTERM or SIGINT; then finish what is in flight.
@@ -272,14 +274,16 @@ async def serve(
         settings: the configuration.
         log: where lines go.
         listeners: the open sockets.
+        manager: told when it answers, that it lives, and when it stops.
         started: called once requests are answered.
 
     Raises:
         StartError: Redis or a file cannot be used.
     """
-    life = Life()
+    life = Life(manager.ready)
     life.end_on(signal.SIGTERM, quick=(signal.SIGINT,))
     log_ignored_signals(log)
+    beat = asyncio.create_task(manager.keep_alive())
     try:
         async with running(settings, log, listeners, life):
             server = choose(settings.listen.server)
@@ -289,12 +293,14 @@ async def serve(
             started()
             await life.until_end()
             delay = settings.shutdown.delay_seconds
+            manager.stopping(delay + GRACE_S)
             log.event("info", "stopping", delay_seconds=delay, grace_seconds=GRACE_S)
             listeners.give_way()
             await life.leave(delay)
             listeners.close()  # what the runners close is a copy: nobody may wait on this one
     except StoppedError:
         pass
+    beat.cancel()
     log.event("info", "stopped")
     log.flush()
 
@@ -425,8 +431,10 @@ async def running(
         if await start.tried():
             await begin()
             await _serve_on(stack, listeners, connections, app, managed)
+            life.answering()
         else:
             await _serve_on(stack, listeners, connections, app, managed)
+            life.answering()
             await start.waited()
             await begin()
         yield authz

@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -26,6 +27,7 @@ from authsidecar.config import ConfigError, Settings
 from authsidecar.observe.log import Bridge, Log
 from authsidecar.observe.metrics import shared
 from authsidecar.run.life import Life, StoppedError, leave, run
+from authsidecar.run.notify_socket import NotifySocket
 from authsidecar.run.shared_memory import directory
 from authsidecar.run.sidecar import GRACE_S, StartError, running
 from authsidecar.serving.listeners import Listeners
@@ -38,30 +40,33 @@ Load = Callable[[], Settings]
 """Reads the configuration; again at each graceful restart."""
 
 
-def supervise(load: Load, listeners: Listeners, log: Log) -> None:
+def supervise(load: Load, listeners: Listeners, log: Log, manager: NotifySocket) -> None:
     """Run until SIGTERM, SIGINT or SIGQUIT, then exit.
 
     Args:
         load: reads the configuration; once for the number of workers, then in each worker.
         listeners: the open sockets that all workers serve.
         log: where lines go.
+        manager: told when a worker answers, that the supervisor lives, of a reload and of the end.
 
     Raises:
         SystemExit: always, with gunicorn's exit code.
     """
-    _Application(load, listeners, log).run()
+    _Application(load, listeners, log, manager).run()
 
 
 class _Application(BaseApplication):
     """What gunicorn calls an application: its settings, and what a worker needs."""
 
-    def __init__(self, load: Load, listeners: Listeners, log: Log) -> None:
+    def __init__(self, load: Load, listeners: Listeners, log: Log, manager: NotifySocket) -> None:
         self.read = load
         self.listeners = listeners
         self.log = log
+        self.manager = manager
         self.addresses = listeners.addresses()
         self.authz = len(listeners.authz)
         self.stopping = mmap.mmap(-1, 1)  # shared with the workers: 1 when all are to end
+        self.answering = mmap.mmap(-1, 1)  # and 1 once one of them answers
         super().__init__()
 
     def load_config(self) -> None:
@@ -109,10 +114,14 @@ class _Arbiter(Arbiter):
     """gunicorn's supervisor, with the signals of a single process."""
 
     app: _Application
+    _told_ready = False
+    _lived_at = float("-inf")
 
     def handle_hup(self) -> None:
         """Replace all workers."""
         self.app.log.event("info", "replacing_workers", signal="SIGHUP")
+        self.app.manager.reloading()
+        self._told_ready, self.app.answering[0] = False, 0
         super().handle_hup()
 
     def handle_usr1(self) -> None:
@@ -127,7 +136,27 @@ class _Arbiter(Arbiter):
         """End all workers; the unix socket is there until they have ended."""
         self.app.stopping[0] = 1
         self.systemd = True  # leave the socket's path alone: `listening` removes it
+        self.app.manager.stopping(self.cfg.graceful_timeout)
         super().stop(graceful)
+
+    def murder_workers(self) -> None:
+        """Once a second: replace those that are silent."""
+        super().murder_workers()
+        self._report()
+
+    def reap_workers(self) -> None:
+        """Whenever one ended, and ten times a second while it waits for that."""
+        super().reap_workers()
+        self._report()
+
+    def _report(self) -> None:
+        manager, now = self.app.manager, time.monotonic()
+        if self.app.answering[0] and not self._told_ready:
+            self._told_ready = True
+            manager.ready()
+        if manager.beat_s is not None and now - self._lived_at >= min(1.0, manager.beat_s):
+            self._lived_at = now
+            manager.live()
 
 
 def _forget_metrics(_: Arbiter, worker: Worker) -> None:
@@ -172,7 +201,7 @@ class _Worker(Worker):
             signal.signal(number, signal.SIG_IGN)
 
     async def _serve(self, app: _Application) -> None:
-        life = Life()
+        life = Life(lambda: app.answering.__setitem__(0, 1))
         life.end_on(signal.SIGTERM, quick=(signal.SIGINT, signal.SIGQUIT))
         sockets = tuple(cast(Any, one).sock for one in self.sockets)
         inherited = app.listeners

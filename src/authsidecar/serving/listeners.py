@@ -78,9 +78,14 @@ class Listeners:
                     one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_REUSEPORT_CBPF, program)
 
 
+NONE: Final = Listeners((), ())
+
+
 @contextmanager
-def listening(settings: Settings) -> Iterator[Listeners]:
+def listening(settings: Settings, handed: Listeners = NONE) -> Iterator[Listeners]:
     """Open what the settings name; closed, and the unix socket removed, when the context ends.
+
+    What was handed over stands in place of the settings' addresses.
 
     Sockets whose addresses are shared with another process are bound only: whoever listens on
     them is given connections at once.
@@ -88,16 +93,20 @@ def listening(settings: Settings) -> Iterator[Listeners]:
     Raises:
         ListenError: an address is used, unknown or not ours to use.
     """
-    shared = settings.listen.reuse_port
+    # A socket that was handed over outlives this process: nobody else needs its address.
+    shared = settings.listen.reuse_port and handed == NONE
     paths: list[tuple[str, str]] = []
     with ExitStack() as stack:
-        authz = list(_tcp(stack, settings.listen.endpoint, "listen.address", shared=shared))
-        if settings.listen.unix_socket is not None:
+        stack.callback(handed.close)
+        authz = list(handed.authz) or list(
+            _tcp(stack, settings.listen.endpoint, "listen.address", shared=shared)
+        )
+        if settings.listen.unix_socket is not None and not handed.authz:
             path = Path(settings.listen.unix_socket)
             one = _unix(stack, path, settings.listen.mode, shared=shared)
             paths.append((one.getsockname(), str(path)))
             authz.append(one)
-        management = list(
+        management = list(handed.management) or list(
             _tcp(stack, settings.management.endpoint, "management.address", shared=shared)
         )
         yield Listeners(tuple(authz), tuple(management), shared, tuple(paths))
