@@ -101,8 +101,8 @@ def _record(credential: Credential, token: dict[bytes, bytes]) -> TokenRecord | 
     return records.token_record(
         TokenId(credential.token_id),
         [token.get(name.encode()) for name in records.TOKEN_FIELDS],
-        user=[b"", None],
-        team=[b"", None, None],
+        user=[b"", None, None],
+        team=[b"", None, None, None],
         member=token.get(b"role"),
         nonce=b"",
     )

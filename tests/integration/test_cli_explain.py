@@ -20,7 +20,17 @@ from authsidecar.admin.explain import HINTS, ROWS, explain
 from authsidecar.decision.addresses import Networks, parse_address
 from authsidecar.decision.authorize import Rules, authorize
 from authsidecar.decision.checks import CHECKS
-from authsidecar.decision.model import Allow, Deny, Limit, Proxy, Role, TeamId, UserId
+from authsidecar.decision.model import (
+    Allow,
+    Deny,
+    Limit,
+    Permission,
+    Proxy,
+    Restriction,
+    Role,
+    TeamId,
+    UserId,
+)
 from authsidecar.decision.policy import Policy
 from authsidecar.decision.proxies.forward_auth import read
 from authsidecar.decision.proxies.headers import Fields
@@ -88,6 +98,19 @@ async def own(registry: Registry, uuid: str, team: int) -> None:
     await registry._client.hset(Keys().owners(owner_bucket(uuid)), uuid, team)
 
 
+async def narrowed(registry: Registry) -> None:
+    """Token 11 may do one other thing alone."""
+    only = Restriction(routes=frozenset({"GET /api/v1/projects"}))
+    await registry.set_restriction("token", 11, only)
+
+
+async def widely(registry: Registry) -> None:
+    """Token 11 and its user are narrowed to more than is asked."""
+    await registry.set_restriction("token", 11, Restriction(uses=5))
+    read_only = Restriction(permissions=frozenset({Permission.READ}))
+    await registry.set_restriction("user", 1, read_only)
+
+
 async def exhausted(registry: Registry) -> None:
     """User 1 has used up what it has."""
     await registry.set_limit("user", 1, Limit(1, 3_600_000))
@@ -150,6 +173,8 @@ CASES = (
     Case("address_not_allowed", prepare=few_addresses),
     Case("permission_missing", "POST", "/api/v1/projects"),
     Case("instance_team_required", "POST", "/api/v1/enable", 13),
+    Case("token_restricted", prepare=narrowed),
+    Case("allowed_restricted", prepare=widely),
     Case("mcp_disabled", "POST", "/mcp", prepare=mcp_off),
     Case("allowed_ours", target="/api/v1/servers/ours", prepare=ours, isolated=True),
     Case("allowed_unknown", target="/api/v1/servers/new", prepare=theirs, isolated=True),
@@ -237,7 +262,7 @@ def test_every_row_has_its_check():
     names = tuple(check.name for check in CHECKS)
     assert names == ROWS[4:-1] == (
         *("team_member", "team_role", "api_enabled", "address"),
-        *("team_mcp", "permission", "instance_team", "team_isolation"),
+        *("team_mcp", "permission", "restriction", "instance_team", "team_isolation"),
     )  # fmt: skip
 
 

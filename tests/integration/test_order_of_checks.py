@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import authsidecar
-from authsidecar.decision.model import Limit, Reason, TeamId
+from authsidecar.decision.model import Limit, Reason, Restriction, TeamId
 from authsidecar.store.keys import Keys, owner_bucket
 from tests.support import broken
 from tests.support.redis import RedisProcess, start_redis
@@ -182,6 +182,15 @@ async def resource_not_found(world: World) -> Answer:
     return await world.ask(uri="/api/v1/servers/theirs", token=READ)
 
 
+async def token_restricted(world: World) -> Answer:
+    only = Restriction(routes=frozenset({"GET /api/v1/projects"}))
+    await world.registry.set_restriction("token", READ, only)
+    try:
+        return await world.ask(token=READ)
+    finally:
+        await world.registry.set_restriction("token", READ, None)
+
+
 async def long_header(world: World) -> Answer:
     return await world.ask(headers=[("X-Long", "x" * 40_000)])
 
@@ -245,6 +254,7 @@ REFUSALS: dict[str, tuple[int, str | None, Refusal]] = {
         "Missing required permissions: write",
         lambda w: w.ask("POST", "/api/v1/projects", token=READ),
     ),
+    "token_restricted": (403, "This token is restricted.", token_restricted),
     "instance_team_required": (
         403,
         "You are not allowed to enable the API.",

@@ -47,6 +47,7 @@ from authsidecar.decision.policy import (
 from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER, read
 from authsidecar.decision.proxies.headers import FORWARDED_FOR, Fields
 from authsidecar.decision.proxies.target import AMBIGUOUS_TARGET
+from authsidecar.decision.ratelimit.charges import USES
 from authsidecar.decision.routes import Guard, Route
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.registry import Registry
@@ -274,7 +275,7 @@ def _with_token(
     resource = named(route, access.path) if rules.policy.team_isolation else None
     if resource is not None:
         resource = resource._replace(team=peeking.owner_seen)
-    case = Case(rules.policy, access.client, route, instance, proven, resource)
+    case = Case(rules.policy, access.client, route, instance, proven, resource, now)
     for check in CHECKS:
         denial = check.denial(case)
         if denial is not None:
@@ -309,11 +310,15 @@ def _rate(peeking: _Peeking) -> Finding:
     if charged.admitted:
         return Result.PASS, "; ".join(_room(quota) for quota in charged.quotas)
     full = [quota for quota in charged.quotas if quota.remaining == 0]
+    if all(quota.scope == USES for quota in full):
+        return Result.FAIL, "; ".join(_room(quota) for quota in full)
     wait = max(1, -(-(max(q.reset_at for q in full) - charged.now) // 1000))
     return Result.FAIL, f"{'; '.join(_room(quota) for quota in full)}; again in {wait} s"
 
 
 def _room(quota: Quota) -> str:
+    if quota.scope == USES:
+        return f"{quota.remaining} of {quota.limit.requests} uses left"
     window = quota.limit.window_ms / 1000
     return f"{quota.scope}: {quota.remaining} of {quota.limit.requests} in {window:g} s left"
 

@@ -15,8 +15,9 @@ from typing import Final
 from redis.exceptions import RedisError
 
 from authsidecar.admin.refusal import Refusal
-from authsidecar.decision.checks import ELEVATED, PRIVILEGED, ROOTS
+from authsidecar.decision.checks import ELEVATED, PRIVILEGED
 from authsidecar.decision.model import Permission, Role, TeamId, TokenId, UserId
+from authsidecar.decision.permissions import ROOTS
 from authsidecar.store.entities import Token
 from authsidecar.store.registry import Registry
 from authsidecar.times import UnixMs

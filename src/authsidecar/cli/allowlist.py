@@ -102,7 +102,8 @@ def _ssh_client() -> Address | None:
 
 async def _callers(session: Session) -> "Mapping[TokenId, Address]":
     """From where the instance team's root tokens were last used, of those that can be used."""
-    from authsidecar.decision.checks import PRIVILEGED, ROOTS
+    from authsidecar.decision.checks import PRIVILEGED
+    from authsidecar.decision.permissions import ROOTS
     from authsidecar.store.keys import Keys
     from authsidecar.store.last_used import last_use
 

@@ -34,6 +34,7 @@ from authsidecar.decision.policy import (
 )
 from authsidecar.decision.ratelimit import charges
 from authsidecar.decision.ratelimit.charges import Charge
+from authsidecar.decision.restrictions import TOKEN_RESTRICTED, depends_on_time, refusal_now
 from authsidecar.decision.routes import Route
 from authsidecar.times import UnixMs
 
@@ -172,15 +173,17 @@ async def authorize(request: AccessRequest, rules: Rules, store: Store) -> Outco
             return await _without_token(found, request, rules, store)
         for attempt in range(1, ATTEMPTS + 1):
             last = attempt == ATTEMPTS
-            instance = None if last else store.current()
-            if instance is None:
-                instance = await store.instance(fresh=last)
+            instance = (None if last else store.current()) or await store.instance(fresh=last)
             record = None if last else _known(request, store)
             if record is None:
                 record, paced = await _record(request, rules, store, fresh=last)
                 if paced:
                     return _paced(store.now(), found)
             judged = _judged(request, rules, found, instance, record, now=store.now())
+            if judged.paid and rules.policy.team_isolation:
+                # What only an admitted request pays for must not be charged before this is known.
+                found_out = await _isolated(judged, request, store)
+                judged = _rejudged(judged, found_out, request, rules)
             claim = Claim(judged.claim.counters) if last else judged.claim
             charged = await store.charge(claim, repeat_key=_repeat_key(request))
             if isinstance(charged, Stale):
@@ -188,8 +191,8 @@ async def authorize(request: AccessRequest, rules: Rules, store: Store) -> Outco
             judgement = judged.judgement
             if judgement.bucket == "failed" and not charged.admitted:
                 store.refused_address(claim.counters[0].tag, charged.quotas[0].reset_at)
-            if judged.case is not None and rules.policy.team_isolation:
-                judgement = await _isolated(judgement, judged.case, charged, request, store)
+            elif charged.admitted and rules.policy.team_isolation:
+                judgement = await _isolated(judged, request, store)
             return _outcome(judgement, charged, found, judged.case and judged.case.record)
     except StoreError as error:
         return _unavailable(error, found, rules, store.now())
@@ -219,11 +222,21 @@ async def _without_token(
 
 
 class _Judged(NamedTuple):
-    """A judgement, what the request is to be charged, and what it was judged by if it is known."""
+    """What is known of a request before it is charged.
+
+    Attributes:
+        judgement: the verdict, and the bucket.
+        claim: what the request is to be charged.
+        case: what it was judged by, or None: it has no known token.
+        timed: whether it is to be judged again by the time.
+        paid: whether it is charged what only an admitted request is.
+    """
 
     judgement: Judgement
     claim: Claim
     case: Case | None
+    timed: bool = False
+    paid: bool = False
 
 
 def _judged(
@@ -237,7 +250,8 @@ def _judged(
 ) -> _Judged:
     known = identify(request, route, instance, record, now)
     if isinstance(known, TokenRecord):
-        return _settled(rules, request.client, route, instance, known)
+        settled = _settled(rules, request.client, route, instance, known)
+        return _rejudged_at(now, settled, request, rules) if settled.timed else settled
     return _Judged(known, Claim(_of_address(known.bucket, request, rules), instance, record), None)
 
 
@@ -247,8 +261,32 @@ def _settled(
 ) -> _Judged:
     """An authenticated request: the same for the same snapshots, none of which ever changes."""
     case = Case(rules.policy, client, route, instance, record)
+    judgement = judge(case)
     counters = charges.of_principal(record, client, rules.limits, rules.ipv6_prefix)
-    return _Judged(judge(case), Claim(counters, instance, record), case)
+    own = charges.of_restriction(record) if isinstance(judgement.verdict, Allow) else ()
+    timed = any(map(depends_on_time, record.restrictions.values()))
+    return _Judged(judgement, Claim(counters + own, instance, record), case, timed, bool(own))
+
+
+def _rejudged_at(now: UnixMs, judged: _Judged, request: AccessRequest, rules: Rules) -> _Judged:
+    """The same at this time: outside its hours, a restriction refuses what it admits in them."""
+    assert judged.case is not None  # noqa: S101  # it is timed
+    for restriction in judged.case.record.restrictions.values():
+        if refusal_now(restriction, now) is not None:
+            return _rejudged(judged, judge(judged.case._replace(now=now)), request, rules)
+    return judged
+
+
+def _rejudged(
+    judged: _Judged, judgement: Judgement, request: AccessRequest, rules: Rules
+) -> _Judged:
+    """The same with another judgement; one that refuses costs what a refusal costs."""
+    if judgement is judged.judgement or isinstance(judgement.verdict, Allow):
+        return judged
+    claim = judged.claim
+    assert claim.record is not None  # noqa: S101  # it has a case
+    counters = charges.of_principal(claim.record, request.client, rules.limits, rules.ipv6_prefix)
+    return _Judged(judgement, Claim(counters, claim.instance, claim.record), judged.case)
 
 
 def _of_address(bucket: str | None, request: AccessRequest, rules: Rules) -> tuple[Charge, ...]:
@@ -258,18 +296,17 @@ def _of_address(bucket: str | None, request: AccessRequest, rules: Rules) -> tup
     return charges.of_address(bucket, request.client, rules.limits, rules.ipv6_prefix)
 
 
-async def _isolated(
-    judgement: Judgement, case: Case, charged: Charged, request: AccessRequest, store: Store
-) -> Judgement:
+async def _isolated(judged: _Judged, request: AccessRequest, store: Store) -> Judgement:
     """The judgement when the team of what the path names is looked at too.
 
     Last of all, so that nobody who is refused anyway costs a trip for it.
     """
-    if not charged.admitted or isinstance(judgement.verdict, Deny):
-        return judgement
+    case = judged.case
+    if case is None or isinstance(judged.judgement.verdict, Deny):
+        return judged.judgement
     found = named(case.route, request.path)
     if found is None:
-        return judgement
+        return judged.judgement
     return judge(case._replace(resource=found._replace(team=await store.owner(found.uuid))))
 
 
@@ -302,10 +339,14 @@ def _outcome(
     judgement: Judgement, charged: Charged, route: Route | None, record: TokenRecord | None
 ) -> Outcome:
     template = route.template if route else None
+    quotas = charged.quotas
+    if record is not None and record.restrictions:
+        quotas = tuple([q for q in quotas if q.scope != charges.USES])  # it is no rate
     if charged.admitted:
-        return Outcome(judgement.verdict, charged.now, charged.quotas, template, record)
-    full = tuple([(q.scope, q.limit) for q in charged.quotas if q.remaining == 0])
-    return Outcome(_no_room(full), charged.now, charged.quotas, template, record)
+        return Outcome(judgement.verdict, charged.now, quotas, template, record)
+    full = tuple([(q.scope, q.limit) for q in quotas if q.remaining == 0])
+    denial = _no_room(full) if full else Deny(TOKEN_RESTRICTED, "its uses are spent")
+    return Outcome(denial, charged.now, quotas, template, record)
 
 
 @lru_cache(maxsize=1024)

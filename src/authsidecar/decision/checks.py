@@ -1,4 +1,4 @@
-"""Rows 4 to 10: everything that can refuse an authenticated request, one row for each check.
+"""Rows 4 to 11: everything that can refuse an authenticated request, one row for each check.
 
 CHECKS is the one place that lists them. The order of the decision, the rows and hints of
 `authsidecar explain` and the tests of README and docs/reference/reason-codes.md all follow it.
@@ -18,7 +18,9 @@ from authsidecar.decision.model import (
     Role,
     TokenRecord,
 )
+from authsidecar.decision.permissions import satisfies
 from authsidecar.decision.policy import Case, Judgement
+from authsidecar.decision.restrictions import TOKEN_RESTRICTED, narrowed, refusal, refusal_now
 from authsidecar.decision.routes import ROUTE_UNKNOWN, Guard
 
 NOT_TEAM_MEMBER: Final = Reason("not_team_member", Kind.UNAUTHENTICATED, 401, "Invalid token.")
@@ -45,15 +47,6 @@ ELEVATED: Final = frozenset(Permission) - {Permission.READ}
 on every route (coolify-semantics section 4)."""
 
 PRIVILEGED: Final = frozenset({Role.OWNER, Role.ADMIN})
-ROOTS: Final = frozenset({Permission.ROOT, Permission.LEGACY_ROOT})
-
-INCLUDED_BY: Final = {
-    permission: ROOTS
-    | {permission}
-    | ({Permission.READ_SENSITIVE} if permission is Permission.READ else set())
-    for permission in Permission
-}
-"""Which permissions satisfy a required one: itself, root, and read:sensitive for read."""
 
 SWITCH_ACTIONS: Final = {
     "/api/v1/enable": "enable the API",
@@ -94,7 +87,7 @@ class Check(NamedTuple):
 
 
 def judge(case: Case) -> Judgement:
-    """The verdict on an authenticated request, by rows 4 to 10: the same for the same case."""
+    """The verdict on an authenticated request, by rows 4 to 11: the same for the same case."""
     denial = first_denial(case)
     return Judgement(_admit(case.record) if denial is None else denial, "principal")
 
@@ -189,7 +182,7 @@ def _permission(case: Case) -> Deny | None:
     sufficient, held = case.route.sufficient, case.record.permissions
     if case.route.guard is Guard.MCP and not sufficient:
         return None
-    if any(not INCLUDED_BY[one].isdisjoint(held) for one in sufficient):
+    if any(satisfies(held, one) for one in sufficient):
         return None
     reason = PERMISSION_MISSING._replace(
         message=f"{PERMISSION_MISSING.message}: {', '.join(sufficient)}"
@@ -206,8 +199,26 @@ def _permission_passed(case: Case) -> Passed:
     return Passed(f"the route needs {' or '.join(case.route.sufficient)}, the token holds {held}")
 
 
+def restriction(case: Case) -> Deny | None:
+    """Row 9: what was made narrower than the permissions, for the token, its user or its team."""
+    for holder, narrower in case.record.restrictions.items():
+        why = refusal(narrower, case.route, case.client)
+        if why is None and case.now is not None:
+            why = refusal_now(narrower, case.now)
+        if why is not None:
+            return Deny(TOKEN_RESTRICTED, f"the {holder}'s restriction {why}")
+    return None
+
+
+def _restriction_passed(case: Case) -> Passed:
+    holders = case.record.restrictions
+    if not holders:
+        return Passed("neither the token nor its user or team is restricted", needed=False)
+    return Passed(f"the restriction of {' and '.join(holders)} admits it")
+
+
 def _instance_team(case: Case) -> Deny | None:
-    """Row 9: the switches belong to the instance team."""
+    """Row 10: the switches belong to the instance team."""
     wanted = case.policy.instance_team
     if case.route.guard in {Guard.ORDINARY, Guard.MCP} or case.record.team == wanted:
         return None
@@ -223,7 +234,7 @@ def _instance_team_passed(case: Case) -> Passed:
 
 
 def _team_isolation(case: Case) -> Deny | None:
-    """Row 10: what the path names is not known to be another team's; unknown, Coolify decides."""
+    """Row 11: what the path names is not known to be another team's; unknown, Coolify decides."""
     resource = case.resource
     if resource is None or resource.team is None or resource.team == case.record.team:
         return None
@@ -287,6 +298,13 @@ CHECKS: Final = (
         "use a token that holds it; `authsidecar token create` makes one",
     ),
     Check(
+        "restriction",
+        TOKEN_RESTRICTED,
+        restriction,
+        _restriction_passed,
+        "`authsidecar token show ID` shows what narrows it",
+    ),
+    Check(
         "instance_team",
         INSTANCE_TEAM_REQUIRED,
         _instance_team,
@@ -301,15 +319,17 @@ CHECKS: Final = (
         "use a token of the team that owns it",
     ),
 )
-"""Rows 4 to 10, in order."""
+"""Rows 4 to 11, in order."""
 
 
 def _admit(record: TokenRecord) -> Allow:
     # Row 4 has seen both; a record without them never gets here.
     assert record.team is not None  # noqa: S101
     assert record.role is not None  # noqa: S101
+    held = record.permissions
+    if record.restrictions:
+        held = narrowed(held, record.restrictions)
     return Allow(
-        Principal(record.user, record.team, record.role, record.token, record.permissions),
-        read_sensitive=record.role in PRIVILEGED
-        and not INCLUDED_BY[Permission.READ_SENSITIVE].isdisjoint(record.permissions),
+        Principal(record.user, record.team, record.role, record.token, held),
+        read_sensitive=record.role in PRIVILEGED and satisfies(held, Permission.READ_SENSITIVE),
     )

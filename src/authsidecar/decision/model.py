@@ -6,8 +6,9 @@ Frozen and slotted: a value that was judged cannot change afterwards.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, NamedTuple, NewType, NoReturn
+from zoneinfo import ZoneInfo
 
 from authsidecar.times import UnixMs
 
@@ -192,6 +193,53 @@ class Limit(NamedTuple):
     window_ms: int = 60_000
 
 
+class Hours(NamedTuple):
+    """When a week's requests are admitted, by the clocks of one place.
+
+    Attributes:
+        days: 0 is Monday; the days on which it begins.
+        start: minutes after midnight, 0 to 1439.
+        end: minutes after midnight, 1 to 1440; at or before `start` it is the next day's.
+        zone: whose clocks.
+    """
+
+    days: frozenset[int]
+    start: int
+    end: int
+    zone: ZoneInfo
+
+
+@dataclass(frozen=True, slots=True)
+class Restriction:
+    """What a token may do at the most; None or nothing: no limit of that kind.
+
+    Attributes:
+        permissions: no others than these.
+        routes: `GET /api/v1/servers`, with the template of the table; `*` is any method.
+        networks: from where.
+        not_before: the first millisecond.
+        until: the last millisecond.
+        hours: in any of these.
+        rate: a counter of its own.
+        uses: how many requests in all.
+        note: why, and for whom.
+    """
+
+    permissions: frozenset[Permission] | None = None
+    routes: frozenset[str] | None = None
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    not_before: UnixMs | None = None
+    until: UnixMs | None = None
+    hours: tuple[Hours, ...] = ()
+    rate: Limit | None = None
+    uses: int | None = None
+    note: str = ""
+
+
+DAMAGED: Final = Restriction(routes=frozenset())
+"""Stands for a restriction that could not be read: it admits nothing."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenRecord:
     """All that Redis knows about a token and its owner, read in one trip.
@@ -207,6 +255,7 @@ class TokenRecord:
         role: the owner's role in the team; None if user, team or membership is gone.
         team_mcp: the team's MCP switch.
         limits: run-time overrides by scope ("token", "user", "team").
+        restrictions: what narrows it, by the same scopes.
         nonce: the random value that proves, in Redis, that this record is still current.
     """
 
@@ -220,6 +269,7 @@ class TokenRecord:
     role: Role | None
     team_mcp: bool = True
     limits: Mapping[str, Limit] = field(default_factory=dict)
+    restrictions: Mapping[str, Restriction] = field(default_factory=dict)
     nonce: bytes = b""
 
 

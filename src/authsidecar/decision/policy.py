@@ -1,6 +1,6 @@
 """Which route a request reaches, and whose token it carries: Coolify's order, Coolify's words.
 
-`find_route` is row 1 of the table in README.md, `identify` row 2; rows 4 to 10 are in checks.py.
+`find_route` is row 1 of the table in README.md, `identify` row 2; rows 4 to 11 are in checks.py.
 The rate limit (row 3) stands between them; each judgement says which bucket the request is charged
 to, whatever the verdict, and authorize.py charges it. Pure: time and state are arguments.
 """
@@ -81,7 +81,10 @@ class Instance:
 
 
 class Case(NamedTuple):
-    """Everything that the checks after authentication look at."""
+    """Everything that the checks after authentication look at.
+
+    Without `now` the hours and the days of restrictions are left aside.
+    """
 
     policy: Policy
     client: Address
@@ -89,6 +92,7 @@ class Case(NamedTuple):
     instance: Instance
     record: TokenRecord
     resource: Resource | None = None
+    now: UnixMs | None = None
 
 
 class Judgement(NamedTuple):

@@ -8,8 +8,8 @@
 --   D             milliseconds that a repeat of the same request id is free, 0: no id, no key
 --                                           KEYS: one marker key if D > 0
 --   M             'charge', or 'peek' to look and charge nothing
---   C             number of counters        KEYS: C lists
---   C pairs       limit, window in milliseconds
+--   C             number of counters        KEYS: C lists, or numbers of budgets
+--   C pairs       limit, window in milliseconds; 0: a budget, which only counts up
 --
 -- Returns now, then for each request: {status, stale, remaining, reset_at, remaining, ...}
 -- with status 0 stale (stale: a bit for each proof that failed), 1 admitted, 2 refused,
@@ -24,6 +24,12 @@ end
 local k, a = 0, 1
 local function key() k = k + 1; return KEYS[k] end
 local function arg() a = a + 1; return ARGV[a] end
+
+-- What a budget says: fits, remaining, reset_at. One that is missing has nothing left.
+local function left(key, limit, now)
+  local used = tonumber(redis.call('GET', key) or limit)
+  return used < limit, math.max(0, limit - used), now
+end
 
 local results = { now }
 while a < #ARGV do
@@ -47,7 +53,12 @@ while a < #ARGV do
     local fits = true
     local answers = {}
     for i, c in ipairs(counters) do
-      local one, remaining, reset_at = count(c.key, c.limit, c.window, now)
+      local one, remaining, reset_at
+      if c.window > 0 then
+        one, remaining, reset_at = count(c.key, c.limit, c.window, now)
+      else
+        one, remaining, reset_at = left(c.key, c.limit, now)
+      end
       fits = fits and one
       answers[i] = { remaining, reset_at }
     end
@@ -60,7 +71,11 @@ while a < #ARGV do
       result[1] = 1
       if charging then
         for i, c in ipairs(counters) do
-          record(c.key, now, math.max(c.window, least_ttl))
+          if c.window > 0 then
+            record(c.key, now, math.max(c.window, least_ttl))
+          else
+            redis.call('INCR', c.key)
+          end
           answers[i] = { answers[i][1] - 1, answers[i][2] }
         end
         if marker then redis.call('SET', marker, '', 'PX', math.max(free, least_ttl)) end

@@ -89,12 +89,14 @@ class Keys:
     def token(self, token: TokenId) -> str:
         """HASH: sha256 (32 bytes), name, user, team, permissions, expires_at, created_at, limit.
 
+        What narrows it: restriction (JSON).
+
         Its last use: used (time and address), used_route, used_route_rest.
         """
         return f"{self.prefix}token:{token}"
 
     def user(self, user: UserId) -> str:
-        """HASH: name, email, limit."""
+        """HASH: name, email, limit, restriction."""
         return f"{self.prefix}user:{user}"
 
     def user_nonce(self, user: UserId) -> str:
@@ -110,7 +112,7 @@ class Keys:
         return f"{self.prefix}user:{user}:teams"
 
     def team(self, team: TeamId) -> str:
-        """HASH: name, mcp_enabled, limit."""
+        """HASH: name, mcp_enabled, limit, restriction."""
         return f"{self.prefix}team:{team}"
 
     def team_tokens(self, team: TeamId) -> str:
@@ -138,7 +140,7 @@ class Keys:
         return f"{self.prefix}doctor:{key}:sightings"
 
     def counter(self, charge: Charge) -> str:
-        """LIST of admission times in milliseconds."""
+        """LIST of admission times in milliseconds; of a budget, STRING: how often it was used."""
         return f"{self.prefix}rate:{{{charge.tag}}}:{charge.name}"
 
     def repeat(self, tag: str, repeat_key: bytes) -> str:

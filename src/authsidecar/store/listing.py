@@ -8,8 +8,10 @@ from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
 
-from authsidecar.decision.model import Limit, Role, TeamId, TokenId, UserId
+from authsidecar.decision import restrictions
+from authsidecar.decision.model import Limit, Restriction, Role, TeamId, TokenId, UserId
 from authsidecar.decision.policy import Instance
+from authsidecar.decision.ratelimit import charges
 from authsidecar.store import records
 from authsidecar.store.entities import Member, Team, Token, User
 from authsidecar.store.keys import Keys
@@ -174,6 +176,28 @@ class Listing:
             async for holder, text in answers
             if (limit := records.limit(text)) is not None
         }
+
+    # Restrictions
+
+    async def restriction(self, scope: str, number: int) -> Restriction | None:
+        """What narrows one token, user or team, or None."""
+        text = await self._client.hget(self._limited(scope, number), records.RESTRICTION)
+        return None if text is None else restrictions.read(text)
+
+    async def restrictions(self, scope: str, ids: Sequence[int]) -> Mapping[int, Restriction]:
+        """What narrows these tokens, users or teams, by id."""
+        answers = self._answers(
+            ids,
+            lambda pipe, number: pipe.hget(self._limited(scope, number), records.RESTRICTION),
+        )
+        return {
+            number: restrictions.read(text) async for number, text in answers if text is not None
+        }
+
+    async def used(self, token: TokenId, user: UserId) -> int | None:
+        """How often a token with a budget was used; None if it has none."""
+        key = self._keys.counter(charges.budget(token, user, 1))
+        return records.number(await self._client.get(key))
 
     # The instance
 

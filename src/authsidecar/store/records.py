@@ -5,14 +5,37 @@ from dataclasses import fields
 from functools import lru_cache
 from typing import Final, TypeVar
 
+from authsidecar.decision import restrictions
 from authsidecar.decision.allowlist import Allowlist, parse_lenient
-from authsidecar.decision.model import Limit, Permission, Role, TeamId, TokenId, TokenRecord, UserId
+from authsidecar.decision.model import (
+    DAMAGED,
+    Limit,
+    Permission,
+    Restriction,
+    Role,
+    TeamId,
+    TokenId,
+    TokenRecord,
+    UserId,
+)
 from authsidecar.decision.policy import Instance
 from authsidecar.times import UnixMs
 
-TOKEN_FIELDS: Final = ("sha256", "name", "user", "team", "permissions", "expires_at", "limit")
-USER_FIELDS: Final = ("name", "limit")
-TEAM_FIELDS: Final = ("name", "mcp_enabled", "limit")
+RESTRICTION: Final = "restriction"
+"""The field, of a token, user or team, of what narrows it."""
+
+TOKEN_FIELDS: Final = (
+    "sha256",
+    "name",
+    "user",
+    "team",
+    "permissions",
+    "expires_at",
+    "limit",
+    RESTRICTION,
+)
+USER_FIELDS: Final = ("name", "limit", RESTRICTION)
+TEAM_FIELDS: Final = ("name", "mcp_enabled", "limit", RESTRICTION)
 SYNCED: Final = "synced"
 """The field of the instance by which a sync says that all is there: SYNC_COMPLETE, SYNC_BEGUN until
 then, SYNC_ENDED once it was released."""
@@ -96,7 +119,7 @@ def token_record(
         member: the owner's role in that team.
         nonce: the owner's nonce, read before all of the others.
     """
-    digest, name, owner_text, team_text, names, expires_text, token_limit = fields
+    digest, name, owner_text, team_text, names, expires_text, token_limit, narrowed = fields
     owner = number(owner_text)
     if digest is None or owner is None:
         return None
@@ -115,6 +138,7 @@ def token_record(
         role=role(member) if belongs else None,
         team_mcp=flag(team[1], absent=True),
         limits=_limits(token=token_limit, user=user[1], team=team[2]),
+        restrictions=_restrictions(token=narrowed, user=user[2], team=team[3]),
         nonce=nonce,
     )
 
@@ -141,7 +165,8 @@ def unreadable(names: Sequence[str], values: Sequence[Field]) -> tuple[str, ...]
     """The names of those of these fields that hold something which cannot be read.
 
     What they hold grants nothing: an odd switch is off, an odd expiry has passed, an odd role is
-    none, an odd permission is not held, and for an odd limit the configured one counts.
+    none, an odd permission is not held, for an odd limit the configured one counts, and an
+    odd restriction admits nothing.
     """
     return tuple(
         name
@@ -164,6 +189,7 @@ _READABLE: Final[Mapping[str, Callable[[bytes], bool]]] = {
     "expires_at": _is_number,
     "permissions": lambda value: len(permissions(value)) == len(set(value.split())),
     "limit": lambda value: limit(value) is not None,
+    RESTRICTION: lambda value: restrictions.read(value) is not DAMAGED,
     "role": lambda value: role(value) is not None,
     "api_enabled": _is_flag,
     "mcp_enabled": _is_flag,
@@ -186,3 +212,7 @@ def unchanged(held: Snapshot | None, read: Snapshot) -> Snapshot:
 
 def _limits(**texts: Field) -> Mapping[str, Limit]:
     return {scope: found for scope, text in texts.items() if (found := limit(text)) is not None}
+
+
+def _restrictions(**texts: Field) -> Mapping[str, Restriction]:
+    return {holder: restrictions.read(text) for holder, text in texts.items() if text is not None}

@@ -4,12 +4,14 @@ Each change takes along whatever depends on it, and is seen by the very next req
 """
 
 from collections.abc import Callable, Collection, Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from redis import exceptions
 from redis.asyncio import Redis
 
-from authsidecar.decision.model import Limit, Role, TeamId, TokenId, UserId
+from authsidecar.decision import restrictions
+from authsidecar.decision.model import Limit, Restriction, Role, TeamId, TokenId, UserId
+from authsidecar.decision.ratelimit import charges
 from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.store import records
 from authsidecar.store.changes import Changes
@@ -20,6 +22,13 @@ from authsidecar.times import UnixMs
 
 EXPIRED_KEPT_MS: Final = 7 * 24 * 3600 * 1000
 """For how long an expired token is kept, so that its refusal can say why: a week."""
+
+
+class _Owned(NamedTuple):
+    """What is known of a token when something beside it is changed."""
+
+    owner: UserId
+    expires_at: UnixMs | None
 
 
 class Registry(Listing):
@@ -195,26 +204,39 @@ class Registry(Listing):
     async def set_limit(self, scope: str, number: int, limit: Limit | None) -> bool:
         """Override a limit for one token, user or team, or clear it; False if it is not there."""
 
-        def write(pipe: Any, key: str) -> None:
+        def write(pipe: Any, key: str, _: "_Owned | None") -> None:
             if limit is None:
                 pipe.hdel(key, "limit")
             else:
                 pipe.hset(key, "limit", records.write_limit(limit))
 
-        if scope == "team":
-            return await self._change_team(TeamId(number), write)
-        key = self._limited(scope, number)
+        return await self._change_holder(scope, number, write)
 
-        async def change(pipe: Any) -> bool:
-            if not await pipe.exists(key):
-                return False
-            owner = await pipe.hget(key, "user") if scope == "token" else number
-            pipe.multi()
-            write(pipe, key)
-            self._changes.renew(pipe, [UserId(int(owner))])
-            return True
+    # Restrictions
 
-        return await self._changes.transaction(change, [key], allow_oom=True)
+    async def set_restriction(
+        self, scope: str, number: int, restriction: Restriction | None
+    ) -> bool:
+        """Narrow one token, user or team, or take that back; False if it is not there.
+
+        What a token has used of a budget is kept as long as it is restricted.
+        """
+
+        def write(pipe: Any, key: str, token: "_Owned | None") -> None:
+            if restriction is None:
+                pipe.hdel(key, records.RESTRICTION)
+            else:
+                pipe.hset(key, records.RESTRICTION, restrictions.write(restriction))
+            if token is not None:
+                budget = self._keys.counter(charges.budget(TokenId(number), token.owner, 1))
+                if restriction is None:
+                    pipe.delete(budget)
+                elif restriction.uses is not None:
+                    pipe.set(budget, 0, nx=True)
+                    if token.expires_at is not None:
+                        pipe.pexpireat(budget, token.expires_at + EXPIRED_KEPT_MS)
+
+        return await self._change_holder(scope, number, write)
 
     async def reset(self, counter: Charge) -> bool:
         """Forget what a counter has admitted; False if it was empty."""
@@ -252,6 +274,35 @@ class Registry(Listing):
         return bool(first)
 
     # How it is written
+
+    async def _change_holder(
+        self, scope: str, number: int, write: "Callable[[Any, str, _Owned | None], object]"
+    ) -> bool:
+        """Change what is kept beside a token, user or team; False if it is not there.
+
+        Args:
+            scope: "token", "user" or "team".
+            number: its id.
+            write: called with the pipeline, the key of the record and, if it is a token's, what is
+                known of that.
+        """
+        if scope == "team":
+            return await self._change_team(TeamId(number), lambda pipe, key: write(pipe, key, None))
+        key = self._limited(scope, number)
+
+        async def change(pipe: Any) -> bool:
+            if not await pipe.exists(key):
+                return False
+            token = None
+            if scope == "token":
+                owner, expires = map(records.number, await pipe.hmget(key, "user", "expires_at"))
+                token = _Owned(UserId(owner or 0), None if expires is None else UnixMs(expires))
+            pipe.multi()
+            write(pipe, key, token)
+            self._changes.renew(pipe, [UserId(number) if token is None else token.owner])
+            return True
+
+        return await self._changes.transaction(change, [key], allow_oom=True)
 
     async def _change_team(self, team: TeamId, write: Callable[[Any, str], object]) -> bool:
         """Change a team's own fields; every member's records are stale from then on."""
@@ -303,6 +354,7 @@ class Registry(Listing):
     def _drop_tokens(self, pipe: Any, tokens: Iterable[Token]) -> None:
         for token in tokens:
             pipe.delete(self._keys.token(token.id))
+            pipe.delete(self._keys.counter(charges.budget(token.id, token.user, 1)))
             pipe.zrem(self._keys.expiring, token.id)
             self._unlist(pipe, token)
 

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from authsidecar.decision.allowlist import parse
-from authsidecar.decision.checks import CHECKS, ELEVATED, INCLUDED_BY, Check, first_denial
+from authsidecar.decision.checks import CHECKS, ELEVATED, Check, first_denial
 from authsidecar.decision.credentials import TOKEN_MISSING
 from authsidecar.decision.isolation import Resource
 from authsidecar.decision.model import (
+    DAMAGED,
     METHODS,
     Allow,
     Deny,
@@ -20,6 +21,7 @@ from authsidecar.decision.model import (
     TokenId,
     TokenRecord,
 )
+from authsidecar.decision.permissions import INCLUDED_BY
 from authsidecar.decision.policy import Case, Judgement, Policy, find_route
 from authsidecar.decision.routes import Guard, Route, RouteTable, coolify, extra
 from authsidecar.times import UnixMs
@@ -328,10 +330,11 @@ def test_of_several_permissions_each_suffices(held: str, passes: bool) -> None:
 
 
 def test_the_permission_is_said_before_the_instance_team() -> None:
-    """Row 8 before row 9."""
+    """Row 8 before rows 9 and 10."""
     assert code(judged(ENABLE, record("write"))) == "permission_missing"
-    assert [check.name for check in CHECKS][-3:] == [
+    assert [check.name for check in CHECKS][-4:] == [
         "permission",
+        "restriction",
         "instance_team",
         "team_isolation",
     ]
@@ -393,6 +396,7 @@ REFUSED = {
     "address": {"instance": replace(OPEN, allowlist=parse("10.0.0.0/8"))},
     "team_mcp": {"route": MCP, "held": record("read", team_mcp=False)},
     "permission": {"route": needing("write")},
+    "restriction": {"route": READ, "held": record("read", restrictions={"token": DAMAGED})},
     "instance_team": {"route": ENABLE, "held": record("root")},
     "team_isolation": {"resource": Resource("Server", "u1", TeamId(9))},
 }

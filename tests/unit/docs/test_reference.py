@@ -275,10 +275,11 @@ def test_the_worked_times_are_what_the_window_says():
 
 def test_the_scopes_of_the_page_are_those_of_the_code():
     """Each counter that can be charged has its row."""
-    scopes = set(charges.PRINCIPAL_SCOPES) | {"failed", "unknown", "health", "feedback", "sentinel"}
+    principal = {*charges.PRINCIPAL_SCOPES, charges.RESTRICTION}
+    scopes = principal | {"failed", "unknown", "health", "feedback", "sentinel"}
     rows = set(re.findall(r"^\| `(\w+)` \|", page("explanation/rate-limiting.md"), re.MULTILINE))
     assert rows == scopes
-    for bucket in scopes - {"token", "user", "team"}:
+    for bucket in scopes - {"token", "user", "team", charges.RESTRICTION}:
         limits = {bucket: Limit(1)}
         (charge,) = charges.of_address(bucket, ip_address("192.0.2.1"), limits, 64)
         assert charge.scope == bucket

@@ -5,7 +5,17 @@ from typing import Any
 import pytest
 
 from authsidecar.decision.addresses import parse_address
-from authsidecar.decision.model import Limit, Permission, Role, TeamId, TokenId, TokenRecord, UserId
+from authsidecar.decision.model import (
+    DAMAGED,
+    Limit,
+    Permission,
+    Restriction,
+    Role,
+    TeamId,
+    TokenId,
+    TokenRecord,
+    UserId,
+)
 from authsidecar.store import records
 from authsidecar.times import UnixMs
 
@@ -22,19 +32,25 @@ def token(**changed: Any) -> TokenRecord | None:
         "permissions": b"read",
         "expires_at": None,
         "limit": None,
+        "restriction": None,
         "user_name": b"ada",
         "user_limit": None,
+        "user_restriction": None,
         "team_name": b"core",
         "mcp_enabled": None,
         "team_limit": None,
+        "team_restriction": None,
         "member": b"owner",
     }
     held |= changed
     return records.token_record(
         TokenId(67),
         [held[name] for name in records.TOKEN_FIELDS],
-        user=[held["user_name"], held["user_limit"]],
-        team=[held["team_name"], held["mcp_enabled"], held["team_limit"]],
+        user=[held["user_name"], held["user_limit"], held["user_restriction"]],
+        team=[
+            *(held["team_name"], held["mcp_enabled"]),
+            *(held["team_limit"], held["team_restriction"]),
+        ],
         member=held["member"],
         nonce=b"n",
     )
@@ -154,15 +170,23 @@ def test_texts_are_read_whatever_they_are() -> None:
     assert read(name=None).name == ""
 
 
+def test_restrictions_are_read_by_their_holder() -> None:
+    """One that cannot be read stands for one that admits nothing; none is none."""
+    found = read(restriction=b'{"uses":5}', user_restriction=b'{"uses":"many"}')
+    assert found.restrictions == {"token": Restriction(uses=5), "user": DAMAGED}
+    assert read(team_restriction=b"").restrictions == {"team": DAMAGED}
+    assert read().restrictions == {}
+
+
 def test_unreadable_fields_are_named() -> None:
     """Each that holds something odd, and no other."""
-    odd = [DIGEST, b"\xff", b"x", b"y", b"read everything", b"soon", b"5"]
+    odd = [DIGEST, b"\xff", b"x", b"y", b"read everything", b"soon", b"5", b"{"]
     assert records.unreadable(records.TOKEN_FIELDS, odd) == (
-        *("user", "team", "permissions", "expires_at", "limit"),
+        *("user", "team", "permissions", "expires_at", "limit", "restriction"),
     )
-    fine = [DIGEST, b"ci", b"7", b"3", b"read write read", b"1800000000000", b"5/1000"]
+    fine = [DIGEST, b"ci", b"7", b"3", b"read write read", b"1800000000000", b"5/1000", None]
     assert records.unreadable(records.TOKEN_FIELDS, fine) == ()
-    assert records.unreadable(records.TOKEN_FIELDS, [None] * 7) == ()
+    assert records.unreadable(records.TOKEN_FIELDS, [None] * 8) == ()
     instance = records.INSTANCE_FIELDS
     assert records.unreadable(instance, [b"on", b"nonsense", b"2"]) == instance
     assert records.unreadable(instance, [b"1", b"10.0.0.0/8", b"0"]) == ()

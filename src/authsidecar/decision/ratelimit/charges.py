@@ -10,6 +10,16 @@ PRINCIPAL_SCOPES = ("token", "user", "team", "address")
 """The counters of an authenticated request, narrowest first; only the configured ones count."""
 
 
+RESTRICTION = "restriction"
+"""The scope of a restriction's own rate."""
+
+USES = "uses"
+"""The scope of a budget: it only ever counts up, and has no window."""
+
+NO_WINDOW = 0
+"""Of a budget's limit, in milliseconds."""
+
+
 class Charge(NamedTuple):
     """One unit of one counter.
 
@@ -61,6 +71,25 @@ def of_user(user: UserId, limit: Limit) -> Charge:
 def of_team(team: TeamId, limit: Limit) -> Charge:
     """A team's counter, whichever of its members asks."""
     return Charge("team", f"t:{team}", "team", limit)
+
+
+def of_restriction(record: TokenRecord) -> tuple[Charge, ...]:
+    """The counters of what narrows the token itself: its rate, and what is left of its uses."""
+    narrowed = record.restrictions.get("token")
+    if narrowed is None:
+        return ()
+    found: tuple[Charge, ...] = ()
+    if narrowed.rate is not None:
+        name = f"restriction:{record.token}"
+        found += (Charge(RESTRICTION, slot_of_user(record.user), name, narrowed.rate),)
+    if narrowed.uses is not None:
+        found += (budget(record.token, record.user, narrowed.uses),)
+    return found
+
+
+def budget(token: TokenId, user: UserId, uses: int) -> Charge:
+    """What a token may be used in all; it is in the user's slot, too."""
+    return Charge(USES, slot_of_user(user), f"uses:{token}", Limit(uses, NO_WINDOW))
 
 
 def of_principal(

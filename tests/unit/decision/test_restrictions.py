@@ -1,0 +1,293 @@
+"""What narrows a token: how it is spelled, what it refuses, and when it would be wider."""
+
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+
+from authsidecar.decision.model import DAMAGED, Allow, Deny, Limit, Permission, Restriction
+from authsidecar.decision.restrictions import (
+    RestrictionError,
+    as_mapping,
+    narrowed,
+    parse,
+    parse_hours,
+    read,
+    refusal_now,
+    widened,
+    within,
+    write,
+)
+from authsidecar.decision.routes import Guard, Route
+from authsidecar.times import UnixMs
+from tests.support.cases import ENABLE, MCP, NOW, READ, code, judged, record
+
+WHOLE = {
+    "permissions": ["deploy", "read"],
+    "routes": ["* /api/v1/teams", "POST /api/v1/deploy"],
+    "from": ["192.0.2.0/24", "2001:db8::/32"],
+    "rate": "10/60s",
+    "uses": 5,
+    "not_before": "2026-01-01T00:00:00Z",
+    "until": "2027-01-01T00:00:00Z",
+    "hours": ["Mon,Tue,Wed,Thu,Fri 08:00-18:00 Europe/Berlin"],
+    "note": "für die CI",
+}
+
+
+def at(text: str) -> UnixMs:
+    return UnixMs(int(datetime.fromisoformat(text).timestamp() * 1000))
+
+
+def test_what_is_written_is_read_again() -> None:
+    """As a file has it, and as Redis has it."""
+    restriction = parse(WHOLE)
+    assert as_mapping(restriction) == WHOLE
+    assert read(write(restriction).encode()) == restriction
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{}",
+        b"null",
+        b"[]",
+        b'"read"',
+        b'{"note": "x"}',
+        b'{"permissions": []}',
+        b'{"permissions": ["*"]}',
+        b'{"permissions": "read"}',
+        b'{"projects": ["x"]}',
+        b'{"uses": 0}',
+        b'{"uses": true}',
+        b'{"uses": 5',
+        b'{"rate": "1/0s"}',
+        b'{"hours": ["Mon 08:00-18:00 Nowhere/Town"]}',
+        b"\xff",
+        b"[" * 100_000,
+        write(parse(WHOLE)).encode()[:-1],
+    ],
+)
+def test_what_cannot_be_read_admits_nothing(text: bytes) -> None:
+    """Also what a later version may have written: an unknown part could have narrowed it."""
+    assert read(text) is DAMAGED
+    verdict = judged(READ, record("root", restrictions={"token": read(text)})).verdict
+    assert isinstance(verdict, Deny)
+    assert verdict.detail == "the token's restriction cannot be read, so it admits nothing"
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"permission": ["read"]}, "'permission' is none of permissions, routes"),
+        ({"permissions": ["reed"]}, "permissions: 'reed' is none of read"),
+        ({"routes": ["/api/v1/teams"]}, "is no METHOD and template"),
+        ({"routes": ["HEAD /api/v1/teams"]}, "GET serves HEAD"),
+        ({"from": ["office"]}, "from: 'office': not an IP address"),
+        ({"rate": "10"}, "is not N/WINDOW"),
+        ({"rate": "0/60s"}, "0 is not 1 to 100000 requests"),
+        ({"rate": "1/2d"}, "not one second to one day"),
+        ({"uses": "5"}, "uses: it is no whole number"),
+        ({"until": "2027-01-01"}, "until: not a time such as"),
+        ({"until": "2027-01-01T00:00:00"}, "no time zone"),
+        ({"not_before": 5}, "it is no text with a time"),
+        ({"hours": ["Mon-Fri 08:00-18:00"]}, "is not such as 'Mon-Fri"),
+        ({"hours": ["Mo 08:00-18:00 UTC"]}, "'Mo' is no day"),
+        ({"hours": ["Mon 08:00-25:00 UTC"]}, "is no time of the day"),
+        ({"hours": ["Mon 08:00-08:00 UTC"]}, "the whole day is 00:00-24:00"),
+        ({"hours": ["Mon 08:00-18:00 Europe/Berlyn"]}, "is no time zone"),
+        ({"hours": ["Mon 08:00-18:00 ../../etc/passwd"]}, "is no time zone"),
+        ({"note": "\x1b[2J", "uses": 1}, "control character"),
+        ({"note": "only a note"}, "it limits nothing"),
+        (
+            {"not_before": "2027-01-01T00:00:00Z", "until": "2026-01-01T00:00:00Z"},
+            "it is before not_before",
+        ),
+    ],
+)
+def test_a_wrong_part_is_named(given: dict[str, Any], why: str) -> None:
+    """In one line, for whoever typed it."""
+    with pytest.raises(RestrictionError) as caught:
+        parse(given)
+    assert why.split("'", maxsplit=1)[0] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------- what it refuses
+
+SENSITIVE = Route("GET", "/api/v1/secret", Guard.ORDINARY, Permission.READ_SENSITIVE)
+
+
+@pytest.mark.parametrize(
+    ("given", "route", "expected"),
+    [
+        ({"permissions": ["read"]}, READ, "allow"),
+        ({"permissions": ["read:sensitive"]}, READ, "allow"),
+        ({"permissions": ["read"]}, SENSITIVE, "token_restricted"),
+        ({"permissions": ["write"]}, READ, "token_restricted"),
+        ({"permissions": ["read"]}, MCP, "token_restricted"),
+        ({"permissions": ["read"], "routes": ["POST /mcp"]}, MCP, "allow"),
+        ({"permissions": ["read"]}, ENABLE, "token_restricted"),
+        ({"routes": ["GET /api/v1/teams"]}, READ, "allow"),
+        ({"routes": ["* /api/v1/teams"]}, READ, "allow"),
+        ({"routes": ["POST /api/v1/teams"]}, READ, "token_restricted"),
+        ({"routes": ["GET /api/v1/team"]}, READ, "token_restricted"),
+        ({"from": ["192.0.2.0/24"]}, READ, "allow"),
+        ({"from": ["192.0.3.0/24", "2001:db8::/32"]}, READ, "token_restricted"),
+        ({"uses": 1}, READ, "allow"),
+    ],
+)
+def test_it_refuses_what_it_does_not_name(
+    given: dict[str, Any], route: Route, expected: str
+) -> None:
+    """Whoever holds it: the token, its user or its team."""
+    for holder in ("token", "user", "team"):
+        held = record("root", restrictions={holder: parse(given)})
+        assert code(judged(route, held, client=ip_address("192.0.2.1"))) == expected
+
+
+def test_each_of_several_must_admit() -> None:
+    """A ceiling for a user's tokens holds beside what a token has itself."""
+    both = {"token": parse({"uses": 5}), "user": parse({"permissions": ["write"]})}
+    verdict = judged(READ, record("root", restrictions=both)).verdict
+    assert isinstance(verdict, Deny)
+    assert verdict.detail.startswith("the user's restriction leaves write")
+
+
+def test_it_is_said_after_the_permission_and_before_the_instance_team() -> None:
+    """The order of the table in README."""
+    only = {"token": parse({"routes": ["POST /mcp"]})}
+    assert code(judged(READ, record("write", restrictions=only))) == "permission_missing"
+    assert code(judged(ENABLE, record("root", restrictions=only))) == "token_restricted"
+
+
+@pytest.mark.parametrize(
+    ("held", "left", "expected"),
+    [
+        ("root", "read deploy", "read deploy"),
+        ("*", "root", "* root"),
+        ("read read:sensitive", "read", "read"),
+        ("read:sensitive", "read", "read"),
+        ("read", "read:sensitive", "read"),
+        ("write", "read", ""),
+    ],
+)
+def test_the_backend_is_told_what_is_left(held: str, left: str, expected: str) -> None:
+    """X-Auth-Permissions and X-Auth-Read-Sensitive go by the narrower permissions."""
+    restriction = Restriction(permissions=frozenset(map(Permission, left.split())))
+    found = narrowed(frozenset(map(Permission, held.split())), {"token": restriction})
+    assert found == frozenset(map(Permission, expected.split()))
+
+    verdict = judged(READ, record("root", restrictions={"token": parse({"permissions": ["read"]})}))
+    assert isinstance(verdict.verdict, Allow)
+    assert verdict.verdict.principal is not None
+    assert verdict.verdict.principal.permissions == {Permission.READ}
+    assert verdict.verdict.read_sensitive is False
+
+
+# ---------------------------------------------------------------------------------------- time
+
+
+def test_the_first_and_the_last_millisecond_are_within() -> None:
+    """As an expiry: valid up to and including the time."""
+    restriction = Restriction(not_before=NOW, until=UnixMs(NOW + 10))
+    refused = [refusal_now(restriction, UnixMs(NOW + ms)) is not None for ms in (-1, 0, 10, 11)]
+    assert refused == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("spec", "moment", "expected"),
+    [
+        ("Mon-Fri 08:00-18:00 Europe/Berlin", "2026-07-01T06:00:00+00:00", True),  # Wed, 08:00
+        ("Mon-Fri 08:00-18:00 Europe/Berlin", "2026-07-01T05:59:59+00:00", False),
+        ("Mon-Fri 08:00-18:00 Europe/Berlin", "2026-07-01T15:59:59+00:00", True),
+        ("Mon-Fri 08:00-18:00 Europe/Berlin", "2026-07-01T16:00:00+00:00", False),
+        ("Mon-Fri 08:00-18:00 Europe/Berlin", "2026-01-07T07:00:00+00:00", True),  # winter
+        ("Mon-Fri 08:00-18:00 Europe/Berlin", "2026-07-04T10:00:00+00:00", False),  # Sat
+        ("Sat-Mon 00:00-24:00 UTC", "2026-07-05T23:59:59+00:00", True),  # Sun
+        ("Sat-Mon 00:00-24:00 UTC", "2026-07-07T00:00:00+00:00", False),  # Tue
+        ("Fri 22:00-06:00 UTC", "2026-07-03T22:00:00+00:00", True),
+        ("Fri 22:00-06:00 UTC", "2026-07-04T05:59:59+00:00", True),  # Sat morning is Friday's
+        ("Fri 22:00-06:00 UTC", "2026-07-03T05:00:00+00:00", False),  # Fri morning is Thursday's
+        ("Fri 22:00-06:00 UTC", "2026-07-04T22:00:00+00:00", False),
+        ("Sun 22:00-06:00 UTC", "2026-07-06T03:00:00+00:00", True),  # Mon morning is Sunday's
+        # Spring: at 02:00 the clocks show 03:00, so what is between is never shown.
+        ("Sun 02:00-03:00 Europe/Berlin", "2026-03-29T00:59:59+00:00", False),
+        ("Sun 02:00-03:00 Europe/Berlin", "2026-03-29T01:00:00+00:00", False),
+        ("Sun 01:00-04:00 Europe/Berlin", "2026-03-29T01:59:59+00:00", True),
+        ("Sun 01:00-04:00 Europe/Berlin", "2026-03-29T02:00:00+00:00", False),
+        # Autumn: the clocks show 02:00 to 03:00 twice, and both are within.
+        ("Sun 02:00-03:00 Europe/Berlin", "2026-10-25T00:00:00+00:00", True),
+        ("Sun 02:00-03:00 Europe/Berlin", "2026-10-25T01:59:59+00:00", True),
+        ("Sun 02:00-03:00 Europe/Berlin", "2026-10-25T02:00:00+00:00", False),
+        # A zone half an hour off, and one whose clocks change by half an hour.
+        ("Mon 09:00-10:00 Asia/Kolkata", "2026-07-06T03:30:00+00:00", True),
+        ("Sun 01:45-02:15 Australia/Lord_Howe", "2026-10-03T15:15:00+00:00", True),
+    ],
+)
+def test_hours_are_what_the_clocks_of_the_place_show(
+    spec: str, moment: str, expected: bool
+) -> None:
+    """Also where they change, and over midnight."""
+    assert within(parse_hours(spec), at(moment)) is expected
+
+
+def test_a_year_of_office_hours_has_the_minutes_that_its_clocks_show() -> None:
+    """Minute by minute over both changes of 2026, against the calendar's own arithmetic."""
+    hours = parse_hours("Mon-Sun 01:30-03:30 Europe/Berlin")
+    for day, minutes in (("2026-03-28", 120), ("2026-03-29", 60), ("2026-10-25", 180)):
+        start = int(datetime.fromisoformat(f"{day}T00:00:00+00:00").timestamp()) - 3 * 3600
+        end = start + 12 * 3600
+        assert sum(within(hours, UnixMs(s * 1000)) for s in range(start, end, 60)) == minutes
+
+
+def test_the_machine_s_own_zone_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the one that is named."""
+    import time
+
+    monkeypatch.setenv("TZ", "Pacific/Auckland")
+    time.tzset()
+    try:
+        assert within(parse_hours("Wed 08:00-09:00 UTC"), at("2026-07-01T08:30:00+00:00"))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert datetime.now(UTC).tzinfo is UTC
+
+
+# --------------------------------------------------------------------------------------- wider
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "part"),
+    [
+        ({"permissions": ["read"]}, {"permissions": ["read", "write"]}, "permissions"),
+        ({"permissions": ["read"]}, {"uses": 5}, "permissions"),
+        ({"permissions": ["read:sensitive"]}, {"permissions": ["read"]}, None),
+        ({"routes": ["* /a"]}, {"routes": ["GET /a"]}, None),
+        ({"routes": ["GET /a"]}, {"routes": ["* /a"]}, "routes"),
+        ({"from": ["10.0.0.0/8"]}, {"from": ["10.1.0.0/16"]}, None),
+        ({"from": ["10.1.0.0/16"]}, {"from": ["10.1.0.0/16", "::/0"]}, "from"),
+        ({"rate": "10/60s"}, {"rate": "11/60s"}, "rate"),
+        ({"rate": "10/60s"}, {"rate": "10/30s"}, "rate"),
+        ({"rate": "10/60s"}, {"rate": "5/2m"}, None),
+        ({"uses": 5}, {"uses": 6}, "uses"),
+        ({"uses": 5}, {"uses": 4, "note": "less"}, None),
+        ({"until": "2027-01-01T00:00:00Z"}, {"until": "2027-01-02T00:00:00Z"}, "until"),
+        ({"not_before": "2027-01-01T00:00:00Z"}, {"uses": 1}, "not_before"),
+        ({"hours": ["Mon 08:00-09:00 UTC"]}, {"hours": ["Mon 08:00-10:00 UTC"]}, "hours"),
+        ({"uses": 5}, {"uses": 5, "routes": ["GET /a"]}, None),
+    ],
+)
+def test_what_would_be_wider_is_named(
+    old: dict[str, Any], new: dict[str, Any], part: str | None
+) -> None:
+    """So that nobody widens what he meant to narrow."""
+    assert widened(parse(old), parse(new)) == part
+
+
+def test_whatever_replaces_a_damaged_one_is_wider_in_nothing() -> None:
+    """It admits nothing, and must be put right."""
+    assert widened(DAMAGED, Restriction(rate=Limit(1))) is None
