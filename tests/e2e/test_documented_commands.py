@@ -305,6 +305,17 @@ async def compose(bench: Bench) -> AsyncIterator[Setting]:
         redis.stop()
 
 
+@asynccontextmanager
+async def narrow(bench: Bench) -> AsyncIterator[Setting]:
+    """A sidecar that runs behind Traefik; here the CI's network is the loopback's."""
+    await bench.lab.reset()
+    yield Setting(
+        {SITE: bench.lab.proxies[Proxy.TRAEFIK].url, "192.0.2.0/24": "127.0.0.0/8"},
+        dict(bench.lab.sidecar.environ),
+        says=(": restricted", '"target": "/api/v1/deploy?uuid=APPLICATION"'),
+    )
+
+
 API_PHP = """<?php
 use App\\Http\\Middleware\\ApiAllowed;
 use Illuminate\\Support\\Facades\\Route;
@@ -349,6 +360,7 @@ SETUPS: Mapping[str, Setup] = {
     "expiry-warnings.md": expiry,
     "compose.md": compose,
     "prometheus.md": monitoring,
+    "narrow-tokens.md": narrow,
     "follow-a-coolify-release.md": release,
 }
 

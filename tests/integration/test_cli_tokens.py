@@ -223,13 +223,14 @@ def test_list_show_and_revoke(cli):
     assert [(i["id"], i["user"], i["name"]) for i in items] == [(1, 9, "one"), (2, 7, "two")]
     assert set(items[0]) == {
         *("id", "name", "user", "team", "permissions", "expires_at", "created_at"),
-        *("last_used_at", "last_used_address", "last_used_route"),
+        *("last_used_at", "last_used_address", "last_used_route", "restriction"),
     }
     assert items[0]["expires_at"] is None
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z", items[1]["expires_at"])
     only = cli("token", "list", "--user", 7, "--team", 3, "--json").json["items"]
     assert only == items[1:]
-    assert cli("token", "show", 2, "--json").json == items[1]
+    beside = dict.fromkeys(("uses_spent", "user_restriction", "team_restriction"))
+    assert cli("token", "show", 2, "--json").json == items[1] | beside
     table = cli("token", "list").out.splitlines()
     assert table[0].split()[:6] == ["ID", "NAME", "USER", "TEAM", "PERMISSIONS", "EXPIRES"]
     assert "never" in table[1]

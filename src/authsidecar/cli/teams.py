@@ -2,6 +2,7 @@
 
 import click
 
+from authsidecar.cli import restrictions
 from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import NEW_ID, TEAM_ID, Group
 from authsidecar.cli.output import printable
@@ -13,6 +14,9 @@ from authsidecar.decision.model import TeamId
 @click.group(cls=Group)
 def team() -> None:
     """Add, list and remove teams."""
+
+
+restrictions.add_to(team, "team")
 
 
 @team.command()

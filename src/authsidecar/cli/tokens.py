@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
+from authsidecar.cli import restrictions
 from authsidecar.cli.errors import OutputError, RefusedError
 from authsidecar.cli.options import TEAM_ID, TOKEN_ID, USER_ID, Group, NamedType
 from authsidecar.cli.output import printable
@@ -17,7 +18,7 @@ from authsidecar.cli.session import (
     present,
 )
 from authsidecar.cli.streams import keep, tell
-from authsidecar.decision.model import Permission, TeamId, TokenId, UserId
+from authsidecar.decision.model import Permission, Restriction, TeamId, TokenId, UserId
 from authsidecar.times import UnixMs, for_people, rfc3339
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ ERRORS_KEPT: Final = 1000
 @click.group(cls=Group)
 def token() -> None:
     """Create, import, list and revoke tokens."""
+
+
+restrictions.add_to(token, "token")
 
 
 @token.command()
@@ -142,17 +146,20 @@ async def list_(session: Session, team: int | None, user: int | None) -> None:
     now = await registry.now()
     tokens = sorted([one async for one in found], key=lambda one: one.id)
     uses = await _uses(session, tokens)
+    narrowed = await registry.restrictions("token", [one.id for one in tokens])
     items = [
         as_data(one)
         | _used(uses.get(one.id))
+        | {"restriction": restrictions.as_data(narrowed.get(one.id))}
         | {"expires": _expiry(one, now), "last_used": _last_used(uses.get(one.id))}
+        | {"restricted": "yes" if one.id in narrowed else None}
         for one in tokens
     ]
     if session.out.is_json:
         for item in items:
-            del item["expires"], item["last_used"]
+            del item["expires"], item["last_used"], item["restricted"]
     session.out.listing(
-        ("id", "name", "user", "team", "permissions", "expires", "last_used"),
+        ("id", "name", "user", "team", "permissions", "expires", "last_used", "restricted"),
         items,
         empty="no tokens; `authsidecar token create` makes one",
     )
@@ -170,6 +177,14 @@ async def show(session: Session, number: int) -> None:
     """
     found = present(await session.registry.token(TokenId(number)), "token", number)
     use = (await _uses(session, [found])).get(found.id)
+    holders = {"token": number, "user": found.user, "team": found.team}
+    narrowed = {
+        scope: restriction
+        for scope, holder in holders.items()
+        if holder is not None
+        and (restriction := await session.registry.restriction(scope, holder)) is not None
+    }
+    used = await session.registry.used(found.id, found.user)
     text = "\n".join(
         (
             f"token {found.id}: {printable(found.name)}",
@@ -179,9 +194,16 @@ async def show(session: Session, number: int) -> None:
             f"  expires      {_expiry(found, await session.registry.now())}",
             f"  created      {for_people(found.created_at)}",
             f"  last used    {_last_used(use)}{_what_for(use)}",
+            *(line for holder in narrowed.items() for line in _restricted(*holder, used)),
         )
     )
-    session.out.result(as_data(found) | _used(use), text, quiet=text)
+    own = {
+        "restriction": restrictions.as_data(narrowed.get("token")),
+        "uses_spent": used,
+        "user_restriction": restrictions.as_data(narrowed.get("user")),
+        "team_restriction": restrictions.as_data(narrowed.get("team")),
+    }
+    session.out.result(as_data(found) | _used(use) | own, text, quiet=text)
 
 
 @token.command()
@@ -280,6 +302,12 @@ async def _uses(session: Session, tokens: "Iterable[Token]") -> "Mapping[TokenId
 
     keys = Keys(session.settings.redis.prefix)
     return await last_use(session.client, keys, [one.id for one in tokens])
+
+
+def _restricted(scope: str, restriction: Restriction, used: int | None) -> list[str]:
+    whose = "itself" if scope == "token" else f"by its {scope}"
+    spent = used if scope == "token" else None
+    return [f"  restricted   {whose}", *restrictions.lines(restriction, spent)]
 
 
 def _used(use: "Use | None") -> dict[str, Any]:

@@ -4,6 +4,7 @@ import re
 
 import click
 
+from authsidecar.cli import restrictions
 from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import NEW_ID, USER_ID, Group
 from authsidecar.cli.output import printable
@@ -14,6 +15,9 @@ from authsidecar.decision.model import UserId
 @click.group(cls=Group)
 def user() -> None:
     """Add, list and remove users."""
+
+
+restrictions.add_to(user, "user")
 
 
 @user.command()
