@@ -427,6 +427,7 @@ DENIED = {
     "address": "192.0.2.1 is on no entry of the allowlist",
     "team_mcp": "team 3 has MCP switched off",
     "permission": "the route needs write, the token holds read",
+    "restriction": "the token's restriction cannot be read, so it admits nothing",
     "instance_team": "needs team 0, the token's team is 3",
     "team_isolation": "u1 belongs to team 9, the token's team is 3",
 }
@@ -434,6 +435,7 @@ ROOT = record("write", "root", team=TeamId(0))
 NARROW = replace(OPEN, allowlist=parse("192.0.2.0/24"))
 PASSED = [
     ("team_member", {}, True, "user 7 is owner of team 3"),
+    ("restriction", {}, False, "neither the token nor its user or team is restricted"),
     ("team_role", {}, True, "no permission of the token needs a role"),
     ("team_role", {"held": ROOT}, True, "root write: needs owner or admin, found owner"),
     ("api_enabled", {}, True, "the API switch is on"),
