@@ -45,7 +45,7 @@ async def shared_lab(
     lab_sidecar: SidecarProcess,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> AsyncIterator[Lab]:
-    """All four proxies in front of that sidecar."""
+    """All proxies in front of that sidecar."""
     async with laboratory(lab_redis, lab_sidecar, tmp_path_factory.mktemp("lab")) as lab:
         yield lab
 

@@ -34,6 +34,12 @@ UNCOMMENTED = {
         }
     },
     Proxy.ENVOY: {},
+    Proxy.HAPROXY: {
+        "haproxy.cfg": {
+            "# acl from_cdn src 192.0.2.0/24": f"acl from_cdn src {CDN}",
+            "# http-request set-src": "http-request set-src",
+        }
+    },
 }
 
 

@@ -25,6 +25,7 @@ from authsidecar.doctor.report import Report, Result
 from authsidecar.doctor.running import Examination, examine
 from authsidecar.serving.doctor_probe import REFUSALS
 from authsidecar.store.keys import Keys
+from tests.support.proxies import need
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.sidecar import SidecarProcess, start_sidecar
 
@@ -63,6 +64,7 @@ async def backend() -> AsyncIterator[str]:
 async def proxied(
     proxy: Proxy, sidecar: SidecarProcess, backend: str, directory: Path
 ) -> AsyncIterator[RunningProxy]:
+    need(proxy)
     found = await start_proxy(
         proxy, authz=f"127.0.0.1:{sidecar.port}", backend=backend, directory=directory
     )

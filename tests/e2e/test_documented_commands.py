@@ -24,6 +24,7 @@ from tests.support.coolify import SECRETS
 from tests.support.documents import ROOT, Document, documents, replaced, tools, type_in
 from tests.support.lab import Lab
 from tests.support.postgres import PostgresProcess, binary, fill
+from tests.support.proxies import need
 from tests.support.redis import start_redis
 from tests.support.sidecar import start_sidecar
 
@@ -34,14 +35,9 @@ pytestmark = [
 
 SITE = "https://coolify.example.com"
 
-NOT_RUN = {
-    "haproxy.md": (f"curl -i {SITE}/api/v1/teams", "there is no HAProxy to ask: it has no wheel"),
-}
-"""By page: the one line that no test runs, and why."""
-
 PLATFORMS = {
     "kubernetes.md": "a cluster; tests/integration/test_kubernetes.py starts what the manifests do",
-    "systemd.md": "a booted systemd; tests/integration/test_systemd.py checks the units with its tools",
+    "systemd.md": "a booted systemd; tests/integration/test_systemd.py has its tools check the units",
 }
 """By page: what its commands need that no test has here."""
 
@@ -129,6 +125,7 @@ def behind(proxy: Proxy, *says: str) -> Setup:
 
     @asynccontextmanager
     async def setup(bench: Bench) -> AsyncIterator[Setting]:
+        need(proxy)
         running, binary = bench.lab.proxies[proxy], find_binary(proxy)
         for path in (deploy_dir() / proxy.value).iterdir():
             shutil.copy(running.log_file.with_name(path.name), bench.directory)
@@ -140,13 +137,6 @@ def behind(proxy: Proxy, *says: str) -> Setup:
         )
 
     return setup
-
-
-@asynccontextmanager
-async def haproxy(bench: Bench) -> AsyncIterator[Setting]:
-    """The shipped file."""
-    shutil.copy(deploy_dir() / "haproxy/haproxy.cfg", bench.directory)
-    yield Setting()
 
 
 @asynccontextmanager
@@ -359,7 +349,7 @@ SETUPS: Mapping[str, Setup] = {
     "nginx.md": behind(Proxy.NGINX),
     "caddy.md": behind(Proxy.CADDY),
     "envoy.md": behind(Proxy.ENVOY),
-    "haproxy.md": haproxy,
+    "haproxy.md": behind(Proxy.HAPROXY),
     "doctor.md": doctor,
     "coolify.md": coolify,
     "install-on-coolify.md": install,
@@ -399,9 +389,6 @@ async def test_the_commands_of_a_page_do_what_it_says(
     home = tmp_path / "home"
     home.mkdir()
     script = "".join(page.blocks("sh"))
-    if page.name in NOT_RUN:
-        line, _ = NOT_RUN[page.name]
-        script = replaced(script, {f"{line}\n": ""})
     async with SETUPS[page.name](Bench(home, lab, postgres_server)) as setting:
         path = tools(tmp_path / "bin", **setting.programs)
         said = await type_in(
@@ -445,10 +432,9 @@ async def test_a_typo_fails_its_page(typo: str, tmp_path: Path):
 async def test_every_list_of_this_file_is_about_a_page():
     """What a page no longer says is not listed for it."""
     names = {page.name for page in documents()}
-    assert {
-        page.name for page in documents() if page.blocks("sh")
-    } == SETUPS.keys() | PLATFORMS.keys()
-    assert NOT_RUN.keys() | NOT_SHOWN.keys() <= names
+    typed = {page.name for page in documents() if page.blocks("sh")}
+    assert typed == SETUPS.keys() | PLATFORMS.keys()
+    assert NOT_SHOWN.keys() <= names
 
 
 @pytest.mark.parametrize("page", documents(), ids=lambda page: page.name)

@@ -184,6 +184,7 @@ async def relayed(
         (Proxy.NGINX, 200, 2, 1),
         (Proxy.CADDY, 200, 2, 1),
         (Proxy.ENVOY, 503, 1, 1),  # does not repeat
+        (Proxy.HAPROXY, 200, 2, 1),
     ],
 )
 async def test_a_repeat_on_a_stale_connection(

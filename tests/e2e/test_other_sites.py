@@ -38,6 +38,11 @@ def second_site(proxy: Proxy, places: Places) -> tuple[str, str, str]:
             route = "{match: {prefix: /}, route: {cluster: coolify}}"
             site = f'{{name: other, domains: ["{OTHER}"], routes: [{route}]}}'
             return "envoy.yaml", at, f"                    - {site}\n{at}"
+        case Proxy.HAPROXY:
+            at = "  use_backend coolify if coolify\n"
+            site = f"  use_backend other if {{ req.hdr(host) {OTHER} }}\n"
+            backend = f"backend other\n  server coolify {places.backend}\n"
+            return "haproxy.cfg", at, f"{at}{site}{backend}"
     raise AssertionError(proxy)
 
 
@@ -101,7 +106,8 @@ async def test_its_headers_are_its_own(it):
     assert {name: headers.get(name) for name in names} == dict.fromkeys(names, "mine")
     kept = {name: headers.get(name) for name in odd}
     # nginx and Caddy do so on every site, whatever stands in a file.
-    assert kept == dict.fromkeys(odd, "mine" if it.proxy is Proxy.ENVOY else None)
+    kept_by = {Proxy.ENVOY, Proxy.HAPROXY}
+    assert kept == dict.fromkeys(odd, "mine" if it.proxy in kept_by else None)
 
 
 async def test_its_count_is_its_own(it):

@@ -12,7 +12,6 @@ import aiohttp
 import pytest
 
 from authsidecar.decision.model import Proxy
-from tests.e2e.scenarios import PROXIES
 from tests.support import world as at
 from tests.support.lab import IDENTITY, Lab
 from tests.support.seed import bearer
@@ -79,8 +78,9 @@ class Load:
 
 
 @asynccontextmanager
-async def load(lab: Lab, proxies: tuple[Proxy, ...] = PROXIES) -> AsyncIterator[Load]:
+async def load(lab: Lab, proxies: tuple[Proxy, ...] = ()) -> AsyncIterator[Load]:
     """Clients that ask one request after the other until this ends."""
+    proxies = proxies or tuple(lab.proxies)
     loading = Load(lab, proxies, [])
     async with asyncio.TaskGroup() as group:
         clients = [
@@ -121,7 +121,7 @@ async def test_a_killed_sidecar_lets_nobody_in_and_is_back_at_once(lab: Lab) -> 
         await clients.until(admitted, back)
         served = time.monotonic()
         await clients.until(lambda told: len(told) >= 5, served)
-    for proxy in PROXIES:
+    for proxy in lab.proxies:
         without = [one for one in clients.since(proxy, gone) if one.ended < returning]
         assert len(without) >= 10
         assert [one for one in without if not one.refused] == []
@@ -147,7 +147,7 @@ async def test_a_restart_in_good_order_loses_nobody_to_the_backend(lab: Lab) -> 
 
 async def test_a_frozen_sidecar_is_given_up_in_time(lab: Lab) -> None:
     """SIGSTOP: the time limits of the deploy files end the wait; thawed, it serves at once."""
-    proxies = tuple(proxy for proxy in PROXIES if proxy is not Proxy.TRAEFIK)
+    proxies = tuple(proxy for proxy in lab.proxies if proxy is not Proxy.TRAEFIK)
     async with lab.replaced(), load(lab, proxies) as clients:
         lab.sidecar.signal(signal.SIGSTOP)
         frozen = time.monotonic()
@@ -173,7 +173,7 @@ async def test_a_frozen_redis_is_the_sidecars_own_503(lab: Lab) -> None:
     async with lab.replaced(REDIS__BUDGET_MS="250"):
         lab.redis.freeze()
         try:
-            for proxy in PROXIES:
+            for proxy in lab.proxies:
                 began = time.monotonic()
                 answer = await lab.ask(proxy, token=at.READ)
                 assert time.monotonic() - began < REFUSAL_S

@@ -1,4 +1,4 @@
-"""All four proxies between one client and one backend, with a real sidecar and a real Redis."""
+"""All proxies between one client and one backend, with a real sidecar and a real Redis."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -12,6 +12,7 @@ from authsidecar.decision.model import Proxy, TeamId
 from authsidecar.demo.backend import Backend, Seen
 from authsidecar.demo.proxies import RECIPES, RunningProxy, start_proxy
 from tests.support import seed
+from tests.support.proxies import is_missing, need
 from tests.support.redis import RedisProcess
 from tests.support.sidecar import Answer, SidecarProcess
 from tests.support.waiting import PATIENCE_S
@@ -53,6 +54,7 @@ class Lab:
         return self.backend.seen
 
     def port(self, proxy: Proxy) -> int:
+        need(proxy)
         return int(self.proxies[proxy].url.rpartition(":")[2])
 
     async def reset(self) -> None:
@@ -160,7 +162,7 @@ async def laboratory(
     directory: Path,
     *,
     authz: str | None = None,
-    proxies: Iterable[Proxy] = tuple(RECIPES),
+    proxies: Iterable[Proxy] | None = None,
 ) -> AsyncIterator[Lab]:
     """Boot backend and proxies in front of a sidecar that runs; end them afterwards.
 
@@ -169,12 +171,14 @@ async def laboratory(
         sidecar: whom the proxies ask.
         directory: where files and logs go.
         authz: `host:port` that the proxies ask in place of the sidecar's own.
-        proxies: which of them.
+        proxies: which of them; all that this machine has.
     """
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(Redis.from_url(redis.url))
         backend = await stack.enter_async_context(Backend())
         running = {}
+        if proxies is None:
+            proxies = [proxy for proxy in RECIPES if not is_missing(proxy)]
         for proxy in proxies:
             place = directory / proxy.value
             place.mkdir(parents=True)

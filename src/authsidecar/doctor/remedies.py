@@ -154,9 +154,9 @@ _ENVOY: Final = {
     "websocket": "upgrade_configs: [{upgrade_type: websocket}]",
 }
 
-_HAPROXY_ASK: Final = "http-request lua.auth-intercept authsidecar /authz/haproxy GET"
+_HAPROXY_ASK: Final = "http-request lua.authsidecar if coolify guarded"
 _HAPROXY_GUARDED: Final = "acl guarded path -i -m beg /api /mcp /index.php"
-_HAPROXY_DELETED: Final = r"http-request del-header ^x[-_.]+auth[-_.] -m reg"
+_HAPROXY_DELETED: Final = r"http-request del-header ^x[-_.]+authz?[-_.] -m reg"
 _HAPROXY: Final = {
     "asking": _HAPROXY_ASK,
     "api": _HAPROXY_GUARDED,
@@ -165,17 +165,17 @@ _HAPROXY: Final = {
     "spelling": "http-request normalize-uri percent-decode-unreserved strict",
     "encoded-slash": "if coolify { path,lower -m sub %00 %2f",
     "double-slash": "http-request normalize-uri path-merge-slashes",
-    "forwarded-uri": "http-request set-header X-Forwarded-Uri %[pathq]",
-    "forwarded-method": "http-request set-header X-Forwarded-Method %[method]",
-    "forwarded-for": "http-request set-header X-Forwarded-For %[src]",
+    "forwarded-uri": '["x-forwarded-uri"] = { txn.sf:pathq() }',
+    "forwarded-method": '["x-forwarded-method"] = { txn.sf:method() }',
+    "forwarded-for": '["x-forwarded-for"] = { txn.sf:src() }',
     "name": "if coolify { path,lower -m sub",
     "foreign-headers": r"http-request del-header ^x[-_.]+original[-_.] -m reg",
     "connection": r"http-request del-header ^x[-_.]+forwarded[-_.] -m reg",
-    "request-id": "http-request set-header X-Authz-Request-Id %[uuid()]",
+    "request-id": '["x-authz-request-id"] = { txn.sf:uuid() }',
     "body": _HAPROXY_ASK,
-    "authorization": "if coolify { req.fhdr_cnt(authorization) gt 1 }",
+    "authorization": 'local SHOWN = { "authorization",',
     "preflight": _HAPROXY_ASK,
-    "method-override": "if coolify { req.fhdr_cnt(x-http-method-override) gt 0 }",
+    "method-override": '"x-http-method-override" }',
     "large-header": _HAPROXY_ASK,
     "denial": _HAPROXY_ASK,
     "denial-401": _HAPROXY_ASK,
@@ -186,7 +186,7 @@ _HAPROXY: Final = {
     "identity-outside": _HAPROXY_DELETED,
     "alias": _HAPROXY_DELETED,
     "alias-dot": _HAPROXY_DELETED,
-    "same-target": "http-request set-header X-Forwarded-Uri %[pathq]",
+    "same-target": '["x-forwarded-uri"] = { txn.sf:pathq() }',
     "forwarded-host": "http-request set-header X-Forwarded-Host %[req.hdr(host)]",
     "websocket": "timeout tunnel 1h",
 }

@@ -1,4 +1,4 @@
-"""The scenario table: what a client asks, and what it sees through each of the four proxies.
+"""The scenario table: what a client asks, and what it sees through each proxy.
 
 `but` holds the differences that are allowed, each with the proxy that makes it. The table in
 docs/reference/scenarios.md is `page()`; `python -m tests.e2e.scenarios` prints it.
@@ -11,7 +11,7 @@ from tests.e2e.scenarios.outcomes import OUTCOMES
 from tests.e2e.scenarios.requests import HEADERS, METHODS, TARGETS
 from tests.e2e.scenarios.table import Scenario
 
-PROXIES = (Proxy.TRAEFIK, Proxy.NGINX, Proxy.CADDY, Proxy.ENVOY)
+PROXIES = (Proxy.TRAEFIK, Proxy.NGINX, Proxy.CADDY, Proxy.ENVOY, Proxy.HAPROXY)
 
 GROUPS: Mapping[str, tuple[Scenario, ...]] = {
     "Outcomes": OUTCOMES,
@@ -64,7 +64,7 @@ LIMITS = (
         "`test_scenarios.py`",
     ),
     (
-        "Traefik, Caddy",
+        "Traefik, Caddy, HAProxy",
         "may close the connection on a client that still sends its body when it is refused",
         "`test_scenarios.py`",
     ),
@@ -102,7 +102,8 @@ def _intro() -> Iterable[str]:
 
 
 def _tables() -> Iterable[str]:
-    titles = (proxy.value.capitalize().replace("Nginx", "nginx") for proxy in PROXIES)
+    names = {Proxy.NGINX: "nginx", Proxy.HAPROXY: "HAProxy"}
+    titles = (names.get(proxy, proxy.value.capitalize()) for proxy in PROXIES)
     head = "| scenario | proves | outcome | " + " | ".join(titles) + " |"
     for title, rows in GROUPS.items():
         yield from ("", f"## {title}", "", head, "|---" * (3 + len(PROXIES)) + "|")
@@ -118,7 +119,7 @@ def _gone() -> Iterable[str]:
         "",
         "Under load (`tests/e2e/test_sidecar_down.py`); nothing reaches the backend unjudged.",
         "",
-        "| the sidecar is | Traefik | nginx, Caddy | Envoy |",
+        "| the sidecar is | Traefik | nginx, Caddy, HAProxy | Envoy |",
         "|---|---|---|---|",
         f"| killed | 500, empty | 503 {DOWN} | 503 {DOWN} |",
         f"| frozen | 500, empty, after 30 s | 503 {DOWN} within 2 s | 503 {DOWN} within 2 s |",

@@ -44,7 +44,7 @@ TARGETS = (
         OWN_AMBIGUOUS,
         target="//api/v1/teams",
         token=at.READ,
-        but={Proxy.TRAEFIK: TEAMS, Proxy.ENVOY: TEAMS},
+        but={Proxy.TRAEFIK: TEAMS, Proxy.ENVOY: TEAMS, Proxy.HAPROXY: TEAMS},
     ),
     Scenario(
         "dot segments",
@@ -52,7 +52,7 @@ TARGETS = (
         OWN_AMBIGUOUS,
         target="/login/../api/v1/teams",
         token=at.READ,
-        but={Proxy.TRAEFIK: TEAMS, Proxy.ENVOY: TEAMS},
+        but={Proxy.TRAEFIK: TEAMS, Proxy.ENVOY: TEAMS, Proxy.HAPROXY: TEAMS},
     ),
     Scenario(
         "escaped dot segments",
@@ -60,7 +60,7 @@ TARGETS = (
         OWN_AMBIGUOUS,
         target="/login/%2e%2e/api/v1/teams",
         token=at.READ,
-        but={Proxy.TRAEFIK: TEAMS, Proxy.ENVOY: TEAMS},
+        but={Proxy.TRAEFIK: TEAMS, Proxy.ENVOY: TEAMS, Proxy.HAPROXY: TEAMS},
     ),
     Scenario(
         "an escape of an escape",
@@ -75,7 +75,11 @@ TARGETS = (
         AMBIGUOUS,
         target="/api/v1/teams%00",
         token=at.READ,
-        but={Proxy.NGINX: UNREADABLE, Proxy.ENVOY: UNREADABLE},
+        but={
+            Proxy.NGINX: UNREADABLE,
+            Proxy.ENVOY: UNREADABLE,
+            Proxy.HAPROXY: OWN_AMBIGUOUS,
+        },
     ),
     Scenario(
         "an escaped question mark",
@@ -99,7 +103,7 @@ TARGETS = (
         OWN_AMBIGUOUS,
         target="/api/v1/teams#x",
         token=at.READ,
-        but={Proxy.TRAEFIK: OWN_400, Proxy.ENVOY: UNREADABLE},
+        but={Proxy.TRAEFIK: OWN_400, Proxy.ENVOY: UNREADABLE, Proxy.HAPROXY: OWN_400},
     ),
     Scenario("a line feed", "P7", AMBIGUOUS, target="/api/v1/teams%0a", token=at.READ),
     Scenario(
@@ -112,6 +116,7 @@ TARGETS = (
             Proxy.TRAEFIK: ByProxy(404),
             Proxy.CADDY: ByProxy(200),  # empty: no site of that name
             Proxy.ENVOY: ByProxy(404),
+            Proxy.HAPROXY: OWN_400,
         },
     ),
     Scenario(
@@ -120,7 +125,7 @@ TARGETS = (
         Refused(414, "target_too_long"),
         target=f"/api/v1/{'x' * 20_000}",
         token=at.READ,
-        but={Proxy.NGINX: ByProxy(414, "target_too_long")},
+        but={Proxy.NGINX: ByProxy(414, "target_too_long"), Proxy.HAPROXY: OWN_400},
     ),
 )
 
@@ -160,6 +165,7 @@ METHODS = (
         but={
             Proxy.NGINX: ByProxy(405, "method_not_allowed"),
             Proxy.CADDY: ByProxy(405, "method_not_allowed"),
+            Proxy.HAPROXY: ByProxy(405, "method_not_allowed"),
         },
     ),
     Scenario(
@@ -303,7 +309,7 @@ HEADERS = (
         TEAMS,
         lines=tuple(f"X-More-{number}: x" for number in range(105)),
         token=at.READ,
-        but={Proxy.ENVOY: ByProxy(431, "headers_too_large")},
+        but={Proxy.ENVOY: ByProxy(431, "headers_too_large"), Proxy.HAPROXY: OWN_400},
     ),
     Scenario(
         "an Authorization of 12 KB",
@@ -316,6 +322,10 @@ HEADERS = (
         "C0; P14; P19",
         Refused(431, "headers_too_large"),
         lines=(f"Authorization: Bearer 1|{'x' * 40_000}",),
-        but={Proxy.NGINX: ByProxy(431, "headers_too_large"), Proxy.CADDY: ByProxy(431)},
+        but={
+            Proxy.NGINX: ByProxy(431, "headers_too_large"),
+            Proxy.CADDY: ByProxy(431),
+            Proxy.HAPROXY: OWN_400,
+        },
     ),
 )
