@@ -36,8 +36,8 @@ pytestmark = [
 SITE = "https://coolify.example.com"
 
 PLATFORMS = {
-    "kubernetes.md": "a cluster; tests/integration/test_kubernetes.py starts what the manifests do",
-    "systemd.md": "a booted systemd; tests/integration/test_systemd.py has its tools check the units",
+    "kubernetes.md": "a cluster; tests/integration/test_kubernetes.py starts it",
+    "systemd.md": "a booted systemd; tests/integration/test_systemd.py checks",
 }
 """By page: what its commands need that no test has here."""
 
