@@ -126,6 +126,7 @@ READING = [
     "check-config",
     "config schema",
     "config example",
+    "completion bash",
     "explain GET /api/v1/teams",
 ]
 
@@ -137,6 +138,12 @@ CHANGING = [
     "member set --team 3 --user 7 --role member",
     "member remove --team 3 --user 7",
     "token revoke 67",
+    "token restrict 67 --permission read",
+    "token unrestrict 67",
+    "user restrict 7 --permission read",
+    "user unrestrict 7",
+    "team restrict 3 --permission read",
+    "team unrestrict 3",
     "token import -",
     "api enable",
     "api disable",

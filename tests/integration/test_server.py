@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from redis import Redis
 
 from authsidecar.config import load
 from authsidecar.run.redis import connection
@@ -35,11 +36,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
     server.stop()
 
 
+def forget_counts(server: RedisProcess) -> None:
+    with Redis.from_url(server.url) as client:
+        for key in client.scan_iter("authsidecar:rate:*"):
+            client.delete(key)
+
+
 @pytest.fixture(scope="module", params=["fast", "aiohttp"])
 def sidecar(
     server: RedisProcess, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[SidecarProcess]:
     directory = tmp_path_factory.mktemp("sidecar")
+    forget_counts(server)  # of the other server: one user's limit would not do for both
     sidecar = start_sidecar(directory, server.url, LISTEN__SERVER=request.param)
     yield sidecar
     assert sidecar.stop() == 0

@@ -221,7 +221,7 @@ async def test_a_defect_of_the_sync_is_told_and_does_not_spin(
 
 TASKS = {
     "last_used": "from authsidecar.store.last_used import LastUses as it; name = 'write'",
-    "sync_status": "from authsidecar.coolify.status import Gauges as it; name = 'show'",
+    "sync_status": "from authsidecar.coolify.status import Gauges as it; name = 'set'",
     "sync": "from authsidecar.coolify.sync import Follower as it; name = 'run'",
     "warnings": "from authsidecar.expiry.rounds import Rounds as it; name = 'once'",
 }

@@ -143,7 +143,7 @@ def test_an_authenticated_request_is_a_use_and_a_wrong_secret_is_none(redis_url,
     assert (one["last_used_address"], one["last_used_route"]) == ("192.0.2.1", "/api/v1/projects")
     assert one["last_used_at"].startswith("20")
     assert (two["last_used_at"], two["last_used_address"], two["last_used_route"]) == (None,) * 3
-    assert invoke("token", "show", 1, "--json", url=redis_url).json == one
+    assert one.items() <= invoke("token", "show", 1, "--json", url=redis_url).json.items()
     shown = invoke("token", "show", 1, url=redis_url).out
     assert "from 192.0.2.1 for /api/v1/projects" in shown
     assert "last used    never" in invoke("token", "show", 2, url=redis_url).out
