@@ -2,11 +2,13 @@
 
 A budget is divided into ticks. A tick is one timer of the event loop. One that comes late counts
 back: this process has waited for the processor, or had more to do than it could, and so may Redis
-have, then and just before. Before a deadline acts, the loop has read its sockets and run whoever
-waits for what was read.
+have, then and just before. While the host has far more to run than processors, Redis may wait for
+one although this process does not: nothing is used up then. Before a deadline acts, the loop has
+read its sockets and run whoever waits for what was read.
 """
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -23,6 +25,19 @@ LATE_S: Final = 0.002
 
 LONGEST: Final = 20
 """How many budgets long what is timed may take on a busy host."""
+
+
+CROWDED: Final = 2 * (os.cpu_count() or 1)
+"""With more tasks than this that can run, a host is crowded."""
+
+
+def is_crowded() -> bool:
+    """Whether the host has more tasks to run than CROWDED; not where that can't be known."""
+    try:
+        with open("/proc/loadavg", "rb") as file:  # noqa: PTH123  # it is read within a tick
+            return int(file.read().split()[3].partition(b"/")[0]) > CROWDED
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 class Deadlines:
@@ -73,6 +88,8 @@ class Deadlines:
         self._counted += 1 if now - self._timer.when() < LATE_S else -1
         due = self._due
         while due and (due[0][0] <= self._counted or due[0][1] <= now):
+            if now < due[0][1] and is_crowded():
+                break  # the next tick looks again
             # After whoever was woken by what the loop has just read.
             self._loop.call_soon(due.popleft()[2])
         self._timer = self._loop.call_later(self._tick_s, self._count) if due else None

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from authsidecar.store import deadlines as deadlines_module
 from authsidecar.store.deadlines import LONGEST, TICKS, Deadlines
 
 BUDGET_S = 0.05
@@ -101,3 +102,16 @@ async def test_late_ticks_use_up_no_budget() -> None:
     over.set()
     await busy
     assert LONGEST * BUDGET_S <= time.monotonic() - start < 2 * LONGEST * BUDGET_S
+
+
+async def test_nothing_is_used_up_while_the_host_is_crowded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Redis may wait for a processor then, though every tick here is in time; not for ever."""
+    monkeypatch.setattr(deadlines_module, "is_crowded", lambda: True)
+    deadlines = Deadlines(0.01)
+    start = time.monotonic()
+    with pytest.raises(TimeoutError):
+        async with deadlines.limit():
+            await asyncio.Event().wait()
+    assert time.monotonic() - start >= LONGEST * 0.01
