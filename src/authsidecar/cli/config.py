@@ -31,8 +31,9 @@ def check_config(connect: bool) -> None:
       authsidecar check-config --config ./config.yaml --json
     """
     from authsidecar.config import ConfigError, Settings, load, warnings
+    from authsidecar.run.errors import StartError
     from authsidecar.run.preconditions import problems as found
-    from authsidecar.run.sidecar import StartError, routes
+    from authsidecar.run.rules import routes
 
     options = given()
     out = Output(options)
@@ -65,7 +66,8 @@ def _connecting(settings: "Settings") -> list[str]:
     """What keeps Redis from being used."""
     import asyncio
 
-    from authsidecar.run.sidecar import StartError, store
+    from authsidecar.run.errors import StartError
+    from authsidecar.run.redis_at_start import store
 
     async def ask() -> None:
         async with store(settings):

@@ -74,7 +74,8 @@ async def explain(  # noqa: PLR0917  # click passes by name
     """
     from authsidecar.admin.explain import HINTS, Result, untrusted_peer
     from authsidecar.admin.explain import explain as ask
-    from authsidecar.run.sidecar import StartError, rules
+    from authsidecar.run.errors import StartError
+    from authsidecar.run.rules import rules
     from authsidecar.store.decisions import DecisionStore
     from authsidecar.store.keys import Keys
 

@@ -237,7 +237,8 @@ async def _change(
 
 
 def _table(session: Session) -> "RouteTable":
-    from authsidecar.run.sidecar import StartError, routes
+    from authsidecar.run.errors import StartError
+    from authsidecar.run.rules import routes
 
     try:
         return routes(session.settings)

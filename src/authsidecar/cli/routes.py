@@ -161,7 +161,8 @@ def import_(file: str, form: str, base: str, conditional: "Conditional | None") 
 def _table(release: str | None) -> "RouteTable":
     """A release's table, or the one that the configuration makes."""
     from authsidecar.decision.routes import RouteError, coolify
-    from authsidecar.run.sidecar import StartError, routes
+    from authsidecar.run.errors import StartError
+    from authsidecar.run.rules import routes
 
     try:
         return coolify(release) if release else routes(load_settings(given()))

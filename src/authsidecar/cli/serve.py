@@ -62,9 +62,11 @@ def _serve(load: "Callable[[], Settings]") -> None:
     with _shared_metrics() if several else nullcontext():
         from authsidecar.config import warnings
         from authsidecar.observe.log import take_over
+        from authsidecar.run.errors import StartError
         from authsidecar.run.life import run
         from authsidecar.run.preconditions import problems
-        from authsidecar.run.sidecar import StartError, logger, preflight, serve
+        from authsidecar.run.redis_at_start import preflight
+        from authsidecar.run.sidecar import logger, serve
         from authsidecar.run.workers import supervise
         from authsidecar.serving.listeners import ListenError, listening
         from authsidecar.serving.socket_activation import handed_over

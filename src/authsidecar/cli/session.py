@@ -85,7 +85,7 @@ def on_registry(command: Coroutine[P]) -> Callable[P, None]:
     """Make a click callback of a coroutine that works on a Redis that was seen to answer."""
 
     def connect(settings: "Settings") -> "AbstractAsyncContextManager[Redis]":
-        from authsidecar.run.sidecar import store
+        from authsidecar.run.redis_at_start import store
 
         return store(settings)
 
@@ -162,7 +162,7 @@ def _run(work: Callable[[], Awaitable[None]]) -> None:
     from redis.exceptions import OutOfMemoryError, RedisError
 
     from authsidecar.decision.authorize import StoreError
-    from authsidecar.run.sidecar import StartError
+    from authsidecar.run.errors import StartError
     from authsidecar.store.embedded import EmbeddedRedisError
 
     async def main() -> None:

@@ -24,7 +24,9 @@ from authsidecar.demo.proxies import ProxyUnavailableError, free_port, start_pro
 from authsidecar.demo.scenarios import SCENARIOS
 from authsidecar.demo.seed import forget_requests, seed
 from authsidecar.observe.log import Log
-from authsidecar.run.sidecar import StartError, running, store
+from authsidecar.run.errors import StartError
+from authsidecar.run.redis_at_start import store
+from authsidecar.run.sidecar import running
 from authsidecar.serving.listeners import listening
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import Registry

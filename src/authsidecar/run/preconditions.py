@@ -8,7 +8,8 @@ from pathlib import Path
 from authsidecar.config import Settings
 from authsidecar.coolify.source import SourceError, driver
 from authsidecar.expiry.rounds import NoDriverError, Options
-from authsidecar.run.sidecar import StartError, routes
+from authsidecar.run.errors import StartError
+from authsidecar.run.rules import routes
 from authsidecar.store.embedded import EmbeddedRedisError, find_server, unusable
 
 

@@ -4,10 +4,9 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import redis.exceptions
@@ -21,21 +20,25 @@ from authsidecar.coolify.source import SourceError
 from authsidecar.coolify.status import exported, read_owner, readiness
 from authsidecar.coolify.sync import following
 from authsidecar.decision.addresses import Networks
-from authsidecar.decision.authorize import UNSYNCED, Rules, StoreError
-from authsidecar.decision.model import TeamId
-from authsidecar.decision.policy import Policy
+from authsidecar.decision.authorize import UNSYNCED, StoreError
 from authsidecar.decision.ratelimit.pace import AddressPace
-from authsidecar.decision.routes import RouteError, RouteTable, coolify, extra
 from authsidecar.expiry.notice import HOUR_MS
 from authsidecar.expiry.rounds import NoDriverError, Options, Result, warning
-from authsidecar.observe.background import Background, describe_error
+from authsidecar.observe.background import Background
 from authsidecar.observe.log import Bridge, Log
 from authsidecar.observe.metrics import Telemetry, collected
 from authsidecar.observe.once import Once
 from authsidecar.run import descriptors
+from authsidecar.run.errors import AwayError, StartError
 from authsidecar.run.life import Life, StoppedError, log_ignored_signals
 from authsidecar.run.notify_socket import NotifySocket
-from authsidecar.run.redis import connection
+from authsidecar.run.redis_at_start import (
+    check_eviction,
+    connected_client,
+    see_answer,
+    without_secret,
+)
+from authsidecar.run.rules import rules
 from authsidecar.serving.authz import AuthzServer
 from authsidecar.serving.connection_limits import MAX_CONNECTIONS, ConnectionLimits
 from authsidecar.serving.listeners import BACKLOG, Listeners
@@ -44,10 +47,7 @@ from authsidecar.serving.servers import Connections, choose
 from authsidecar.serving.untrusted_peers import MAX_UNTRUSTED
 from authsidecar.serving.witness import Witness
 from authsidecar.store.absent import AbsentStore
-from authsidecar.store.cluster import Cluster, configurations
-from authsidecar.store.connect import connected, endpoints
 from authsidecar.store.decisions import DecisionStore
-from authsidecar.store.embedded import EmbeddedRedisError
 from authsidecar.store.keys import Keys
 from authsidecar.store.last_used import last_uses
 from authsidecar.store.registry import Registry
@@ -63,9 +63,6 @@ seconds: a proxy may have sent a request before it could know."""
 READY_AGE_S: Final = 1.0
 """For how long `/readyz` repeats an answer, in seconds."""
 
-START_BUDGET_MS: Final = 2000
-"""How long Redis may take to answer at start, in milliseconds."""
-
 WAITING_S: Final = 0.5
 """The time between two tries while Redis is away at start, in seconds."""
 
@@ -74,47 +71,6 @@ WAITING_LOGGED_S: Final = 30.0
 
 SKEW_WARNING_MS: Final = 1000
 """From this difference on, the clocks of Redis and this machine are worth a warning."""
-
-
-class StartError(Exception):
-    """The sidecar cannot start; one line that says what to change."""
-
-
-def routes(settings: Settings) -> RouteTable:
-    """The route table that the settings choose.
-
-    Raises:
-        StartError: the operator's own rows cannot be used.
-    """
-    table = coolify(settings.coolify.routes)
-    path = settings.coolify.extra_routes
-    if path is None:
-        return table
-    try:
-        return extra(Path(path).read_text("utf-8"), table)
-    except (OSError, UnicodeDecodeError) as error:
-        raise StartError(f"coolify.extra_routes: cannot read {path}: {error}") from None
-    except RouteError as error:
-        raise StartError(f"coolify.extra_routes: {path}: {error}") from None
-
-
-def rules(settings: Settings) -> Rules:
-    """What decisions depend on, from the settings.
-
-    Raises:
-        StartError: the operator's own routes cannot be used.
-    """
-    return Rules(
-        policy=Policy(
-            routes=routes(settings),
-            pass_outside=settings.coolify.outside == "pass",
-            instance_team=TeamId(settings.coolify.instance_team),
-            team_isolation=settings.sync.team_isolation,
-        ),
-        limits=settings.limits.as_limits(),
-        ipv6_prefix=settings.limits.ipv6_prefix,
-        public_without_store=settings.redis.public_without_redis,
-    )
 
 
 def connection_limits(settings: Settings, open_files: int) -> ConnectionLimits:
@@ -146,118 +102,6 @@ def logger(settings: Settings) -> Log:
         level=settings.log.level,
         colours=terminal,
     )
-
-
-@asynccontextmanager
-async def store(settings: Settings) -> AsyncIterator["Redis"]:
-    """A client of the Redis that the settings name, seen to answer.
-
-    Raises:
-        StartError: it cannot be reached; says which and why.
-    """
-    async with _connected(settings) as client:
-        await _answers(client, settings)
-        yield client
-
-
-@asynccontextmanager
-async def _connected(
-    settings: Settings, log: Log | None = None, background: Background | None = None
-) -> AsyncIterator["Redis"]:
-    """A client.
-
-    Args:
-        settings: the configuration.
-        log: if given, an embedded server that ends is started again, and this is told of it.
-        background: keeps going what the client does beside commands.
-    """
-    try:
-        log_event = log.event if log else None
-        keep = None if background is None else partial(background.keep, "sentinel")
-        async with connected(connection(settings), log_event, keep) as client:
-            if isinstance(client, Cluster) and background is not None:
-                client.look_failed = partial(_look_failed, background)
-            yield client
-    except EmbeddedRedisError as error:
-        raise StartError(str(error)) from None
-
-
-def _look_failed(background: Background, error: BaseException | None) -> None:
-    if error is None:
-        background.well("cluster")
-    else:
-        background.failed("cluster", describe_error(error))
-
-
-class AwayError(StartError):
-    """Redis does not answer, or not as it should; it may soon.
-
-    Attributes:
-        kind: the closed kind of what went wrong.
-    """
-
-    def __init__(self, problem: str, kind: str) -> None:
-        super().__init__(problem)
-        self.kind = kind
-
-
-async def _answers(client: "Redis", settings: Settings) -> None:
-    name = _without_secret(settings.redis.url)
-    try:
-        async with asyncio.timeout(START_BUDGET_MS / 1000):
-            await client.time()
-    except redis.exceptions.NoPermissionError as error:
-        raise StartError(f"redis.username: has too few rights on {name} ({error})") from None
-    except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
-        if kind_of(error) == "auth":
-            raise StartError(
-                f"redis.url: {name} refuses the login; check redis.username and redis.password"
-            ) from None
-        plain = settings.redis.tls and await _speaks_plainly(settings)
-        raise _away(settings, error, plain=plain) from None
-
-
-async def _speaks_plainly(settings: Settings) -> bool:
-    """Whether a Redis answers without TLS where TLS is configured: it waits for ever then."""
-    host, port = endpoints(settings.redis.url)[0]
-    with suppress(OSError):
-        async with asyncio.timeout(START_BUDGET_MS / 1000):
-            reader, writer = await asyncio.open_connection(host, port)
-            try:
-                writer.write(b"PING\r\n")
-                return (await reader.read(1)) in {b"+", b"-"}
-            finally:
-                writer.close()
-    return False
-
-
-def _away(settings: Settings, error: Exception, *, plain: bool) -> StartError:
-    """What it means that Redis did not answer; some of it no waiting mends."""
-    name, why = _without_secret(settings.redis.url), str(error)
-    if plain:
-        scheme = name.partition("://")[0].replace("rediss", "redis")
-        return StartError(
-            f"redis.url: {name} does not speak TLS; without it the url begins with {scheme}://"
-        )
-    if isinstance(error, TimeoutError | redis.exceptions.TimeoutError):
-        return AwayError(
-            f"redis.url: {name} does not answer (no answer in time); is it running?", "timeout"
-        )
-    if "CERTIFICATE_VERIFY_FAILED" in why:
-        return StartError(
-            f"redis.url: {name} shows a certificate that is not trusted ({why}); check "
-            "redis.tls_ca_file and the host's name"
-        )
-    hint = "is it running?"
-    strange = isinstance(error, redis.exceptions.InvalidResponse) or "closed by server" in why
-    if strange and not settings.redis.tls:
-        hint = "is it Redis, and does it expect TLS (rediss://)?"
-    return AwayError(f"redis.url: {name} does not answer ({why}); {hint}", kind_of(error))
-
-
-def _without_secret(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 async def serve(
@@ -305,20 +149,6 @@ async def serve(
     log.flush()
 
 
-async def preflight(settings: Settings) -> None:
-    """See that Redis can be used if it is there, before workers are started.
-
-    Raises:
-        StartError: it cannot.
-    """
-    try:
-        async with store(settings):
-            pass
-    except AwayError:
-        if settings.redis.wait_at_start_seconds == 0:
-            raise
-
-
 @asynccontextmanager
 async def running(
     settings: Settings, log: Log, listeners: Listeners, life: Life | None = None
@@ -356,7 +186,7 @@ async def running(
     synced = settings.sync.source is not None
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(telemetry.kept(partial(background.keep, "metrics")))
-        client = await stack.enter_async_context(_connected(settings, log, background))
+        client = await stack.enter_async_context(connected_client(settings, log, background))
         odd = Once(log, "unreadable_value")
         decisions = DecisionStore(
             client,
@@ -458,18 +288,18 @@ class _Start:
         """
         settings, client = self._settings, self._client
         try:
-            await _answers(client, settings)
-            await _check_eviction(client, settings, self._log)
+            await see_answer(client, settings)
+            await check_eviction(client, settings, self._log)
             await Registry(client, Keys(settings.redis.prefix)).first_start(
                 api_enabled=settings.api.enabled_at_first_start
             )
         except AwayError as error:
             self._away = error
         except redis.exceptions.NoPermissionError as error:
-            name = _without_secret(settings.redis.url)
+            name = without_secret(settings.redis.url)
             raise StartError(f"redis.username: has too few rights on {name} ({error})") from None
         except (redis.exceptions.RedisError, OSError, TimeoutError) as error:
-            problem = f"redis.url: {_without_secret(settings.redis.url)} can't be used ({error})"
+            problem = f"redis.url: {without_secret(settings.redis.url)} can't be used ({error})"
             self._away = AwayError(problem, kind_of(error))
         else:
             return True
@@ -548,35 +378,6 @@ async def _warm(decisions: DecisionStore, log: Log) -> None:
     skew = round(decisions.clock_offset_ms)
     if abs(skew) > SKEW_WARNING_MS:
         log.event("warning", "clock_skew", milliseconds=skew, followed="Redis's clock")
-
-
-async def _check_eviction(client: "Redis", settings: Settings, log: Log) -> None:
-    try:
-        found = await configurations(client, "maxmemory*")
-    except redis.exceptions.RedisError:
-        log.event("warning", "eviction_policy_unknown", hint="CONFIG GET is not allowed")
-        return
-    policy = next(filter(None, map(_evicting, found)), None)
-    if policy is None:
-        return
-    problem = (
-        f"redis: maxmemory-policy is {policy}, which can drop tokens when memory is short; "
-        "set it to noeviction (or redis.eviction_policy: warn)"
-    )
-    if settings.redis.eviction_policy == "refuse":
-        raise StartError(problem)
-    log.event("warning", "eviction_policy", policy=policy)
-
-
-def _evicting(configuration: Mapping[object, object]) -> str | None:
-    """The policy by which a server may drop keys, or None."""
-    texts = {_str(name): _str(value) for name, value in configuration.items()}
-    policy = texts.get("maxmemory-policy", "noeviction")
-    return None if policy == "noeviction" or texts.get("maxmemory", "0") == "0" else policy
-
-
-def _str(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 class _Readiness:

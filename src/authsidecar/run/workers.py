@@ -26,10 +26,11 @@ from authsidecar import __version__
 from authsidecar.config import ConfigError, Settings
 from authsidecar.observe.log import Bridge, Log
 from authsidecar.observe.metrics import shared
+from authsidecar.run.errors import StartError
 from authsidecar.run.life import Life, StoppedError, leave, run
 from authsidecar.run.notify_socket import NotifySocket
 from authsidecar.run.shared_memory import directory
-from authsidecar.run.sidecar import GRACE_S, StartError, running
+from authsidecar.run.sidecar import GRACE_S, running
 from authsidecar.serving.listeners import Listeners
 from authsidecar.serving.servers import choose
 
