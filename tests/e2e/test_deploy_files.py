@@ -173,10 +173,14 @@ async def test_without_a_sidecar_nobody_gets_in(it, http):
     assert it.backend.seen == []
 
 
+@pytest.mark.parametrize(
+    "running", [proxy for proxy in RECIPES if proxy is not Proxy.TRAEFIK], indirect=True
+)
 async def test_a_silent_sidecar_is_given_up(it, http):
-    """Nobody waits for it longer than two seconds, nor gets in; Traefik waits for 30."""
-    if it.proxy is Proxy.TRAEFIK:
-        pytest.skip("its time limit is fixed; the sidecar's own deadline is the remedy")
+    """Nobody waits for it longer than two seconds, nor gets in; Traefik waits for 30.
+
+    Its time limit is fixed; the sidecar's own deadline is the remedy (test_sidecar_down.py).
+    """
     it.authz.silent = True
     async with asyncio.timeout(4):
         async with http.get(f"{it.url}/api/v1/teams", headers=bearer()) as answer:
@@ -265,10 +269,9 @@ async def test_an_odd_spelling_is_refused_in_json(it):
         assert it.backend.seen[0].target == "/api/v1/teams"
 
 
+@pytest.mark.parametrize("running", [Proxy.NGINX], indirect=True)
 async def test_what_nginx_refuses_by_itself_is_json_too(it):
     """A client that reads codes need not know which of the two has refused."""
-    if it.proxy is not Proxy.NGINX:
-        pytest.skip("only nginx lets its own refusals be written")
     for method, target, line, expected in (
         ("TRACE", "/api/v1/teams", "A: b", (405, "method_not_allowed")),
         ("GET", f"/api/{'a' * 20_000}", "A: b", (414, "target_too_long")),
