@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -12,7 +13,7 @@ from redis.asyncio import Redis
 
 from authsidecar.config import load
 from authsidecar.coolify import status, triggers
-from authsidecar.coolify.source import HEAR_S, Source, SourceError
+from authsidecar.coolify.source import HEAR_S, Source, SourceError, View
 from authsidecar.coolify.sync import Follower, Options
 from authsidecar.decision.model import TokenId
 from authsidecar.store.keys import Keys
@@ -302,6 +303,35 @@ async def test_a_connection_that_falls_silent_delays_a_revocation_by_seconds(
             await eventually(lambda: gone(redis_client, 2), "the revocation")
             assert time.monotonic() - start < 10
         assert lines.all("sync_outage")
+
+
+async def test_silence_while_rows_are_read_is_given_up_as_soon(
+    coolify_db: Coolify,
+    postgres_server: PostgresProcess,
+    redis_client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some rows take some milliseconds here: nobody waits ten seconds for those of one bucket."""
+    async with silence(postgres_server.port) as between:
+        dsn = f"postgresql://postgres@127.0.0.1:{between.port}/{coolify_db.name}"
+        async with following(dsn, redis_client, interval_s=0.1):
+            await coolify_db.run("DELETE FROM personal_access_tokens WHERE id = 3")
+            await eventually(lambda: gone(redis_client, 3), "a round that has read rows")
+            read, fallen = View.rows, False
+
+            async def fall(self: View, *args: Any) -> Any:
+                nonlocal fallen
+                if not fallen:
+                    fallen = True
+                    between.fall()
+                return await read(self, *args)
+
+            monkeypatch.setattr(View, "rows", fall)
+            await coolify_db.run("DELETE FROM personal_access_tokens WHERE id = 2")
+            start = time.monotonic()
+            await eventually(lambda: gone(redis_client, 2), "the revocation")
+            assert fallen
+            assert time.monotonic() - start < 5
 
 
 async def test_another_connection_may_be_another_server(

@@ -37,12 +37,12 @@ CONNECT_S: Final = 5.0
 QUICK_S: Final = 2.0
 """How long a query may take that reads next to nothing, in seconds."""
 
-ROWS_S: Final = 10.0
-"""The same for the rows of some buckets."""
+ROWS_S: Final = (2.5, 10.0)
+"""The same for the rows of some buckets: ten times what they took last on this connection, but
+within these bounds; the upper one as long as nobody knows."""
 
 DIGESTS_S: Final = (5.0, 60.0)
-"""The same for the digests of a table: ten times what they took last, but within these bounds; the
-upper one as long as nobody knows."""
+"""The same for the digests of a table."""
 
 HEAR_S: Final = 2.0
 """How long a notification may take, in seconds."""
@@ -234,6 +234,24 @@ SELECT CASE WHEN pg_is_in_recovery() THEN NULL
 """
 
 
+def patience(bounds: tuple[float, float], last_s: float | None) -> float:
+    """How long a query may take that took this long last time, in seconds.
+
+    >>> patience((2.5, 10.0), None), patience((2.5, 10.0), 0.01), patience((2.5, 10.0), 0.5)
+    (10.0, 2.5, 5.0)
+    """
+    least, most = bounds
+    return most if last_s is None else min(most, max(least, 10 * last_s))
+
+
+@dataclass(slots=True)
+class Longest:
+    """The longest that one of a kind of queries took, in seconds; None if that is not known."""
+
+    digests_s: float | None = None
+    rows_s: float | None = None
+
+
 @dataclass(slots=True)
 class View:
     """The database at one instant.
@@ -244,9 +262,8 @@ class View:
             keeps it, emptying, dropping or restoring the table does not.
         absent: what stands for expressions that are not in this database.
         unowned: the tables and columns without which some owners are not known.
-        digests_s: the longest that the digests of a table took last time, in seconds; None if
-            that is not known.
-        longest_s: the same of this time.
+        last: the longest of its queries last time.
+        longest: the same of this time.
     """
 
     connection: Any = field(repr=False)
@@ -254,17 +271,17 @@ class View:
     tokens_file: str
     absent: Mapping[str, str]
     unowned: tuple[str, ...] = ()
-    digests_s: float | None = None
-    longest_s: float = 0.0
+    last: Longest = field(default_factory=Longest)
+    longest: Longest = field(default_factory=Longest)
 
     async def digests(self, table: Table) -> Mapping[int, str]:
         """The digest of every bucket that has rows."""
-        least, most = DIGESTS_S
-        known = self.digests_s
-        patience = most if known is None else min(most, max(least, 10 * known))
         start = time.monotonic()
-        rows = await self.connection.fetch(table.digests(self.absent), timeout=patience)
-        self.longest_s = max(self.longest_s, time.monotonic() - start)
+        rows = await self.connection.fetch(
+            table.digests(self.absent), timeout=patience(DIGESTS_S, self.last.digests_s)
+        )
+        took = time.monotonic() - start
+        self.longest.digests_s = max(self.longest.digests_s or 0.0, took)
         return {row["bucket"]: row["digest"] for row in rows}
 
     async def rows(self, table: Table, buckets: Sequence[int]) -> list[Mapping[str, Any]]:
@@ -272,9 +289,13 @@ class View:
         # The division truncates: bucket 0 reaches below zero.
         low = max((min(buckets) - 1) * BUCKET, -_BIGINT)
         high = min((max(buckets) + 1) * BUCKET, _BIGINT)
+        start = time.monotonic()
         found: list[Mapping[str, Any]] = await self.connection.fetch(
-            table.rows(self.absent), list(buckets), low, high, timeout=ROWS_S
+            table.rows(self.absent),
+            *(list(buckets), low, high),
+            timeout=patience(ROWS_S, self.last.rows_s),
         )
+        self.longest.rows_s = max(self.longest.rows_s or 0.0, time.monotonic() - start)
         return found
 
     async def settings(self) -> Mapping[str, Any] | None:
@@ -292,7 +313,7 @@ class Source:
 
     def __init__(self, connection: "asyncpg.Connection[Any]", listener: "Listener | None") -> None:
         self._connection: Any = connection
-        self._digests_s: float | None = None
+        self._last = Longest()
         self._listener = listener
 
     async def pg_snapshot(self) -> str | None:
@@ -341,10 +362,13 @@ class Source:
             whose = owners.reading(there) if owned else owners.NOTHING
             absent[OWNED] = whose.source
             view = View(
-                self._connection, pg_snapshot, tokens_file, absent, whose.missing, self._digests_s
+                self._connection, pg_snapshot, tokens_file, absent, whose.missing, self._last
             )
             yield view
-            self._digests_s = view.longest_s or self._digests_s
+            self._last = Longest(
+                view.longest.digests_s or self._last.digests_s,
+                view.longest.rows_s or self._last.rows_s,
+            )
 
     @asynccontextmanager
     async def _reading(self, isolation: str | None = None) -> AsyncIterator[None]:
