@@ -165,6 +165,41 @@ class Outcome(NamedTuple):
     record: TokenRecord | None = None
 
 
+def judge_held(
+    request: AccessRequest,
+    rules: Rules,
+    route: Route,
+    instance: Instance,
+    record: TokenRecord,
+    *,
+    now: UnixMs,
+) -> "Judged | None":
+    """What is known of a token's request before it is charged, by state that is held.
+
+    None: it is not authenticated, or an owner must be looked up; `authorize` decides those.
+    """
+    judged = _judged(request, rules, route, instance, record, now=now)
+    if judged.case is None or (rules.policy.team_isolation and named(route, request.path)):
+        return None
+    return judged
+
+
+def holds(judged: "Judged", now: UnixMs) -> bool:
+    """Whether what was judged by the same state before is judged the same now.
+
+    Args:
+        judged: of an authenticated request.
+        now: by Redis's clock.
+    """
+    assert judged.case is not None  # noqa: S101  # it is authenticated
+    record = judged.case.record
+    if record.expires_at is not None and now > record.expires_at:
+        return False
+    return not judged.timed or all(
+        refusal_now(restriction, now) is None for restriction in record.restrictions.values()
+    )
+
+
 async def authorize(request: AccessRequest, rules: Rules, store: Store) -> Outcome:
     """Decide one readable request. Never raises for anything that the client or Redis did."""
     found = find_route(rules.policy, request)
@@ -185,7 +220,7 @@ async def authorize(request: AccessRequest, rules: Rules, store: Store) -> Outco
                 found_out = await _isolated(judged, request, store)
                 judged = _rejudged(judged, found_out, request, rules)
             claim = Claim(judged.claim.counters) if last else judged.claim
-            charged = await store.charge(claim, repeat_key=_repeat_key(request))
+            charged = await store.charge(claim, repeat_key=repeat_key(request))
             if isinstance(charged, Stale):
                 continue
             judgement = judged.judgement
@@ -193,13 +228,15 @@ async def authorize(request: AccessRequest, rules: Rules, store: Store) -> Outco
                 store.refused_address(claim.counters[0].tag, charged.quotas[0].reset_at)
             elif charged.admitted and rules.policy.team_isolation:
                 judgement = await _isolated(judged, request, store)
-            return _outcome(judgement, charged, found, judged.case and judged.case.record)
+            return conclude(judgement, charged, found, judged.case and judged.case.record)
     except StoreError as error:
-        return _unavailable(error, found, rules, store.now())
+        return conclude_unavailable(error, found, rules, store.now())
     raise AssertionError("the last attempt proves nothing, so nothing of it is stale")
 
 
-def _unavailable(error: StoreError, found: Route | Judgement, rules: Rules, now: UnixMs) -> Outcome:
+def conclude_unavailable(
+    error: StoreError, found: Route | Judgement, rules: Rules, now: UnixMs
+) -> Outcome:
     """The answer where Redis gives none, or knows nothing yet."""
     why = "sync: not complete yet" if error.kind == UNSYNCED else f"redis: {error.kind}"
     if isinstance(found, Route):
@@ -216,12 +253,12 @@ async def _without_token(
     counters = _of_address(judgement.bucket, request, rules)
     if not counters:
         return Outcome(judgement.verdict, store.now())
-    charged = await store.charge(Claim(counters), repeat_key=_repeat_key(request))
+    charged = await store.charge(Claim(counters), repeat_key=repeat_key(request))
     assert isinstance(charged, Charged)  # noqa: S101  # nothing was to be proven
-    return _outcome(judgement, charged, None, None)
+    return conclude(judgement, charged, None, None)
 
 
-class _Judged(NamedTuple):
+class Judged(NamedTuple):
     """What is known of a request before it is charged.
 
     Attributes:
@@ -247,28 +284,28 @@ def _judged(
     record: TokenRecord | None,
     *,
     now: UnixMs,
-) -> _Judged:
+) -> Judged:
     known = identify(request, route, instance, record, now)
     if isinstance(known, TokenRecord):
         settled = _settled(rules, request.client, route, instance, known)
         return _rejudged_at(now, settled, request, rules) if settled.timed else settled
-    return _Judged(known, Claim(_of_address(known.bucket, request, rules), instance, record), None)
+    return Judged(known, Claim(_of_address(known.bucket, request, rules), instance, record), None)
 
 
 @lru_cache(maxsize=8192)
 def _settled(
     rules: Rules, client: Address, route: Route, instance: Instance, record: TokenRecord
-) -> _Judged:
+) -> Judged:
     """An authenticated request: the same for the same snapshots, none of which ever changes."""
     case = Case(rules.policy, client, route, instance, record)
     judgement = judge(case)
     counters = charges.of_principal(record, client, rules.limits, rules.ipv6_prefix)
     own = charges.of_restriction(record) if isinstance(judgement.verdict, Allow) else ()
     timed = any(map(depends_on_time, record.restrictions.values()))
-    return _Judged(judgement, Claim(counters + own, instance, record), case, timed, bool(own))
+    return Judged(judgement, Claim(counters + own, instance, record), case, timed, bool(own))
 
 
-def _rejudged_at(now: UnixMs, judged: _Judged, request: AccessRequest, rules: Rules) -> _Judged:
+def _rejudged_at(now: UnixMs, judged: Judged, request: AccessRequest, rules: Rules) -> Judged:
     """The same at this time: outside its hours, a restriction refuses what it admits in them."""
     assert judged.case is not None  # noqa: S101  # it is timed
     for restriction in judged.case.record.restrictions.values():
@@ -277,16 +314,14 @@ def _rejudged_at(now: UnixMs, judged: _Judged, request: AccessRequest, rules: Ru
     return judged
 
 
-def _rejudged(
-    judged: _Judged, judgement: Judgement, request: AccessRequest, rules: Rules
-) -> _Judged:
+def _rejudged(judged: Judged, judgement: Judgement, request: AccessRequest, rules: Rules) -> Judged:
     """The same with another judgement; one that refuses costs what a refusal costs."""
     if judgement is judged.judgement or isinstance(judgement.verdict, Allow):
         return judged
     claim = judged.claim
     assert claim.record is not None  # noqa: S101  # it has a case
     counters = charges.of_principal(claim.record, request.client, rules.limits, rules.ipv6_prefix)
-    return _Judged(judgement, Claim(counters, claim.instance, claim.record), judged.case)
+    return Judged(judgement, Claim(counters, claim.instance, claim.record), judged.case)
 
 
 def _of_address(bucket: str | None, request: AccessRequest, rules: Rules) -> tuple[Charge, ...]:
@@ -296,7 +331,7 @@ def _of_address(bucket: str | None, request: AccessRequest, rules: Rules) -> tup
     return charges.of_address(bucket, request.client, rules.limits, rules.ipv6_prefix)
 
 
-async def _isolated(judged: _Judged, request: AccessRequest, store: Store) -> Judgement:
+async def _isolated(judged: Judged, request: AccessRequest, store: Store) -> Judgement:
     """The judgement when the team of what the path names is looked at too.
 
     Last of all, so that nobody who is refused anyway costs a trip for it.
@@ -335,9 +370,17 @@ def _paced(now: UnixMs, route: Route) -> Outcome:
     return Outcome(denial, now, (quota,), route.template)
 
 
-def _outcome(
+def conclude(
     judgement: Judgement, charged: Charged, route: Route | None, record: TokenRecord | None
 ) -> Outcome:
+    """The outcome of what was judged, once it is charged.
+
+    Args:
+        judgement: the verdict unless a counter has no room.
+        charged: what the store answered.
+        route: what matched, or None.
+        record: the authenticated token, or None.
+    """
     template = route.template if route else None
     quotas = charged.quotas
     if record is not None and record.restrictions:
@@ -355,7 +398,7 @@ def _no_room(full: tuple[tuple[str, Limit], ...]) -> Deny:
     return Deny(RATE_LIMITED, f"no room in {counters}")
 
 
-def _repeat_key(request: AccessRequest) -> bytes | None:
+def repeat_key(request: AccessRequest) -> bytes | None:
     """What makes a subrequest a repeat: id, token, method and target, all the same."""
     if request.request_id is None:
         return None

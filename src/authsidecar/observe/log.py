@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -51,8 +52,11 @@ class Log:
             level: events below it are dropped.
             stream: where to, at once, which must never block; else standard error by a thread.
             colours: whether lines for people are coloured.
+
+        `json` is the first of these, for whoever renders lines alike in advance.
         """
-        self._json = json_lines
+        self.json = json_lines
+        self._second = (-1, "")
         self._threshold = _LEVELS[level]
         self._colours = colours
         self._stream, self._writer = stream, None
@@ -77,6 +81,19 @@ class Log:
         elif writer.room(urgent=level in _URGENT):  # a line without room is not rendered either
             writer.put(self._rendered(level, event, fields))
 
+    def json_line(self, render: Callable[..., str], *values: object) -> None:
+        """Have a line of JSON written whatever the threshold, if `json` is true.
+
+        Args:
+            render: makes it, but for the time that it begins with; not called without room.
+            values: what it is called with.
+        """
+        writer = self._writer
+        if writer is None:
+            self._write_here(f'{{"time": "{self._now()}", {render(*values)}')
+        elif writer.room(urgent=False):
+            writer.put(f'{{"time": "{self._now()}", {render(*values)}')
+
     def flush(self) -> None:
         """Wait until all is written, for a second at most: for the end of a process."""
         if self._writer is not None:
@@ -92,15 +109,25 @@ class Log:
         return self._rendered("warning", "log_lines_dropped", {"count": count})
 
     def _rendered(self, level: str, event: str, fields: Mapping[str, object]) -> str:
-        time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        if self._json:
-            return json.dumps({"time": time, "level": level, "event": event, **fields})
-        return self._for_people(time, level, event, fields)
+        now = self._now()
+        if self.json:
+            return json.dumps({"time": now, "level": level, "event": event, **fields})
+        return self._for_people(now, level, event, fields)
 
-    def _for_people(self, time: str, level: str, event: str, fields: Mapping[str, object]) -> str:
+    def _now(self) -> str:
+        """The time in UTC, to the millisecond; what is the same for a second is made once."""
+        now = time.time()
+        second, text = self._second
+        if int(now) != second:
+            second = int(now)
+            text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+            self._second = second, text
+        return f"{text}.{int((now - second) * 1000):03d}Z"
+
+    def _for_people(self, now: str, level: str, event: str, fields: Mapping[str, object]) -> str:
         words = [f"{key}={value}" for key, value in fields.items() if value is not None]
         mark = str(fields.get("outcome", level))
-        line = f"{time[11:23]} {level:7} {event} {' '.join(words)}"
+        line = f"{now[11:23]} {level:7} {event} {' '.join(words)}"
         if self._colours and mark in _COLOURS:
             return f"{_COLOURS[mark]}{line}\x1b[0m"
         return line

@@ -7,7 +7,6 @@ proxy's request id only what has the form of one.
 
 import asyncio
 import os
-import re
 import struct
 import time
 from bisect import bisect_left
@@ -21,9 +20,19 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from authsidecar import __version__
 from authsidecar.decision.authorize import Outcome
-from authsidecar.decision.model import AccessRequest, Address, Allow, Deny, Kind, Proxy, Verdict
+from authsidecar.decision.model import (
+    AccessRequest,
+    Address,
+    Allow,
+    Deny,
+    Kind,
+    Proxy,
+    TokenRecord,
+    Verdict,
+)
 from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER
 from authsidecar.observe.batch_histogram import BatchHistogram
+from authsidecar.observe.decision_line import DecisionLine, decided
 from authsidecar.observe.log import Log
 from authsidecar.observe.log_pace import LogPace
 from authsidecar.observe.process import Process
@@ -54,10 +63,6 @@ READINGS: Final = 20
 
 Keep = Callable[[Callable[[], Coroutine[Any, Any, None]]], Coroutine[Any, Any, None]]
 """Does a task's work, and sees to it that it goes on."""
-
-_REQUEST_ID: Final = re.compile(r"[0-9A-Fa-f-]{16,64}")
-"""Hexadecimal or a UUID, as the four proxies make them. Anything else may be what a client put
-there behind a proxy that does not overwrite it, a token for example, and is not written."""
 
 Decisions = Literal["all", "denied", "none"]
 
@@ -336,15 +341,68 @@ class Telemetry:
         self._count_one(proxy, verdict, seconds)
         if not self._tells(verdict):
             return
-        fields = partial(_decision, proxy, outcome, decision_id, request, seconds)
+        line = DecisionLine(
+            verdict,
+            proxy=proxy,
+            method=request.method,
+            route=outcome.route,
+            client=request.client,
+            record=outcome.record,
+        )
         if (
             outcome.record is None
             and isinstance(verdict, Deny)
             and verdict.reason.kind is Kind.RATE_LIMITED
         ):
+            fields = partial(line.fields, decision_id, request.request_id, seconds)
             self._refusals.line(_network(request.client), fields)
         else:
-            self._line(fields())
+            self._write(line, decision_id, request.request_id, seconds)
+
+    def line_of_admissions(
+        self, access: AccessRequest, route: str, record: TokenRecord
+    ) -> DecisionLine | None:
+        """What `admitted` takes for requests of one kind; None: they get no line.
+
+        Args:
+            access: one of these requests.
+            route: the template that they match.
+            record: their token.
+        """
+        if self._decisions != "all":
+            return None
+        return DecisionLine(
+            Allow(None),
+            proxy=access.proxy,
+            method=access.method,
+            route=route,
+            client=access.client,
+            record=record,
+        )
+
+    def admitted(
+        self,
+        proxy: Proxy,
+        line: DecisionLine | None,
+        decision_id: str,
+        request_id: str | None,
+        seconds: float,
+    ) -> None:
+        """Count and log one admission that is not near a limit, as `decided` does.
+
+        Args:
+            proxy: the endpoint that was asked.
+            line: from `line_of_admissions`.
+            decision_id: names the decision.
+            request_id: the proxy's id of the request, or None.
+            seconds: how long it took.
+        """
+        tally = self._tallies.get((proxy, "none"))
+        if tally is None:
+            tally = self._tally(proxy, "allow", "none")
+        tally.add(seconds)
+        if line is not None:
+            self._write(line, decision_id, request_id, seconds)
 
     def unreadable(self, proxy: Proxy | None, deny: Deny, decision_id: str, peer: str) -> None:
         """Count and log a request that was refused before it could be read.
@@ -402,13 +460,25 @@ class Telemetry:
         tally = self._tallies.get((proxy, reason))
         if tally is None:
             outcome = "allow" if isinstance(verdict, Allow) else "deny"
-            asked = "none" if proxy is None else proxy.value
-            tally = _Tally(
-                self._count.labels(asked, outcome, reason),
-                self._seconds.labels(asked, outcome),
-            )
-            self._tallies[proxy, reason] = tally
+            tally = self._tally(proxy, outcome, reason)
         tally.add(seconds)
+
+    def _tally(self, proxy: Proxy | None, outcome: str, reason: str) -> _Tally:
+        """A new tally of decisions of one kind."""
+        asked = "none" if proxy is None else proxy.value
+        tally = _Tally(
+            self._count.labels(asked, outcome, reason), self._seconds.labels(asked, outcome)
+        )
+        self._tallies[proxy, reason] = tally
+        return tally
+
+    def _write(
+        self, line: DecisionLine, decision_id: str, request_id: str | None, seconds: float
+    ) -> None:
+        if self._log.json:
+            self._log.json_line(line.text, decision_id, request_id, seconds)
+        else:
+            self._line(line.fields(decision_id, request_id, seconds))
 
     def _line(self, fields: Mapping[str, object]) -> None:
         self._log.line("info", "decision", fields)
@@ -420,47 +490,11 @@ class Telemetry:
         )
 
 
-def _decision(
-    proxy: Proxy, outcome: Outcome, decision_id: str, request: AccessRequest, seconds: float
-) -> dict[str, object]:
-    """The fields of a readable request's line."""
-    record = outcome.record
-    return {
-        **_told(proxy, outcome.verdict, decision_id),
-        "method": request.method,
-        "route": outcome.route,
-        "client": str(request.client),
-        "request_id": _plain(request.request_id),
-        "user": record.user if record else None,
-        "team": record.team if record else None,
-        "token": record.token if record else None,
-        "ms": round(seconds * 1000, 3),
-    }
-
-
 def _unreadable(proxy: Proxy | None, deny: Deny, decision_id: str, peer: str) -> dict[str, object]:
     """The fields of the line of a request that could not be read."""
-    return {**_told(proxy, deny, decision_id), "peer": peer}
+    return {"decision_id": decision_id, **decided(proxy, deny), "peer": peer}
 
 
 def _network(client: Address) -> bytes:
     """What has a pace of its own: an IPv4 address, or the 64 bits that one IPv6 host has."""
     return client.packed[:8]
-
-
-def _plain(request_id: str | None) -> str | None:
-    """The proxy's id of a request as it may be written, or None."""
-    return request_id if request_id and _REQUEST_ID.fullmatch(request_id) else None
-
-
-def _told(proxy: Proxy | None, verdict: Verdict, decision_id: str) -> dict[str, object]:
-    """The fields that every decision's line begins with."""
-    deny = verdict if isinstance(verdict, Deny) else None
-    return {
-        "decision_id": decision_id,
-        "proxy": None if proxy is None else proxy.value,
-        "outcome": "allow" if deny is None else "deny",
-        "status": 200 if deny is None else deny.reason.status,
-        "code": None if deny is None else deny.reason.code,
-        "detail": None if deny is None else deny.detail,
-    }

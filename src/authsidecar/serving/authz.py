@@ -8,7 +8,8 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeGuard
+from functools import partial
+from typing import Final, TypeGuard
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
@@ -27,12 +28,14 @@ from authsidecar.observe.metrics import Telemetry
 from authsidecar.serving.connection_limits import ConnectionLimits
 from authsidecar.serving.doctor_probe import offered
 from authsidecar.serving.encoding import DecisionIds
+from authsidecar.serving.memo import Look, Memo
 from authsidecar.serving.servers import Connections, Server
 from authsidecar.serving.subrequest import (
     RequestTimeoutError,
     Subrequest,
     TooManyHeadersError,
 )
+from authsidecar.serving.warm_path import WarmPath
 from authsidecar.serving.witness import Witness, identify_doctor, is_probe
 from authsidecar.store.last_used import LastUses
 
@@ -73,6 +76,7 @@ class AuthzServer:
         report_only: bool = False,
         uses: LastUses | None = None,
         expiry_ms: int = 0,
+        remembers: bool = True,
     ) -> None:
         """Nothing is listened on yet.
 
@@ -89,6 +93,7 @@ class AuthzServer:
             expiry_ms: how long before its expiry a token is said to expire, in milliseconds.
             uses: told of every request that a token authenticated.
             witness: asked of a request without a readable token: is it a doctor's probe?
+            remembers: whether what follows from a subrequest's bytes is kept for the next one.
         """
         self._switch = switch
         self._rules = rules
@@ -103,22 +108,36 @@ class AuthzServer:
         self._expiry_ms = expiry_ms
         self._peers: dict[str, bool] = {}
         self._decision_ids = DecisionIds(secrets.token_bytes(5))
+        self._memo = Memo() if remembers else None
+        self._warm = WarmPath(
+            rules,
+            telemetry,
+            self._decision_ids,
+            uses=uses,
+            expiry_ms=expiry_ms,
+            plain=self._decide,
+            finish=self._finish,
+        )
+        self._warm.use(store)
 
     def use(self, store: Store) -> None:
         """Decide by this store from now on."""
         self._store = store
+        self._warm.use(store)
 
     def connections(
         self, limits: ConnectionLimits = DEFAULT_LIMITS, server: Server = "fast"
     ) -> Connections:
         """The connections that this answers on, to be listened with."""
-        made: type[Any]
+        made: Callable[..., Connections]
         if server == "fast":  # imported late: a new aiohttp may not have what it stands on
-            from authsidecar.serving.connection import Connections as made  # noqa: N813, PLC0415
+            from authsidecar.serving.connection import Connections as Quick  # noqa: PLC0415
+
+            made = partial(Quick, memo=self._memo, recall=self._warm.answer)
         else:
-            from authsidecar.serving.aiohttp_server import (  # noqa: PLC0415
-                AiohttpConnections as made,  # noqa: N813
-            )
+            from authsidecar.serving.aiohttp_server import AiohttpConnections  # noqa: PLC0415
+
+            made = AiohttpConnections
         connections: Connections = made(
             self.answer,
             self._unreadable,
@@ -151,14 +170,50 @@ class AuthzServer:
             line = endpoint.line(asked.method, asked.target)
             access = read(fields, proxy, self._trusted_hops, line)
             if _is_plain(access, endpoint):
+                if asked.look is not None:
+                    self._learn(asked, asked.look, endpoint, fields, access)
                 outcome = await authorize(access, self._rules, self._store)
             else:
                 outcome = await self._authorize(endpoint, asked, fields, access)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # unclear means refused
             outcome = Outcome(self._defect(error), self._store.now())
+        return self._finish(endpoint, access, outcome, asked.peer, start)
+
+    async def _decide(
+        self, endpoint: Endpoint, access: AccessRequest, peer: str, start: float
+    ) -> Reply:
+        """Answer one subrequest that was read already: authorize, observe, render."""
+        try:
+            outcome = await authorize(access, self._rules, self._store)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # unclear means refused
+            outcome = Outcome(self._defect(error), self._store.now())
+        return self._finish(endpoint, access, outcome, peer, start)
+
+    def _finish(
+        self,
+        endpoint: Endpoint,
+        access: AccessRequest | Deny,
+        outcome: Outcome,
+        peer: str,
+        start: float,
+    ) -> Reply:
+        """Observe and render what was decided."""
         decision_id = self._decision_ids()
-        self._observe(endpoint, access, outcome, decision_id, asked.peer, start=start)
+        self._observe(endpoint, access, outcome, decision_id, peer, start=start)
         return self._render(endpoint, access, outcome, decision_id, report_only=self._report_only)
+
+    def _learn(
+        self,
+        asked: Subrequest,
+        look: Look,
+        endpoint: Endpoint,
+        fields: Fields,
+        access: AccessRequest,
+    ) -> None:
+        """Remember what was read, unless an id was cut out that is not the only one."""
+        cut = [] if look.request_id is None else [look.request_id.encode("ascii")]
+        if self._memo is not None and fields.request_id == cut:
+            self._memo.learn(look, endpoint, access, asked.target)
 
     def _unwelcome(self, endpoint: Endpoint, asked: Subrequest) -> Deny | None:
         """Why nothing of a subrequest is looked at, or None."""

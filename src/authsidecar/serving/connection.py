@@ -22,6 +22,7 @@ from authsidecar.decision.proxies.replies import Reply
 from authsidecar.serving.connection_limits import ConnectionLimits, Room
 from authsidecar.serving.encoding import encoded
 from authsidecar.serving.lingering_close import Lingerers, Lingering
+from authsidecar.serving.memo import Look, Memo, Remembered
 from authsidecar.serving.subrequest import (
     MAX_FIELD_BYTES,
     MAX_HEADERS,
@@ -50,6 +51,9 @@ SHARE_BYTES: Final = 4096
 
 _LONG_HEAD_SHARES: Final = 16
 
+Recall = Callable[[Remembered, str | None, "Connection"], Coroutine[Any, Any, Reply] | None]
+"""Answers a request that is remembered, with the proxy's id of it: itself, or by a coroutine."""
+
 SHARE_REQUESTS: Final = 4
 """How many requests of one connection are answered in one tick: then others have their turn. No
 proxy sends a request before it has the answer to the one before."""
@@ -73,6 +77,8 @@ class Connections:
         refuse_stranger: RefuseUntrusted = lambda _start, _peer: Reply(403, ""),
         limits: ConnectionLimits = _DEFAULTS,
         dropped: Dropped = lambda _cause, _peer: None,
+        memo: Memo | None = None,
+        recall: Recall | None = None,
     ) -> None:
         """Nothing is listened on yet.
 
@@ -85,8 +91,12 @@ class Connections:
             limits: how many connections there may be, and how long a request may take.
             dropped: told of connections that are closed because there are too many, or because
                 a request does not come.
+            memo: looked at before a request is parsed; None: each is parsed.
+            recall: answers what the memo remembers.
         """
         self.answer = answer
+        self.memo = memo if recall is not None else None
+        self.recall = recall
         self.refuse = refuse
         self.fail = fail
         self.trusts = trusts
@@ -202,8 +212,10 @@ class Connection(BaseProtocol):
         """
         super().__init__(loop)
         self._connections = connections
-        self._requests: deque[tuple[RawRequestMessage, bool] | HttpProcessingError] = deque()
-        self._answering: RawRequestMessage | None = None
+        self._requests: deque[tuple[RawRequestMessage, bool, Look | None] | HttpProcessingError] = (
+            deque()
+        )
+        self._answering: RawRequestMessage | Remembered | None = None
         self._ending = False
         self._active_at = 0.0
         self._begun = b""
@@ -266,8 +278,40 @@ class Connection(BaseProtocol):
             self._unparsed += data
             self._parse_shares()
         else:
-            self._parse(data)
+            look = self._look(data)
+            if look is not None and look.found is not None:
+                self._recall(look.found, look.request_id)
+                return
+            self._parse(data, look)
         self._go_on()
+
+    def _look(self, data: bytes) -> Look | None:
+        """What is remembered of a request that nothing is before; None: it must be parsed."""
+        connections = self._connections
+        if (
+            connections.memo is None
+            or self._answering is not None
+            or self._requests
+            or self._paused
+            or self._waits is connections.arriving
+        ):
+            return None
+        return connections.memo.look(data)
+
+    def _recall(self, found: Remembered, request_id: str | None) -> None:
+        """Answer a request that is remembered: nothing of it is parsed."""
+        if self._waits is not None:
+            self._wait(None)
+        self._answering = found
+        recall = self._connections.recall
+        assert recall is not None  # noqa: S101  # there is a memo
+        try:
+            answer = recall(found, request_id, self)
+        except Exception as error:  # noqa: BLE001  # whatever it is, the peer waits
+            self._failed(error)
+        else:
+            if answer is not None:
+                self.run(answer)
 
     def _parse_shares(self) -> None:
         """Parse some of what arrived; not before all that was parsed is answered.
@@ -286,7 +330,7 @@ class Connection(BaseProtocol):
             self._linger = True
             self._unparsed = b""
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes, look: Look | None = None) -> None:
         parser = self._parser
         if parser is None:
             return
@@ -301,7 +345,9 @@ class Connection(BaseProtocol):
             message, payload = messages[0]
             if payload is EMPTY_PAYLOAD and not message.should_close and not message.upgrade:
                 # As nearly always: one request, and nothing else.
-                self._requests.append((message, False))
+                if message.method == "HEAD" or message.version != HttpVersion11:
+                    look = None  # its answer has another form
+                self._requests.append((message, False, look))
                 if self._waits is not None:
                     self._begun, self._lines = b"", 0
                     self._wait(None)
@@ -403,7 +449,7 @@ class Connection(BaseProtocol):
     def _take(self, messages: Any) -> None:
         for message, payload in messages:
             body = payload is not EMPTY_PAYLOAD
-            self._requests.append((message, body))
+            self._requests.append((message, body, None))
             if body or message.should_close:
                 self._ending = True
                 self._linger = body
@@ -419,19 +465,12 @@ class Connection(BaseProtocol):
             if isinstance(request, HttpProcessingError):
                 self._refused(request)
                 return
-            message, body = request
+            message, body, look = request
             self._answering = message
-            coroutine = self._connections.answer(
-                Subrequest(message.method, message.path, message.raw_headers, body, self.peer)
+            method, target, headers = message.method, message.path, message.raw_headers
+            self.run(
+                self._connections.answer(Subrequest(method, target, headers, body, self.peer, look))
             )
-            try:
-                awaited = coroutine.send(None)
-            except StopIteration as answer:
-                self._answered(answer.value)
-            except BaseException as error:  # noqa: BLE001  # whatever it is, the peer waits
-                self._failed(error)
-            else:
-                _Waiting(coroutine, self).on(awaited)
         if requests or self._unparsed:  # whoever sends faster than it reads must wait
             if not self._buffer_paused:
                 self._pause_reading_for_buffer()
@@ -440,6 +479,17 @@ class Connection(BaseProtocol):
                 self._loop.call_soon(self._next_turn)
         elif self._buffer_paused:
             self._resume_reading_for_buffer()
+
+    def run(self, answer: Coroutine[Any, Any, Reply]) -> None:
+        """Answer by this, now or when what it waits for is there."""
+        try:
+            awaited = answer.send(None)
+        except StopIteration as answered:
+            self._answered(answered.value)
+        except BaseException as error:  # noqa: BLE001  # whatever it is, the peer waits
+            self._failed(error)
+        else:
+            _Waiting(answer, self).on(awaited)
 
     def _next_turn(self) -> None:
         self._turn_due = False
@@ -465,7 +515,7 @@ class Connection(BaseProtocol):
             self.abort()
             raise error
         try:
-            target = "" if self._answering is None else self._answering.path
+            target = "" if self._answering is None else self._answering.path  # of either
             self._answered(self._connections.fail(error, self.peer, target))
         except Exception:
             self.abort()
@@ -482,7 +532,11 @@ class Connection(BaseProtocol):
         message = self._answering
         self._answering = None
         assert message is not None  # noqa: S101  # it is what was just answered
-        self._write(reply, head=message.method == "HEAD", announce=message.version < HttpVersion11)
+        if isinstance(message, Remembered):
+            self._write(reply, head=False)
+        else:
+            announce = message.version < HttpVersion11
+            self._write(reply, head=message.method == "HEAD", announce=announce)
 
     def _write(self, reply: Reply, *, head: bool, announce: bool = False) -> None:
         """Have an answer sent.

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
 
 from authsidecar.decision.proxies.replies import Reply
+from authsidecar.serving.memo import Look
 
 MAX_FIELD_BYTES: Final = 32 * 1024
 MAX_HEADERS: Final = 200
@@ -36,6 +37,7 @@ class Subrequest(NamedTuple):
         headers: names and values in order.
         body: whether one was declared.
         peer: the caller's address; empty for a unix socket, "?" for one that is gone already.
+        look: what was known of its bytes; None: they are not to be remembered.
     """
 
     method: str
@@ -43,6 +45,7 @@ class Subrequest(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...]
     body: bool
     peer: str
+    look: Look | None = None
 
 
 Answer = Callable[[Subrequest], Coroutine[Any, Any, Reply]]

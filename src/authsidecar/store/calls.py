@@ -78,7 +78,26 @@ class Part(NamedTuple):
         return cls(keys[0], len(keys), len(args), bulk(*keys), bulk(*args))
 
 
-Waiting = tuple["asyncio.Future[Result]", Part]
+class Waiter(Protocol):
+    """Who waits for the answer to a part: a future, or what has these parts of one."""
+
+    def done(self) -> bool:
+        """Whether it waits no more."""
+
+    def cancel(self) -> object:
+        """Nobody will answer."""
+
+    def set_result(self, result: Result, /) -> None:
+        """The answer; it must not raise."""
+
+    def set_exception(self, error: Exception, /) -> None:
+        """Why there is none; it must not raise."""
+
+    def exception(self) -> BaseException | None:
+        """Take note of the error: who waited may be gone."""
+
+
+Waiting = tuple[Waiter, Part]
 """A request whose part is not answered yet."""
 
 
@@ -155,13 +174,22 @@ class ChargeCalls:
             part: its part of the call.
         """
         future: asyncio.Future[Result] = self._loop.create_future()
+        self.enqueue(future, part)
+        return future
+
+    def enqueue(self, waiter: Waiter, part: Part) -> None:
+        """Have one request's answer given to who waits for it.
+
+        Args:
+            waiter: gets the answer, or a StoreError, within the call that brought it.
+            part: its part of the call.
+        """
         if self._tick != self._deadlines.tick:
             self._begin_tick()
-        self._waiting.append((future, part))
+        self._waiting.append((waiter, part))
         if not self._woken and self._may_call():
             self._woken = True
             self._loop.call_soon(self._wake)
-        return future
 
     async def close(self) -> None:
         """End what waits and what is under way."""

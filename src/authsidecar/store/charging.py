@@ -7,7 +7,7 @@ from typing import Final
 from authsidecar.decision.authorize import STALE, Charged, Claim, Stale
 from authsidecar.decision.model import Quota
 from authsidecar.decision.ratelimit.charges import Charge, slot_of_user
-from authsidecar.store.calls import ChargeCalls, Part, Result
+from authsidecar.store.calls import ChargeCalls, Part, Result, Waiter, bulk
 from authsidecar.store.clock import RedisClock
 from authsidecar.store.cluster_calls import ClusterCalls
 from authsidecar.store.keys import Keys
@@ -53,7 +53,50 @@ class Charging:
         self._refusals = Refusals()
         # A claim is the same object as long as nothing that it was made of has changed.
         self._remembered = lru_cache(PACKED)(self._plain)
+        self._repeatable = lru_cache(PACKED)(self._pieces)
         self._slots = lru_cache(PACKED)(_by_slot)
+
+    @property
+    def in_one_call(self) -> bool:
+        """Whether one call charges a claim, so that `begin` may be used."""
+        return not self._clustered
+
+    def begin(self, claim: Claim, repeat_key: bytes | None, waiter: Waiter) -> Charged | None:
+        """Charge a claim of an authenticated request without waiting.
+
+        Args:
+            claim: what is to be charged.
+            repeat_key: identifies a client request that the proxy may ask about again.
+            waiter: gets the result, to be given to `read`; a StoreError if there is none.
+
+        Returns:
+            The answer, if it is known without asking; then the waiter gets nothing.
+        """
+        if not claim.counters:
+            repeat_key = None  # nothing is counted
+        if repeat_key is None and (quota := self._standing(claim)) is not None:
+            return Charged(False, (quota,), self._clock.now())
+        assert isinstance(self._calls, ChargeCalls)  # noqa: S101  # `in_one_call`
+        self._calls.enqueue(waiter, self.part(claim, repeat_key, peek=False))
+        return None
+
+    def admitted(self, claim: Claim, result: Result) -> bool:
+        """Whether a result admits its claim; if not, `read` says what it is instead."""
+        now, numbers = result
+        if numbers[0] == _STATUS_STALE or numbers[0] == _STATUS_REFUSED:
+            return False
+        self._clock.set(now)
+        if self._refusals:
+            self._forget_refusals(claim.counters)
+        return True
+
+    def read(self, claim: Claim, result: Result) -> Charged | Stale:
+        """What a result says of its claim."""
+        read = self._read(claim, result)
+        if read is None:
+            return STALE
+        status, quotas, now = read
+        return Charged(status != _STATUS_REFUSED, quotas, now)
 
     async def charge(
         self, claim: Claim, *, repeat_key: bytes | None, peek: bool = False
@@ -71,11 +114,7 @@ class Charging:
         if not claim.counters and claim.instance is None and claim.record is None:
             return Charged(True, (), self._clock.now())
         part = self.part(claim, repeat_key, peek=peek)
-        read = self._read(claim, await self._calls.charge(part))
-        if read is None:
-            return STALE
-        status, quotas, now = read
-        return Charged(status != _STATUS_REFUSED, quotas, now)
+        return self.read(claim, await self._calls.charge(part))
 
     async def _charge_slots(
         self, claim: Claim, repeat_key: bytes | None, *, peek: bool
@@ -138,26 +177,47 @@ class Charging:
         return None
 
     def part(self, claim: Claim, repeat_key: bytes | None, *, peek: bool) -> Part:
-        """A claim's part of a script call; that of a plain charge of a token is packed once."""
-        if peek or repeat_key is not None:
-            return self._packed(claim, repeat_key, "peek" if peek else "charge")
+        """A claim's part of a script call; that of a charge of a token is packed once."""
+        if peek:
+            return self._packed(claim, repeat_key, "peek")
         # The claims of refused strangers come once each, and would push out all others.
-        return self._plain(claim) if claim.record is None else self._remembered(claim)
+        if claim.record is None:
+            return self._packed(claim, repeat_key, "charge")
+        if repeat_key is None:
+            return self._remembered(claim)
+        home, before, after = self._repeatable(claim)
+        marker = bulk(self._keys.repeat(home, repeat_key))
+        return after._replace(packed_keys=before + marker + after.packed_keys)
 
     def _plain(self, claim: Claim) -> Part:
         return self._packed(claim, None, "charge")
 
+    def _pieces(self, claim: Claim) -> tuple[str, bytes, Part]:
+        """A token's claim with a repeat key left out: its slot, the KEYS before it, the rest."""
+        assert claim.record is not None  # noqa: S101  # it is a token's
+        whole = self._packed(claim, b"", "charge")
+        before = bulk(*self._proofs(claim)[0])
+        marker = bulk(self._keys.repeat(slot_of_user(claim.record.user), b""))
+        after = whole.packed_keys[len(before) + len(marker) :]
+        return slot_of_user(claim.record.user), before, whole._replace(packed_keys=after)
+
+    def _proofs(self, claim: Claim) -> tuple[list[str], list[bytes]]:
+        """The keys of what proves that a claim's state is current, and what they should hold."""
+        keys: list[str] = []
+        nonces: list[bytes] = []
+        if claim.instance is not None:
+            keys.append(self._keys.instance_nonce)
+            nonces.append(claim.instance.nonce)
+        if claim.record is not None:
+            keys.append(self._keys.user_nonce(claim.record.user))
+            nonces.append(claim.record.nonce)
+        return keys, nonces
+
     def _packed(self, claim: Claim, repeat_key: bytes | None, mode: str) -> Part:
         """KEYS and ARGV in the order that charge.lua reads."""
-        names, instance, record, counters = self._keys, claim.instance, claim.record, claim.counters
-        keys: list[str] = []
-        args: list[str | bytes | int] = [(instance is not None) + (record is not None)]
-        if instance is not None:
-            keys.append(names.instance_nonce)
-            args.append(instance.nonce)
-        if record is not None:
-            keys.append(names.user_nonce(record.user))
-            args.append(record.nonce)
+        names, record, counters = self._keys, claim.record, claim.counters
+        keys, nonces = self._proofs(claim)
+        args: list[str | bytes | int] = [len(nonces), *nonces]
         if repeat_key is not None:
             home = slot_of_user(record.user) if record is not None else counters[0].tag
             keys.append(names.repeat(home, repeat_key))

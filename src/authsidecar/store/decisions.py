@@ -19,7 +19,7 @@ from authsidecar.decision.model import Credential, Limit, TeamId, TokenRecord
 from authsidecar.decision.policy import Instance
 from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.decision.ratelimit.pace import AddressPace
-from authsidecar.store.calls import ChargeCalls
+from authsidecar.store.calls import ChargeCalls, Result, Waiter
 from authsidecar.store.charging import Charging
 from authsidecar.store.clock import RedisClock
 from authsidecar.store.cluster import Cluster
@@ -150,14 +150,18 @@ class DecisionStore:
 
     def known(self, credential: Credential) -> TokenRecord | None:
         """The record that this process holds for exactly this id and secret, or None."""
+        record = self.held(credential)
+        self._looked_up("miss" if record is None else "hit")
+        return record
+
+    def held(self, credential: Credential) -> TokenRecord | None:
+        """The same; not counted as a look-up, which `begin` is if it is used."""
         now = time.monotonic()
         held = self._records.find(credential, now)
         if held is None:
-            self._looked_up("miss")
             return None
         if now > held.due_at and self._loads.under_way(credential) is None:
             self._loads.begin(credential, lambda: self._load_record(credential))
-        self._looked_up("hit")
         return held.record
 
     async def load(self, credential: Credential, *, fresh: bool) -> TokenRecord | None:
@@ -199,6 +203,28 @@ class DecisionStore:
         With `peek` the answer is the one that a charge would get, and nothing is charged.
         """
         return self._charging.charge(claim, repeat_key=repeat_key, peek=peek)
+
+    @property
+    def in_one_call(self) -> bool:
+        """Whether one call charges a claim, so that `begin` may be used."""
+        return self._charging.in_one_call
+
+    def begin(self, claim: Claim, repeat_key: bytes | None, waiter: Waiter) -> Charged | None:
+        """Charge a claim of an authenticated request; the waiter gets the result.
+
+        Returns:
+            The answer, if it is known without asking; then the waiter gets nothing.
+        """
+        self._looked_up("hit")
+        return self._charging.begin(claim, repeat_key, waiter)
+
+    def admitted(self, claim: Claim, result: Result) -> bool:
+        """Whether a result admits its claim; if not, `read` says what it is instead."""
+        return self._charging.admitted(claim, result)
+
+    def read(self, claim: Claim, result: Result) -> Charged | Stale:
+        """What a result says of its claim."""
+        return self._charging.read(claim, result)
 
     async def close(self) -> None:
         """End what is under way; the client is the caller's to close."""

@@ -122,6 +122,52 @@ def render(
             return Reply(reply.status, reply.fields + quota, reply.body)
 
 
+class Admission:
+    """Renders admissions of one token from one address: what they share is rendered once."""
+
+    __slots__ = ("_before", "_counters", "_limit", "_policy")
+
+    def __init__(
+        self, allow: Allow, client: Address, counters: Sequence[tuple[str, Limit]]
+    ) -> None:
+        """Render what is shared.
+
+        Args:
+            allow: the verdict.
+            client: the address that was judged.
+            counters: scope and limit of each counter that is told of, in order.
+        """
+        identity = _identity(allow.principal, allow.read_sensitive, client)
+        self._before = f"{identity}{headers.DECISION_ID}: "
+        self._counters = tuple(counters)
+        self._limit = self._policy = ""
+        if len(self._counters) == 1:
+            ((scope, limit),) = self._counters
+            self._limit = f"X-RateLimit-Limit: {limit.requests}\r\nX-RateLimit-Remaining: "
+            self._policy = (
+                f'\r\nRateLimit-Policy: {_policy(scope, limit)}\r\nRateLimit: "{scope}";r='
+            )
+
+    def reply(self, decision_id: str, states: Sequence[int], now: UnixMs) -> Reply:
+        """What `render` answers to one of them, unless the token expires soon.
+
+        Args:
+            decision_id: names the decision.
+            states: of each counter what is left of it, and when it resets.
+            now: Redis's clock.
+        """
+        if self._limit:
+            remaining, reset_at = states
+            quota = (
+                f"{self._limit}{remaining}{self._policy}{remaining}"
+                f";t={_seconds(reset_at - now)}\r\n"
+            )
+        else:
+            pairs = zip(self._counters, states[::2], states[1::2], strict=True)
+            quota = _quota([Quota(*known, left, UnixMs(at)) for known, left, at in pairs], now)
+        return Reply(200, f"{self._before}{decision_id}\r\n{quota}{NO_STORE}")
+
+
 def served(outcome: Outcome, message: str) -> Reply:
     """The answer to a request that the sidecar served itself: to the client, so no identity."""
     body = json.dumps({"message": message}).encode("ascii")

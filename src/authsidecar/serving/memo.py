@@ -1,0 +1,160 @@
+"""Subrequests that were seen before, byte for byte: what follows from their bytes alone.
+
+A proxy sends the same bytes for the same caller again and again. A digest of them finds what was
+read from them the last time, so that nothing is parsed, hashed or looked up again. Nothing that
+can change is in here: what a request is judged by is compared and proven anew for each.
+
+The bytes hold a secret, so they are not kept. The digest has a key of this process's own: nobody
+can look for two requests that share one. What a proxy makes new for each request, its id of it, is
+cut out first (ADR 13).
+"""
+
+import secrets
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+from authsidecar.decision.model import AccessRequest
+from authsidecar.decision.proxies.endpoints import Endpoint
+from authsidecar.decision.proxies.headers import REQUEST_ID
+
+LONGEST: Final = 2048
+"""Bytes of the longest subrequest that is remembered."""
+
+ENTRIES: Final = 8192
+"""How many are remembered at the most."""
+
+TOTAL_BYTES: Final = 8 * 1024 * 1024
+"""Bytes of all subrequests that are remembered, at the most."""
+
+SEEN: Final = 8192
+"""Of how many it is known that they were seen once: what comes once only is not kept."""
+
+_HEAD_END: Final = b"\r\n\r\n"
+_SPELLINGS: Final = tuple(f"\r\n{name}: ".encode() for name in (REQUEST_ID, REQUEST_ID.lower()))
+_ID_LENGTH: Final = len(_SPELLINGS[0])
+_LONGEST_ID: Final = 64
+
+
+class Remembered:
+    """What follows from a subrequest's bytes.
+
+    Attributes:
+        endpoint: what it asks.
+        access: the client's request, without the proxy's id of it.
+        takes_id: whether the proxy's id, where one was cut out, is the request's.
+        path: its own target.
+        prepared: what was made of it for the state that it was judged by last.
+    """
+
+    __slots__ = ("access", "endpoint", "path", "prepared", "size", "takes_id")
+
+    def __init__(self, endpoint: Endpoint, access: AccessRequest, path: str, size: int) -> None:
+        """Nothing is prepared.
+
+        Args:
+            endpoint: what it asks.
+            access: as it was read.
+            path: its own target.
+            size: its bytes.
+        """
+        self.endpoint = endpoint
+        self.takes_id = access.request_id is not None
+        self.access = access._replace(request_id=None) if self.takes_id else access
+        self.path = path
+        self.size = size
+        self.prepared: Any = None
+
+
+class Look(NamedTuple):
+    """What a look at a subrequest's bytes has found.
+
+    Attributes:
+        digest: names the bytes, without the proxy's id of the request.
+        request_id: the proxy's id, or None: there is none.
+        size: how many bytes there are.
+        found: what follows from them, or None: they are not remembered.
+    """
+
+    digest: bytes
+    request_id: str | None
+    size: int
+    found: Remembered | None
+
+
+class Memo:
+    """Remembers subrequests in two generations: what is in use outlives what is not.
+
+    What is asked for moves to the young one; a young one that is full becomes the old one, and
+    the one before is forgotten. So what comes twice and never again can't push out what is in use.
+    """
+
+    def __init__(self, entries: int = ENTRIES, total_bytes: int = TOTAL_BYTES) -> None:
+        """Nothing is remembered.
+
+        Args:
+            entries: how many are, at the most; 0: none.
+            total_bytes: how many bytes they have together, at the most.
+        """
+        self._most = entries // 2
+        self._most_bytes = total_bytes // 2
+        self._key = secrets.token_bytes(32)
+        self._young: dict[bytes, Remembered] = {}
+        self._old: dict[bytes, Remembered] = {}
+        self._bytes = 0
+        self._seen: set[bytes] = set()
+        self._seen_before: set[bytes] = set()
+
+    def __len__(self) -> int:
+        """How many are remembered."""
+        return len(self._young) + len(self._old)
+
+    def look(self, data: bytes) -> Look | None:
+        """What is known of these bytes; None where they are not the head of one subrequest."""
+        size = len(data)
+        if size > LONGEST or not self._most or data.find(_HEAD_END) != size - 4:
+            return None
+        request_id = None
+        start = data.find(_SPELLINGS[0])
+        if start < 0:
+            start = data.find(_SPELLINGS[1])
+        if start >= 0:
+            start += _ID_LENGTH
+            end = data.index(b"\r\n", start)
+            value = data[start:end]
+            if not 0 < end - start <= _LONGEST_ID or not value.replace(b"-", b"").isalnum():
+                return None
+            request_id = value.decode("ascii")
+            data = data[:start] + data[end:]
+        digest = blake2b(data, digest_size=16, key=self._key).digest()
+        found = self._young.get(digest)
+        if found is None and (found := self._old.pop(digest, None)) is not None:
+            self._put(digest, found)
+        return Look(digest, request_id, size, found)
+
+    def learn(self, look: Look, endpoint: Endpoint, access: AccessRequest, path: str) -> None:
+        """Remember what was read from bytes that were looked at, if they came once before.
+
+        Args:
+            look: what was known of them.
+            endpoint: what they ask.
+            access: what was read from them.
+            path: the subrequest's own target.
+        """
+        digest = look.digest
+        if digest in self._seen or digest in self._seen_before:
+            self._put(digest, Remembered(endpoint, access, path, look.size))
+            return
+        if len(self._seen) >= SEEN // 2:
+            self._seen, self._seen_before = set(), self._seen
+        self._seen.add(digest)
+
+    def clear(self) -> None:
+        """Forget all: what followed from the bytes may be something else now."""
+        self._young, self._old, self._bytes = {}, {}, 0
+        self._seen, self._seen_before = set(), set()
+
+    def _put(self, digest: bytes, remembered: Remembered) -> None:
+        if len(self._young) >= self._most or self._bytes + remembered.size > self._most_bytes:
+            self._young, self._old, self._bytes = {}, self._young, 0
+        self._young[digest] = remembered
+        self._bytes += remembered.size
