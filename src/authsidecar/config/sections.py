@@ -111,6 +111,14 @@ class Listen(Section):
         description="Bytes of a request's body that are thrown away as fast as they come; the "
         "rest is read slowly, for five seconds, so that the proxy can read the answer.",
     )
+    memo_entries: int = Field(
+        default=8192,
+        ge=0,
+        le=1_000_000,
+        description="Subrequests per worker that are remembered by a keyed digest of their bytes, "
+        "at most, so that the same bytes are not parsed again; 0 remembers none. What a request "
+        "is judged by is proven anew each time.",
+    )
     reuse_port: bool = Field(
         default=False,
         description="Let another process of this user listen on the same addresses (and sockets), "

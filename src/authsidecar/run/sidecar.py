@@ -213,6 +213,7 @@ async def running(
             report_only=settings.enforcement == "report",
             uses=uses,
             expiry_ms=settings.mail.expiry_header_hours * HOUR_MS,
+            memo_entries=settings.listen.memo_entries,
             witness=Witness(
                 client,
                 keys,

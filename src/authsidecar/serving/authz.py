@@ -28,7 +28,7 @@ from authsidecar.observe.metrics import Telemetry
 from authsidecar.serving.connection_limits import ConnectionLimits
 from authsidecar.serving.doctor_probe import offered
 from authsidecar.serving.encoding import DecisionIds
-from authsidecar.serving.memo import Look, Memo
+from authsidecar.serving.memo import ENTRIES, Look, Memo
 from authsidecar.serving.servers import Connections, Server
 from authsidecar.serving.subrequest import (
     RequestTimeoutError,
@@ -76,7 +76,7 @@ class AuthzServer:
         report_only: bool = False,
         uses: LastUses | None = None,
         expiry_ms: int = 0,
-        remembers: bool = True,
+        memo_entries: int = ENTRIES,
     ) -> None:
         """Nothing is listened on yet.
 
@@ -93,7 +93,7 @@ class AuthzServer:
             expiry_ms: how long before its expiry a token is said to expire, in milliseconds.
             uses: told of every request that a token authenticated.
             witness: asked of a request without a readable token: is it a doctor's probe?
-            remembers: whether what follows from a subrequest's bytes is kept for the next one.
+            memo_entries: how many subrequests are remembered at the most; 0: none.
         """
         self._switch = switch
         self._rules = rules
@@ -108,7 +108,7 @@ class AuthzServer:
         self._expiry_ms = expiry_ms
         self._peers: dict[str, bool] = {}
         self._decision_ids = DecisionIds(secrets.token_bytes(5))
-        self._memo = Memo() if remembers else None
+        self._memo = Memo(memo_entries) if memo_entries else None
         self._warm = WarmPath(
             rules,
             telemetry,
