@@ -855,7 +855,19 @@ async def test_a_defect_below_the_call_leaves_nobody_waiting(here: Sidecar) -> N
         raise ZeroDivisionError
 
     assert await here.ask(67) == "allow"
+    here.store._calls._begin = lambda *_: False  # type: ignore[method-assign]
     here.store._calls._evaluate = broken  # type: ignore[method-assign]
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*(here.ask(67) for _ in range(20)))
+    assert set(answers) == {"store_unavailable"}
+
+
+async def test_a_defect_in_a_call_without_a_task_leaves_nobody_waiting(here: Sidecar) -> None:
+    def broken(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    assert await here.ask(67) == "allow"
+    here.store._calls._settle = broken  # type: ignore[method-assign]
     async with asyncio.timeout(5):
         answers = await asyncio.gather(*(here.ask(67) for _ in range(20)))
     assert set(answers) == {"store_unavailable"}

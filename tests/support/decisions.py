@@ -179,6 +179,8 @@ async def sidecar(
             looked_up=made.lookups.append,
             **options,
         )
+        if before is not None:
+            made.store._calls.takes_over = False  # all is sent by redis-py, which waits for it
         await made.until_reached()
         made.trips.clear()
         yield made

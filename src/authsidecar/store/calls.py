@@ -6,6 +6,7 @@ nothing ever waits for a timer. An unclear call is never sent again: it may have
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -15,9 +16,11 @@ from importlib.resources import files
 from typing import Any, Final, NamedTuple, Protocol, Self
 
 from redis import exceptions
+from redis.asyncio.connection import AbstractConnection
 
 from authsidecar.decision.authorize import StoreError
 from authsidecar.store.deadlines import LONGEST, TICKS
+from authsidecar.store.redis_internals import DirectConnection
 from authsidecar.store.trips import Trips, kind_of
 from authsidecar.tasks import end
 from authsidecar.times import UnixMs
@@ -136,8 +139,12 @@ class ChargeCalls:
     """Runs charge.lua for all who wait.
 
     Script calls have connections of their own, one for each call that may be under way. One that
-    is not known to be in order after a call is closed and dropped, so none can be lost.
+    is not known to be in order after a call is closed and dropped, so none can be lost. The first
+    call on a connection is made by redis-py in a task, which opens it; those that follow need none.
     """
+
+    takes_over = True
+    """Whether connections are taken over from redis-py after their first call."""
 
     def __init__(self, pool: Pool, trips: Trips) -> None:
         """Nothing is sent yet; the event loop is the running one.
@@ -148,13 +155,14 @@ class ChargeCalls:
         """
         self._pool = pool
         self._idle: list[Any] = []
+        self._direct: list[DirectConnection] = []
         self._trips = trips
         self._deadlines = trips.deadlines
         self._script = charge_script()
         self._sha = sha1(self._script.encode()).hexdigest()  # noqa: S324  # Redis names it so
         self._waiting: list[Waiting] = []
         self._taken = 0
-        self._under_way: dict[asyncio.Task[None], tuple[int, list[Waiting]]] = {}
+        self._under_way: dict[asyncio.Task[None] | _Call, tuple[int, list[Waiting]]] = {}
         self._woken = False
         self._tick = -1
         self._mark: list[int] = []
@@ -165,7 +173,7 @@ class ChargeCalls:
     @property
     def connections(self) -> tuple[int, int]:
         """How many connections are idle, and how many are used by calls under way."""
-        return len(self._idle), len(self._under_way)
+        return len(self._idle) + len(self._direct), len(self._under_way)
 
     def charge(self, part: Part) -> "asyncio.Future[Result]":
         """One request's answer, to be awaited; a StoreError if Redis did not answer well in time.
@@ -196,9 +204,19 @@ class ChargeCalls:
         for future, _ in self._waiting:
             future.cancel()
         self._waiting.clear()
-        await end(self._under_way, again_s=AGAIN_S)
+        for call in [one for one in self._under_way if isinstance(one, _Call)]:
+            for waiter, _ in self._under_way.pop(call)[1]:
+                waiter.cancel()
+            call.give_up()
+        await end(self._tasks(), again_s=AGAIN_S)
         while self._idle:
             await self._idle.pop().disconnect(nowait=True)
+        while self._direct:
+            self._direct.pop().close()
+
+    def _tasks(self) -> "list[asyncio.Task[None]]":
+        """The calls under way that are tasks."""
+        return [one for one in self._under_way if isinstance(one, asyncio.Task)]
 
     def _wake(self) -> None:
         """Send what waits, as far as calls may be under way."""
@@ -206,10 +224,71 @@ class ChargeCalls:
         while self._waiting and self._may_call():
             batch = self._waiting[:BATCH]
             del self._waiting[:BATCH]
-            task = self._loop.create_task(self._call(batch))
-            self._under_way[task] = self._taken, batch
+            first = self._taken
             self._taken += len(batch)
+            if self._begin(first, batch):
+                continue
+            task = self._loop.create_task(self._call(batch))
+            self._under_way[task] = first, batch
             task.add_done_callback(self._returned)
+
+    def _begin(self, first: int, batch: list[Waiting]) -> bool:
+        """Make a call on a connection that is there; False: a task must."""
+        while self._direct:
+            connection = self._direct.pop()
+            if not connection.usable:
+                connection.close()
+                continue
+            start = time.monotonic()
+            if not self._trips.lets_through(start):
+                self._direct.append(connection)
+                _refuse(batch, "open")
+                return True
+            call = _Call(self, connection, start)
+            self._under_way[call] = first, batch
+            self._deadlines.at_end(call.expire)
+            connection.send(
+                packed("EVALSHA", self._sha, [part for _, part in batch]), call.answered
+            )
+            return True
+        return False
+
+    def repeat_with_text(self, call: "_Call") -> None:
+        """Redis has lost the script, so nothing ran: send its text."""
+        parts = [part for _, part in self._under_way[call][1]]
+        call.connection.send(packed("EVAL", self._script, parts), call.answered)
+
+    def end(self, call: "_Call", answer: Any) -> None:
+        """A call is over.
+
+        Args:
+            call: which one.
+            answer: Redis's, or the error that it is, or that ended it.
+        """
+        _, batch = self._under_way.pop(call)
+        try:
+            if isinstance(answer, exceptions.ResponseError):  # whole, so the connection is in order
+                kind = self._trips.failed("charge", call.start, answer)
+                if kind in _LEAVE:
+                    self._pool.renew()
+                    call.connection.close()
+                else:
+                    self._direct.append(call.connection)
+                _refuse(batch, kind)
+            elif isinstance(answer, Exception):
+                call.connection.close()
+                _refuse(batch, self._trips.failed("charge", call.start, answer))
+            else:
+                now, *results = answer
+                self._trips.answered("charge", call.start)
+                self._direct.append(call.connection)
+                self._settle(batch, [(now, result) for result in results])
+        except Exception:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+            call.connection.close()
+            _refuse(batch, "other")
+        if self._waiting and not self._woken:
+            self._woken = True
+            self._loop.call_soon(self._wake)
 
     def _may_call(self) -> bool:
         """Whether what waits now is worth a call."""
@@ -269,17 +348,21 @@ class ChargeCalls:
                 future.cancel()
             raise
         else:
-            self._answered = self._deadlines.tick
-            if self._tick != self._answered:
-                self._begin_tick()
-            for (future, _), result in zip(batch, results, strict=True):
-                if future.done():
-                    continue
-                if isinstance(result, Exception):
-                    future.set_exception(result)
-                    future.exception()
-                else:
-                    future.set_result(result)
+            self._settle(batch, results)
+
+    def _settle(self, batch: list[Waiting], results: "Sequence[Result | Exception]") -> None:
+        """Give each who waits what Redis says."""
+        self._answered = self._deadlines.tick
+        if self._tick != self._answered:
+            self._begin_tick()
+        for (waiter, _), result in zip(batch, results, strict=True):
+            if waiter.done():
+                continue
+            if isinstance(result, Exception):
+                waiter.set_exception(result)
+                waiter.exception()
+            else:
+                waiter.set_result(result)
 
     async def _evaluate(self, batch: list[Waiting]) -> list[Result | Exception]:
         """Each request's answer, on a connection that nobody else uses meanwhile."""
@@ -291,14 +374,21 @@ class ChargeCalls:
                 self._pool.renew()
                 await connection.disconnect(nowait=True)
             else:
-                self._idle.append(connection)
+                self._keep(connection)
             raise
         except BaseException:
             # An answer may still come: it must never be read as the next call's.
             await connection.disconnect(nowait=True)
             raise
-        self._idle.append(connection)
+        self._keep(connection)
         return answers
+
+    def _keep(self, connection: Any) -> None:
+        """Use a connection that is in order for the calls to come."""
+        if self.takes_over and isinstance(connection, AbstractConnection):
+            self._direct.append(DirectConnection(connection))
+        else:
+            self._idle.append(connection)
 
     async def _answers(self, connection: Any, batch: list[Waiting]) -> list[Result | Exception]:
         """Run the script; load it where Redis lost it, never run an unclear call again."""
@@ -340,6 +430,42 @@ class ChargeCalls:
 _LEAVE: Final = frozenset({"replica", "noreplicas"})
 """Kinds of a server that is no primary, or one that its replicas have left: the next call asks
 again who the primary is."""
+
+
+class _Call:
+    """A call under way that needs no task."""
+
+    __slots__ = ("_calls", "_over", "_with_text", "connection", "start")
+
+    def __init__(self, calls: ChargeCalls, connection: DirectConnection, start: float) -> None:
+        self._calls = calls
+        self._over = False
+        self._with_text = False
+        self.connection = connection
+        self.start = start
+
+    def answered(self, answer: Any) -> None:
+        """Redis has answered, or the connection is lost."""
+        if self._over:
+            return
+        if isinstance(answer, exceptions.NoScriptError) and not self._with_text:
+            self._with_text = True
+            self._calls.repeat_with_text(self)
+            return
+        self._over = True
+        self._calls.end(self, answer)
+
+    def expire(self) -> None:
+        """Its budget is used up: an answer that still comes must not be read as another's."""
+        if not self._over:
+            self._over = True
+            self.connection.close()
+            self._calls.end(self, TimeoutError())
+
+    def give_up(self) -> None:
+        """Nobody waits for it any more."""
+        self._over = True
+        self.connection.close()
 
 
 def _refuse(waiting: Iterable[Waiting], kind: str) -> None:

@@ -108,6 +108,8 @@ class ClusterCalls:
 class _NodeCalls(ChargeCalls):
     """The calls of one node: a request's result may be the error that its slot gave."""
 
+    takes_over = False
+
     async def evaluate_asking(self, part: Part) -> Result:
         """One request's answer from the node that is taking over its slot."""
         return await self._trips.make("charge", self._evaluate_asking(part))
@@ -124,8 +126,8 @@ class _NodeCalls(ChargeCalls):
 
     async def close_when_idle(self) -> None:
         """Close, once what is under way has ended by itself."""
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+        while tasks := self._tasks():
+            await asyncio.wait(tasks)
         await self.close()
 
     async def _answers(self, connection: Any, batch: list[Waiting]) -> list[Result | Exception]:

@@ -4,18 +4,25 @@ A new version of redis-py that changes any of it fails tests/unit/store/test_red
 which says what.
 """
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
-from hiredis import pack_command
+from hiredis import PushNotification, pack_command
+from redis import exceptions
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 
 from authsidecar.store.login import renewing
 from authsidecar.store.tls import SharedTls
 
+_NOT_WHOLE = NOT_ENOUGH_DATA
+
 USED = {
     "redis.asyncio.cluster.ClusterNode": ("_free", "_connections"),
     "redis.asyncio.cluster.RedisCluster": ("_initialize",),
-    "redis.asyncio.connection.Connection": ("_connect", "_reader"),
+    "redis.asyncio.connection.Connection": ("_connect", "_reader", "_writer", "_parser"),
+    "redis._parsers.hiredis._AsyncHiredisParser": ("_reader", "parse_error"),
 }
 """What is used, by the class that has it."""
 
@@ -71,3 +78,80 @@ def packed_connection(connection: type[Any]) -> type[Any]:
             await super().send_packed_command(*args, **options)
 
     return Packed
+
+
+class DirectConnection(asyncio.Protocol):
+    """A connection that redis-py has opened and logged in, for one call after the other.
+
+    redis-py's way to an answer is a task and six coroutines. Here a command is written at once, and
+    whoever waits is called with the answer in the tick in which it comes.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        """Take over a connection that is open and has nothing left to read.
+
+        Args:
+            connection: redis-py's; from here on, only its mark for a reconnect is looked at.
+        """
+        self._connection = connection
+        self._answers = connection._parser._reader  # noqa: SLF001
+        self._transport = connection._writer.transport  # noqa: SLF001
+        self._done: Callable[[Any], None] | None = None
+        self._transport.set_protocol(self)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is open, to whom it should be, and nobody waits on it."""
+        return (
+            self._done is None
+            and not self._transport.is_closing()
+            and not self._connection.should_reconnect()
+        )
+
+    def send(self, command: bytes, done: Callable[[Any], None]) -> None:
+        """Send a command.
+
+        Args:
+            command: as Redis reads it.
+            done: called once with the answer, or with the error that it is or that ended it.
+        """
+        self._done = done
+        self._transport.write(command)
+
+    def close(self) -> None:
+        """Close at once; who waits is not called."""
+        self._done = None
+        self._transport.abort()
+        self._connection._reader = self._connection._writer = None  # noqa: SLF001
+
+    def data_received(self, data: bytes) -> None:
+        """Hand on an answer that is here whole; what nobody has asked for ends the connection."""
+        self._answers.feed(data)
+        try:
+            answer = self._answers.gets()
+            while isinstance(answer, PushNotification):
+                answer = self._answers.gets()
+        except exceptions.InvalidResponse as error:
+            self._lost(exceptions.ConnectionError(str(error)))
+            return
+        if answer is _NOT_WHOLE:
+            return
+        done, self._done = self._done, None
+        if done is None or self._answers.has_data():
+            self._done = done
+            self._lost(exceptions.ConnectionError("more than was asked for"))
+        else:
+            done(answer)
+
+    def eof_received(self) -> None:
+        """Redis has closed: so is this."""
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  # the name is asyncio's
+        """Redis has closed, or the way to it is gone."""
+        self._lost(exceptions.ConnectionError("the connection was lost"))
+
+    def _lost(self, error: Exception) -> None:
+        done = self._done
+        self.close()
+        if done is not None:
+            done(error)

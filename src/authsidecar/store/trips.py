@@ -109,26 +109,52 @@ class Trips:
             StoreError: Redis did not answer well in time; never says more than a closed kind.
         """
         start = time.monotonic()
-        if not self._breaker.lets_through(start):
+        if not self.lets_through(start):
             command.close()
             raise StoreError("open", f"{operation}: Redis has not answered lately")
         try:
             async with self.deadlines.limit():
                 answer = await command
         except (TimeoutError, OSError, exceptions.RedisError) as error:
-            kind = kind_of(error)
-        else:
-            self._breaker.answered()
-            self._observe(operation, time.monotonic() - start, None)
-            return answer
-        now = time.monotonic()
+            kind = self.failed(operation, start, error)
+            raise StoreError(kind, f"{operation}: {kind}") from None
+        self.answered(operation, start)
+        return answer
+
+    def lets_through(self, now: float) -> bool:
+        """Whether to make a trip; who makes one says how it ends.
+
+        Args:
+            now: a monotonic time in seconds.
+        """
+        return self._breaker.lets_through(now)
+
+    def answered(self, operation: str, start: float) -> None:
+        """A trip was answered well.
+
+        Args:
+            operation: what it was for.
+            start: when it began, by a monotonic clock in seconds.
+        """
+        self._breaker.answered()
+        self._observe(operation, time.monotonic() - start, None)
+
+    def failed(self, operation: str, start: float, error: BaseException) -> str:
+        """The closed kind of what a trip has failed with.
+
+        Args:
+            operation: what it was for.
+            start: when it began, by a monotonic clock in seconds.
+            error: what redis-py raised, or what a budget ended with.
+        """
+        now, kind = time.monotonic(), kind_of(error)
         if kind in SILENT:
             self._breaker.failed(now)
             self.cause = kind
         elif kind not in OURS:
             self._breaker.answered()
         self._observe(operation, now - start, kind)
-        raise StoreError(kind, f"{operation}: {kind}")
+        return kind
 
     def close(self) -> None:
         """Time nothing any more."""

@@ -12,6 +12,7 @@ MADE = {
     "ClusterNode": lambda: ClusterNode("127.0.0.1", 1),
     "RedisCluster": lambda: RedisCluster(host="127.0.0.1", port=1),
     "Connection": Connection,
+    "_AsyncHiredisParser": lambda: Connection()._parser,
 }
 
 
