@@ -13,7 +13,7 @@ EXTRAS := demo,embedded,coolify,mail
 ACTIONLINT := v1.7.12
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean release-check sbom image-test test-aiohttp coverage mutate
+.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean release-check sbom image-test test-aiohttp test-memo coverage mutate
 
 help: ## Say what each task does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -48,6 +48,11 @@ test: install ## unit, property, integration, end-to-end: under 5 minutes
 
 test-aiohttp: install ## The scenarios of every proxy, on aiohttp's own server
 	AUTHSIDECAR_LISTEN__SERVER=aiohttp $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow" tests/e2e/test_scenarios.py
+
+test-memo: install ## Scenarios and the order of checks, all of it answered from the memo
+	TESTS_SIDECAR="-m tests.support.eager_memo" $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow" \
+		tests/e2e/test_scenarios.py tests/e2e/test_same_request.py tests/integration/test_order_of_checks.py \
+		tests/integration/test_allowlist_http.py tests/integration/test_usage.py
 
 test-unit: install ## The unit tests alone: under 10 seconds
 	$(BIN)/pytest -q tests/unit

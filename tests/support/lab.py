@@ -14,7 +14,7 @@ from authsidecar.demo.proxies import RECIPES, RunningProxy, start_proxy
 from tests.support import seed
 from tests.support.proxies import is_missing, need
 from tests.support.redis import RedisProcess
-from tests.support.sidecar import Answer, SidecarProcess
+from tests.support.sidecar import PROGRAM, Answer, SidecarProcess
 from tests.support.waiting import PATIENCE_S
 from tests.support.wire import Wire
 from tests.support.world import READ, World
@@ -123,7 +123,7 @@ class Lab:
 
     @asynccontextmanager
     async def replaced(
-        self, *, program: tuple[str, ...] = ("-m", "authsidecar"), **settings: str
+        self, *, program: tuple[str, ...] = PROGRAM, **settings: str
     ) -> AsyncIterator[None]:
         """Another sidecar in the place of the first, on the same ports, for as long as this lasts.
 

@@ -18,6 +18,9 @@ from tests.support.redis import free_port, guarded
 
 START_S = 30.0
 
+PROGRAM = tuple(os.environ.get("TESTS_SIDECAR", "-m authsidecar").split())
+"""What Python runs: `make test-memo` has another one run."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -58,7 +61,7 @@ class SidecarProcess:
     environ: Mapping[str, str]
     log_path: Path
     arguments: tuple[str, ...] = ()
-    program: tuple[str, ...] = ("-m", "authsidecar")
+    program: tuple[str, ...] = PROGRAM
     stderr: int | None = None
     wait_for: str = "/readyz"
     descriptors: tuple[int, ...] = ()
@@ -203,7 +206,7 @@ def start_sidecar(
     redis_url: str,
     *arguments: str,
     wait_for: str = "/readyz",
-    program: tuple[str, ...] = ("-m", "authsidecar"),
+    program: tuple[str, ...] = PROGRAM,
     stderr: int | None = None,
     wait: bool = True,
     **settings: str,
