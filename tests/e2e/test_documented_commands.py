@@ -331,9 +331,9 @@ async def release(bench: Bench) -> AsyncIterator[Setting]:
     """A routes/api.php of a Coolify that has one route more."""
     source = bench.directory.with_name("their-api.php")
     source.write_text(API_PHP)
-    page = "https://raw.githubusercontent.com/coollabsio/coolify/v4.x/routes/api.php"
+    page = "https://raw.githubusercontent.com/coollabsio/coolify/{}/routes/api.php"
     yield Setting(
-        {page: source.as_uri()},
+        {page.format(version): source.as_uri() for version in ("v4.x", "v4.2.0")},
         says=(
             "POST /api/v1/teams/{id}/invite: needs write",
             "3 routes",

@@ -199,12 +199,12 @@ def _describe(kind: str, changes: tuple["Change", ...]) -> str:
 def _rows(name: str, conditional: "Conditional | None") -> "tuple[Row, ...]":
     """A release line's rows, or a file's: a table or PHP."""
     from authsidecar.decision.routes import RELEASES, RouteError
-    from authsidecar.decision.routes.loading import WITHIN, released, rows
+    from authsidecar.decision.routes.loading import WITHIN, released, rows, serves
 
     if name in RELEASES:
         return released(name)
     if not Path(name).exists():
-        use = f" (the table of {WITHIN[name]} serves it)" if name in WITHIN else ""
+        use = f" ({serves(name)})" if name in WITHIN else ""
         raise RefusedError(f"{name} is no file, and no release line: {', '.join(RELEASES)}{use}")
     text = _text(name)
     try:

@@ -306,7 +306,7 @@ class Coolify(Section):
     @classmethod
     def _served(cls, value: object) -> object:
         if value == "4.2":  # routes.loading.WITHIN
-            raise ValueError("the table of 4.3 serves")
+            raise ValueError("has no table: use that of 4.3, the stricter of its neighbours")
         return value
 
 

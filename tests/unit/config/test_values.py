@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from authsidecar.config import ConfigError, load, loading
 from authsidecar.config.buckets import SCOPES
 from authsidecar.config.catalogue import SETTINGS
-from authsidecar.decision.routes.loading import WITHIN
+from authsidecar.decision.routes.loading import serves
 
 RUN = {
     "listen.address": ("0.0.0.0:8080", "0.0.0.0:8080"),
@@ -456,6 +456,8 @@ def test_a_release_line_without_a_table_is_told_which_one_serves_it():
     """Refused alone, the operator of a 4.2 would have to guess."""
     with pytest.raises(ConfigError) as caught:
         load(None, {"AUTHSIDECAR_COOLIFY__ROUTES": "4.2"})
-    assert 'got "4.2", which the table of 4.3 serves; allowed: one of' in caught.value.problems[0]
-    assert WITHIN == {"4.2": "4.3"}
+    told = caught.value.problems[0]
+    assert 'got "4.2", which has no table: use that of 4.3, the stricter' in told
+    assert "; allowed: one of 4.0, 4.1, 4.3, 4.4" in told
+    assert "use the table of 4.3" in serves("4.2")
     assert load(None, {"AUTHSIDECAR_COOLIFY__ROUTES": "4.4"}).coolify.routes == "4.4"

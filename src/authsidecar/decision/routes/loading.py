@@ -15,8 +15,9 @@ TABLES: Final = {"4.0": "4.0", "4.1": "4.1", "4.3": "4.3", "4.4": "4.3"}
 RELEASES: Final = tuple(TABLES)
 
 WITHIN: Final = {"4.2": "4.3"}
-"""Release lines without a table of their own, and the table that serves them: from 4.1 to 4.3 rows
-were added and none was removed or weakened; where Coolify 4.2 has none, it answers 404 itself."""
+"""Release lines without a table of their own, and the table to use: the stricter of both
+neighbours. 4.3 has all rows of 4.1, none that needs less and none that hides one from a stronger
+one; 4.1 would let /mcp pass while the team's MCP switch (new in 4.2) is off."""
 
 SWITCHES: Final = frozenset(
     {"/api/v1/enable", "/api/v1/disable", "/api/v1/mcp/enable", "/api/v1/mcp/disable"}
@@ -76,6 +77,11 @@ def coolify(release: str) -> RouteTable:
     return _checked(_coolify_route(row) for row in released(release))
 
 
+def serves(release: str) -> str:
+    """Which table to use for a release line of WITHIN, and why, in a few words."""
+    return f"use the table of {WITHIN[release]}, the stricter of its neighbours"
+
+
 def released(release: str) -> tuple[Row, ...]:
     """The rows of a Coolify release line as they were recorded.
 
@@ -83,7 +89,7 @@ def released(release: str) -> tuple[Row, ...]:
         RouteError: the release is not known.
     """
     if release not in RELEASES:
-        use = f": the table of {WITHIN[release]} serves it" if release in WITHIN else ""
+        use = f": {serves(release)}" if release in WITHIN else ""
         raise RouteError(f"no routes for Coolify {release!r}{use}; known: {', '.join(RELEASES)}")
     table = f"coolify-{TABLES[release]}.tsv"
     return rows(files("authsidecar.decision.routes").joinpath(table).read_text("ascii"))

@@ -18,7 +18,7 @@ from authsidecar.decision.routes import (
     extra,
 )
 from authsidecar.decision.routes import table as module
-from authsidecar.decision.routes.loading import TABLES, released
+from authsidecar.decision.routes.loading import TABLES, overlap, released
 
 DATA = Path(__file__).parents[3] / "data"
 EMPTY = RouteTable(())
@@ -125,11 +125,28 @@ def test_an_unknown_release_is_refused_by_name(release: str) -> None:
 
 
 def test_a_release_without_a_table_is_told_which_one_serves_it() -> None:
-    """4.3 has all rows of 4.1, and none that needs less: so has it those of what lies between."""
-    with pytest.raises(RouteError, match=r"for Coolify '4\.2': the table of 4\.3 serves it"):
+    """4.3 has all rows of 4.1, and none that needs less."""
+    with pytest.raises(RouteError, match=r"for Coolify '4\.2': use the table of 4\.3"):
         coolify("4.2")
     diff = compare(released("4.1"), released("4.3"))
     assert (diff.removed, diff.weaker) == ((), ())
+    assert [(change.path, change.what) for change in diff.stricter] == [
+        ("/mcp", "the MCP switch (team) added")
+    ]
+
+
+def test_no_row_of_43_hides_one_of_41_that_needs_more() -> None:
+    """Coolify 4.2 may judge such a path by the old row: it must not pass here for less."""
+    old, new = coolify("4.1"), coolify("4.3")
+    hidden = 0
+    for mine in old:
+        for row in new:
+            if (row.method, row.template) == (mine.method, mine.template):
+                break
+            if row.method == mine.method and overlap(row.segments, mine.segments):
+                hidden += 1
+                assert (row.guard, row.permission) == (mine.guard, mine.permission)
+    assert hidden
 
 
 def test_44_has_the_routes_of_43() -> None:
