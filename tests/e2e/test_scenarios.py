@@ -66,8 +66,9 @@ def whole(answer: Answer, refused: Refused, *, has_body: bool = True) -> None:
     assert answer.header("Cache-Control") == "no-store"
     assert answer.header("Access-Control-Allow-Origin") == "*"
     assert answer.header("Access-Control-Expose-Headers") == ", ".join(EXPOSED)
-    tail = "" if refused.code == "token_missing" else ', error="invalid_token"'
-    challenge = f'Bearer realm="coolify"{tail}' if refused.status == 401 else None
+    bare = refused.code == "token_missing" and refused.realm != "mcp"
+    tail = "" if bare else ', error="invalid_token"'
+    challenge = f'Bearer realm="{refused.realm}"{tail}' if refused.status == 401 else None
     assert answer.header("WWW-Authenticate") == challenge
     assert (answer.header("Allow") is not None) == (refused.status == 405)
     retry = answer.header("Retry-After")

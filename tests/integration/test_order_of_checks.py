@@ -96,7 +96,9 @@ async def other(passing: SidecarProcess, server: RedisProcess) -> AsyncIterator[
         yield world
 
 
-def refused(answer: Answer, status: int, code: str, message: str | None = None) -> Answer:
+def refused(
+    answer: Answer, status: int, code: str, message: str | None = None, *, realm: str = "coolify"
+) -> Answer:
     """The answer, after a look at everything that a refusal of this status and code promises."""
     body = answer.json
     assert (answer.status, body["code"]) == (status, code)
@@ -113,8 +115,8 @@ def refused(answer: Answer, status: int, code: str, message: str | None = None) 
     assert len(answer.body) < 4096
     assert answer.header("Content-Type") == "application/json"
     assert answer.header("Cache-Control") == "no-store"
-    tail = "" if code == "token_missing" else ', error="invalid_token"'
-    challenge = f'Bearer realm="coolify"{tail}' if status == 401 else None
+    tail = "" if code == "token_missing" and realm != "mcp" else ', error="invalid_token"'
+    challenge = f'Bearer realm="{realm}"{tail}' if status == 401 else None
     assert answer.header("WWW-Authenticate") == challenge
     retry = answer.header("Retry-After")
     assert (retry is not None) == (status in {429, 503})
@@ -926,8 +928,13 @@ async def test_the_instance_team_can_be_another(other: World) -> None:
 
 async def test_mcp_needs_a_token_a_role_and_an_address(world: World) -> None:
     """POST /mcp: as an API route, but neither API switch nor a permission."""
-    refused(await world.ask("POST", "/mcp", client=address()), 401, "token_missing")
-    refused(await world.ask("POST", "/mcp", token=ROOT_OF_LONER), 401, "not_team_member")
+    for path in ("/mcp", "/mcp/"):
+        answer = await world.ask("POST", path, client=address())
+        refused(answer, 401, "token_missing", realm="mcp")
+    answer = await world.ask("POST", "/mcp", authorization="Bearer 1", client=address())
+    refused(answer, 401, "token_prefix_missing", realm="mcp")
+    answer = await world.ask("POST", "/mcp", token=ROOT_OF_LONER)
+    refused(answer, 401, "not_team_member", realm="mcp")
     refused(await world.ask("POST", "/mcp", token=ROOT_OF_MEMBER), 403, "team_role_required")
     allowed(await world.ask("POST", "/mcp", token=READ_OF_MEMBER))
     await world.registry.set_instance(api_enabled=False, allowlist=HERE)

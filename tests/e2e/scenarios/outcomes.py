@@ -235,6 +235,14 @@ OUTCOMES = (
     ),
     Scenario("MCP", "MCP", Runs("POST /mcp"), "POST", "/mcp", token=at.READ, body=b"{}"),
     Scenario(
+        "MCP without a token",
+        "MCP; C1",
+        Refused(401, "token_missing", "Unauthenticated.", realm="mcp"),
+        "POST",
+        "/mcp",
+        body=b"{}",
+    ),
+    Scenario(
         "MCP switched off for the instance",
         "MCP; P14",
         Refused(404, "mcp_disabled", "Not found."),

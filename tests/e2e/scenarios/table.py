@@ -16,6 +16,7 @@ class Refused:
     code: str
     message: str | None = None
     missing: str | None = None
+    realm: str = "coolify"
 
     def __str__(self) -> str:
         return f"{self.status} `{self.code}`"

@@ -26,10 +26,11 @@ from authsidecar.decision.model import (
 )
 from authsidecar.decision.policy import METHOD_NOT_ALLOWED
 from authsidecar.decision.proxies import headers
-from authsidecar.decision.routes import ROUTE_UNKNOWN
+from authsidecar.decision.routes import MCP_PATH, ROUTE_UNKNOWN
 from authsidecar.times import UnixMs, rfc3339
 
 REALM: Final = "coolify"
+MCP_REALM: Final = "mcp"
 DOCS: Final = "https://coolify.io/docs"
 NONE: Final = "none"
 """The identity of a request that needs none; never empty, so that no client value survives."""
@@ -84,14 +85,20 @@ class Reply(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """WWW-Authenticate (RFC 6750 section 3); an error only if a token was sent."""
+    """WWW-Authenticate (RFC 6750 section 3).
+
+    Attributes:
+        sent: whether a token was sent: only then there is an error, but for /mcp.
+        mcp: whether /mcp was asked for, where Coolify itself names a realm, and always an error.
+    """
 
     sent: bool
+    mcp: bool = False
 
     def header(self) -> tuple[str, str]:
         """The header as name and value."""
-        tail = ', error="invalid_token"' if self.sent else ""
-        return "WWW-Authenticate", f'Bearer realm="{REALM}"{tail}'
+        tail = ', error="invalid_token"' if self.sent or self.mcp else ""
+        return "WWW-Authenticate", f'Bearer realm="{MCP_REALM if self.mcp else REALM}"{tail}'
 
 
 def render(
@@ -118,7 +125,7 @@ def render(
                 reply = refuse(deny, decision_id, limit_name=full.scope)
                 quota += _retry(full, outcome.now)
             else:
-                reply = refuse(deny, decision_id)
+                reply = refuse(deny, decision_id, mcp=outcome.route == MCP_PATH)
             return Reply(reply.status, reply.fields + quota, reply.body)
 
 
@@ -175,16 +182,19 @@ def served(outcome: Outcome, message: str) -> Reply:
     return Reply(200, f"{JSON}{quota}{ANY_ORIGIN}{NO_STORE}", body)
 
 
-def refuse(deny: Deny, decision_id: str, *, limit_name: str | None = None) -> Reply:
+def refuse(
+    deny: Deny, decision_id: str, *, limit_name: str | None = None, mcp: bool = False
+) -> Reply:
     """The native answer to a refusal, before any counter is told of.
 
     Args:
         deny: why it is refused.
         decision_id: names this decision.
         limit_name: the limit that has no room, as RateLimit-Policy names it.
+        mcp: whether /mcp was asked for.
     """
     reason = deny.reason
-    fields = _refusal(reason)
+    fields = _refusal(reason, mcp=mcp)
     if reason is METHOD_NOT_ALLOWED:
         fields = lines(("Allow", ", ".join(deny.allowed or sorted(METHODS)))) + fields
     body = f'{_body(reason, deny.missing, limit_name)}, "decision_id": "{decision_id}"}}'
@@ -206,11 +216,11 @@ def _body(reason: Reason, missing: tuple[Permission, ...], limit_name: str | Non
 
 
 @lru_cache(maxsize=256)
-def _refusal(reason: Reason) -> str:
+def _refusal(reason: Reason, *, mcp: bool) -> str:
     """The header fields of every refusal for the same reason."""
     extra = ""
     if reason.status == 401:
-        extra = lines(Challenge(sent=reason is not TOKEN_MISSING).header())
+        extra = lines(Challenge(sent=reason is not TOKEN_MISSING, mcp=mcp).header())
     elif reason.kind is Kind.UNAVAILABLE:
         extra = lines(("Retry-After", str(UNAVAILABLE_RETRY_S)))
     return f"{JSON}{extra}{ANY_ORIGIN}{NO_STORE}"

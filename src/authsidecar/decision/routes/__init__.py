@@ -4,7 +4,7 @@ The tables are data (`coolify-4.x.tsv`, the columns of Coolify's own middleware)
 docs/explanation/deviations.md says of named routes wins over their columns. No row, no access.
 """
 
-from authsidecar.decision.routes.loading import RELEASES, RouteError, coolify, extra
+from authsidecar.decision.routes.loading import MCP_PATH, RELEASES, RouteError, coolify, extra
 from authsidecar.decision.routes.table import (
     FRONT_CONTROLLER,
     ROUTE_UNKNOWN,
@@ -15,6 +15,7 @@ from authsidecar.decision.routes.table import (
 
 __all__ = [
     "FRONT_CONTROLLER",
+    "MCP_PATH",
     "RELEASES",
     "ROUTE_UNKNOWN",
     "Guard",

@@ -24,6 +24,9 @@ SWITCHES: Final = frozenset(
 )
 """Need `root` and the instance team, whatever the data says (decisions: Permissions and routes)."""
 
+MCP_PATH: Final = "/mcp"
+"""The MCP server's own path, the only one outside /api that is guarded."""
+
 PUBLIC: Final = {
     ("GET", "/api/health"): "health",
     ("GET", "/api/v1/health"): "health",
@@ -144,19 +147,19 @@ def as_extra(table: Iterable[Row], base: RouteTable) -> Extra:
         RouteError: the text would not do what it promises.
     """
     wanted = tuple(table)
-    told = [row for row in wanted if row.path != "/mcp"]
+    told = [row for row in wanted if row.path != MCP_PATH]
     here = {(row.method, row.path) for row in told}
     lines = [f"{row.method} {row.path} {_word(row)}" for row in told]
     lines += [
         f"{route.method} {route.template} absent"
         for route in base
-        if route.template != "/mcp" and (route.method, route.template) not in here
+        if route.template != MCP_PATH and (route.method, route.template) not in here
     ]
     left_out = (*_left_out(told), *_mcp_left_out(wanted, base))
     text = "".join(f"{line}\n" for line in lines)
     result = extra(text, base)
     special = {(m, p) for m, p in here if p in SWITCHES or (m, p) in PUBLIC}
-    special |= {(route.method, route.template) for route in base if route.template == "/mcp"}
+    special |= {(route.method, route.template) for route in base if route.template == MCP_PATH}
     for method, path in sorted(special):
         found = result.find(method, path)
         if found is None or (found.method, found.template) != (method, path):
@@ -186,8 +189,8 @@ def _left_out(table: Iterable[Row]) -> Iterator[str]:
 
 def _mcp_left_out(table: Iterable[Row], base: RouteTable) -> Iterator[str]:
     """That a release with /mcp stands in front of one without: no operator's row can be it."""
-    has_mcp = any(row.path in {"/mcp", "/api/v1/mcp/enable"} for row in table)
-    if has_mcp and not any(route.template == "/mcp" for route in base):
+    has_mcp = any(row.path in {MCP_PATH, "/api/v1/mcp/enable"} for row in table)
+    if has_mcp and not any(route.template == MCP_PATH for route in base):
         yield "POST /mcp: the base has no such route, so it is refused; take a base of 4.1 or later"
 
 
@@ -221,7 +224,7 @@ def _coolify_route(row: Row) -> Route:
     method, path = row.method, row.path
     if path in SWITCHES:
         return Route(method, path, Guard.SWITCH, Permission.ROOT)
-    if path == "/mcp":
+    if path == MCP_PATH:
         return Route(method, path, Guard.MCP if method == "POST" else Guard.WRONG_METHOD)
     if bucket := PUBLIC.get((method, path)):
         return Route(method, path, Guard.PUBLIC, bucket=bucket)

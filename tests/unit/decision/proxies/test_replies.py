@@ -1,12 +1,13 @@
 """Answers as bytes and headers, from outcomes alone."""
 
 import json
+from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
 
 from authsidecar.decision.authorize import Outcome
-from authsidecar.decision.checks import PERMISSION_MISSING
+from authsidecar.decision.checks import NOT_TEAM_MEMBER, PERMISSION_MISSING, TEAM_MCP_DISABLED
 from authsidecar.decision.credentials import TOKEN_MISSING
 from authsidecar.decision.model import (
     Allow,
@@ -15,12 +16,14 @@ from authsidecar.decision.model import (
     Permission,
     Principal,
     Quota,
+    Reason,
     Role,
     TeamId,
     TokenId,
     UserId,
 )
 from authsidecar.decision.policy import RATE_LIMITED, STORE_UNAVAILABLE, TOKEN_UNKNOWN
+from authsidecar.decision.proxies import auth_request
 from authsidecar.decision.proxies.headers import IDENTITY
 from authsidecar.decision.proxies.replies import Reply, refuse, render, tightest
 from authsidecar.decision.routes import ROUTE_UNKNOWN
@@ -109,6 +112,22 @@ def test_the_challenge_names_an_error_only_if_a_token_was_sent() -> None:
     unknown = dict(refuse(Deny(TOKEN_UNKNOWN), "d").headers)["WWW-Authenticate"]
     assert missing == 'Bearer realm="coolify"'
     assert unknown == 'Bearer realm="coolify", error="invalid_token"'
+
+
+@pytest.mark.parametrize("reason", [TOKEN_MISSING, TOKEN_UNKNOWN, NOT_TEAM_MEMBER])
+@pytest.mark.parametrize("write", [lambda reply: reply, auth_request.write])
+def test_a_401_at_mcp_has_coolify_s_own_challenge(
+    reason: Reason, write: Callable[[Reply], Reply]
+) -> None:
+    """Coolify says it to whoever sent nothing, too; other refusals there have none."""
+    outcome = Outcome(Deny(reason), NOW, route="/mcp")
+    reply = write(render(outcome, None, "d"))
+    challenges = [value for name, value in reply.headers if name == "WWW-Authenticate"]
+    assert (reply.status, challenges) == (401, ['Bearer realm="mcp", error="invalid_token"'])
+    api = write(render(outcome._replace(route="/api/v1/teams"), None, "d"))
+    assert 'realm="coolify"' in dict(api.headers)["WWW-Authenticate"]
+    full = write(render(outcome._replace(verdict=Deny(TEAM_MCP_DISABLED)), None, "d"))
+    assert "WWW-Authenticate" not in dict(full.headers)
 
 
 def test_an_outage_says_when_to_come_back() -> None:
