@@ -175,6 +175,32 @@ async def test_too_many_headers_are_a_clean_refusal(world: World) -> None:
         assert await wire.ended()
 
 
+MANY_LINES = b"\r\n".join(b"X-%d: z" % n for n in range(300))
+START = b"GET /authz/traefik HTTP/1.1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "request_bytes"),
+    [
+        (400, START + b"X zzzz: 1\r\n\r\n" + START + MANY_LINES[:1500]),
+        (400, START + b"X zzzz: 1\r\n\r\n" + (START + b"\r\n") * 300),
+        (400, START + b"\r\n".join([*MANY_LINES.split(b"\r\n")[:199], b"X z: 1", b"", b""])),
+        (431, START + b"\r\n".join([*MANY_LINES.split(b"\r\n")[:200], b"X z: 1", b"", b""])),
+    ],
+)
+@pytest.mark.parametrize("cut", [0, 40])
+async def test_only_a_head_that_is_too_large_is_431(
+    status: int, request_bytes: bytes, cut: int, world: World
+) -> None:
+    """What comes behind it is not a part of it."""
+    async with Wire(world.sidecar.port) as wire:
+        if cut:
+            wire.send(request_bytes[:cut])
+            await asyncio.sleep(0.02)
+        answer = await wire.ask(request_bytes[cut:])
+        is_clean(answer, status, "headers_too_large" if status == 431 else "request_unreadable")
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [

@@ -20,6 +20,7 @@ from authsidecar.serving.subrequest import (
     MAX_HEADERS,
     Answer,
     Fail,
+    HeadLines,
     Refuse,
     RequestTimeoutError,
     Subrequest,
@@ -156,7 +157,7 @@ class AiohttpConnections:
 class _Handler(web.RequestHandler):
     """aiohttp's connection, with a peer, a place and a time."""
 
-    __slots__ = ("_begun", "_connections", "_lines", "_more", "busy", "peer")
+    __slots__ = ("_begun", "_connections", "_head", "_lines", "_more", "busy", "peer")
 
     def __init__(self, connections: AiohttpConnections, server: web.Server) -> None:
         super().__init__(
@@ -172,6 +173,7 @@ class _Handler(web.RequestHandler):
         )
         self._connections = connections
         self._begun = b""
+        self._head = HeadLines()
         self._lines = 0
         self._more = False
         self.busy = False
@@ -204,7 +206,7 @@ class _Handler(web.RequestHandler):
             self._connections.arriving.start(self)
         if len(self._begun) < _BEGIN_BYTES:
             self._begun += data[:_BEGIN_BYTES]
-        self._lines += data.count(b"\n")
+        self._lines = max(self._lines, self._head.add(data))
         super().data_received(data)
 
     def begin(self) -> None:

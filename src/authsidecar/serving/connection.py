@@ -28,6 +28,7 @@ from authsidecar.serving.subrequest import (
     MAX_HEADERS,
     Answer,
     Fail,
+    HeadLines,
     Refuse,
     RequestTimeoutError,
     Subrequest,
@@ -193,8 +194,8 @@ class Connection(BaseProtocol):
         "_begun",
         "_connections",
         "_ending",
+        "_head",
         "_idle_timer",
-        "_lines",
         "_linger",
         "_requests",
         "_turn_due",
@@ -219,7 +220,7 @@ class Connection(BaseProtocol):
         self._ending = False
         self._active_at = 0.0
         self._begun = b""
-        self._lines = 0
+        self._head = HeadLines()
         self._unparsed = b""
         self._turn_due = False
         self._linger = False
@@ -339,7 +340,7 @@ class Connection(BaseProtocol):
             messages, upgraded, rest = parser.feed_data(data)
         except HttpProcessingError as error:
             self._begun += data[:_BEGIN_BYTES]
-            self._broken(name_error(error, self._lines + data.count(b"\n")))
+            self._broken(name_error(error, self._head.add(data)))
             return
         if whole and not upgraded and len(messages) == 1 and not self._unparsed:
             message, payload = messages[0]
@@ -349,12 +350,13 @@ class Connection(BaseProtocol):
                     look = None  # its answer has another form
                 self._requests.append((message, False, look))
                 if self._waits is not None:
-                    self._begun, self._lines = b"", 0
+                    self._begun = b""
+                    self._head.clear()
                     self._wait(None)
                 return
         if messages:
-            self._begun, self._lines = b"", 0
-        self._lines += data.count(b"\n")
+            self._begun = b""
+        self._head.add(data)
         if not messages and len(self._begun) < _BEGIN_BYTES:
             self._begun += data[:_BEGIN_BYTES]
         self._take_all(parser, messages, upgraded, rest, whole=whole)

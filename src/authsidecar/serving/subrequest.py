@@ -58,14 +58,45 @@ Fail = Callable[[BaseException, str, str], Reply]
 """Answers a request whose own answer raised this, to this peer; it had this target."""
 
 
+class HeadLines:
+    """Counts the lines of the head that is arriving; an empty line ends it."""
+
+    __slots__ = ("_begun", "_lines")
+
+    def __init__(self) -> None:
+        """Nothing has arrived."""
+        self.clear()
+
+    def clear(self) -> None:
+        """What comes next is a new head."""
+        self._lines = 0
+        self._begun = False  # a line that is not empty, and has no end yet
+
+    def add(self, data: bytes) -> int:
+        """How many lines the longest head has that is in this data, with what came before it."""
+        if not self._lines and data.endswith(b"\r\n\r\n") and not self._begun:
+            lines = data.count(b"\n")
+            if lines <= MAX_HEADERS:  # as nearly always: whole, and in no part too long
+                return lines
+        longest = self._lines
+        *ended, rest = data.split(b"\n")
+        for line in ended:
+            empty = not self._begun and line in {b"", b"\r"}
+            self._lines = 0 if empty else self._lines + 1
+            self._begun = False
+            longest = max(longest, self._lines)
+        self._begun = self._begun or rest not in {b"", b"\r"}
+        return longest
+
+
 def name_error(error: HttpProcessingError, lines: int) -> HttpProcessingError:
     """The parser's error, or the one for too many fields, which it has no type for.
 
     Args:
         error: what the parser raised.
-        lines: how many lines of the head have arrived.
+        lines: how many lines the head has, the request line among them.
     """
-    if type(error) is BadHttpMessage and lines > MAX_HEADERS:
+    if type(error) is BadHttpMessage and lines - 1 > MAX_HEADERS:
         return TooManyHeadersError()
     return error
 
