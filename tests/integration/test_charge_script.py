@@ -42,6 +42,16 @@ def test_all_counters_are_charged_or_none(script: ChargeScript) -> None:
     assert script.client.llen(USER.key) == 2
 
 
+@pytest.mark.parametrize("text", ["", "x", "5/60000"])
+def test_a_limit_that_is_no_number_admits_nothing(script: ChargeScript, text: str) -> None:
+    """None comes from here: records says what a limit is. The script fails, which refuses."""
+    odd = Counter(USER.key, Limit(text, MINUTE))  # type: ignore[arg-type]
+    for _ in range(2):
+        with pytest.raises(redis.ResponseError, match="script"):
+            script.ask(NOW, odd, TOKEN)
+    assert script.client.llen(TOKEN.key) == 0
+
+
 def test_requests_of_one_call_are_charged_one_after_the_other(script: ChargeScript) -> None:
     """Four waiting requests of one user with room for three: the first three pass."""
     asks = [Ask((USER,))] * 4

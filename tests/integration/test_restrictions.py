@@ -248,6 +248,29 @@ async def test_what_cannot_be_read_admits_nobody_and_is_told(
             assert await one.ask(67) == "allow"
 
 
+@pytest.mark.parametrize("text", [b"", b"5", b"5/0", b"5/60000x"])
+async def test_a_limit_that_cannot_be_read_admits_nobody_and_is_told(
+    registry: Registry, redis_client: Redis, redis_url: str, text: bytes
+) -> None:
+    """Of the token, its user or its team, until it is set again or cleared."""
+    told: list[tuple[str, str]] = []
+    keys = Keys()
+    holders: tuple[tuple[Any, str], ...] = (
+        (("token", 67), keys.token(TokenId(67))),
+        (("user", 7), keys.user(UserId(7))),
+        (("team", 3), keys.team(TeamId(3))),
+    )
+    async with sidecar(redis_url, unreadable=lambda *what: told.append(what)) as one:
+        for mended in (None, Limit(500, 60_000)):
+            for holder, key in holders:
+                await redis_client.hset(key, "limit", text)
+                await redis_client.set(keys.user_nonce(UserId(7)), f"{mended}{holder}{text!r}")
+                assert await one.ask(67) == "token_restricted"
+                assert told[-1] == (key, "limit")
+                assert await registry.set_limit(*holder, mended)
+                assert await one.ask(67) == "allow"
+
+
 async def test_a_sync_leaves_restrictions_alone(
     coolify_db: Coolify, redis_client: Redis, redis_url: str
 ) -> None:

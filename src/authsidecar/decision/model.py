@@ -239,6 +239,10 @@ class Restriction:
 DAMAGED: Final = Restriction(routes=frozenset())
 """Stands for a restriction that could not be read: it admits nothing."""
 
+UNREADABLE_LIMIT: Final = Restriction(routes=frozenset(), note="limit")
+"""Stands among the restrictions for a limit that could not be read: it admits nothing, since the
+configured one may admit more than that one did."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenRecord:

@@ -17,6 +17,7 @@ from authsidecar.decision.addresses import parse_network
 from authsidecar.decision.model import (
     DAMAGED,
     METHODS,
+    UNREADABLE_LIMIT,
     Address,
     Hours,
     Kind,
@@ -66,6 +67,8 @@ def refusal(restriction: Restriction, route: Route, client: Address) -> str | No
     """
     if restriction is DAMAGED:
         return "cannot be read, so it admits nothing"
+    if restriction is UNREADABLE_LIMIT:
+        return "is a limit that cannot be read, so it admits nothing"
     routes = restriction.routes
     if routes is not None and not _names(routes, route):
         return f"does not name {route.method} {route.template}"

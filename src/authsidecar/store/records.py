@@ -9,6 +9,7 @@ from authsidecar.decision import restrictions
 from authsidecar.decision.allowlist import Allowlist, parse_lenient
 from authsidecar.decision.model import (
     DAMAGED,
+    UNREADABLE_LIMIT,
     Limit,
     Permission,
     Restriction,
@@ -138,7 +139,10 @@ def token_record(
         role=role(member) if belongs else None,
         team_mcp=flag(team[1], absent=True),
         limits=_limits(token=token_limit, user=user[1], team=team[2]),
-        restrictions=_restrictions(token=narrowed, user=user[2], team=team[3]),
+        restrictions={
+            **_restrictions(token=narrowed, user=user[2], team=team[3]),
+            **_unreadable_limits(token=token_limit, user=user[1], team=team[2]),
+        },
         nonce=nonce,
     )
 
@@ -165,8 +169,7 @@ def unreadable(names: Sequence[str], values: Sequence[Field]) -> tuple[str, ...]
     """The names of those of these fields that hold something which cannot be read.
 
     What they hold grants nothing: an odd switch is off, an odd expiry has passed, an odd role is
-    none, an odd permission is not held, for an odd limit the configured one counts, and an
-    odd restriction admits nothing.
+    none, an odd permission is not held, and an odd limit or restriction admits nothing.
     """
     return tuple(
         name
@@ -212,6 +215,14 @@ def unchanged(held: Snapshot | None, read: Snapshot) -> Snapshot:
 
 def _limits(**texts: Field) -> Mapping[str, Limit]:
     return {scope: found for scope, text in texts.items() if (found := limit(text)) is not None}
+
+
+def _unreadable_limits(**texts: Field) -> Mapping[str, Restriction]:
+    return {
+        holder: UNREADABLE_LIMIT
+        for holder, text in texts.items()
+        if text is not None and limit(text) is None
+    }
 
 
 def _restrictions(**texts: Field) -> Mapping[str, Restriction]:

@@ -7,6 +7,7 @@ import pytest
 from authsidecar.decision.addresses import parse_address
 from authsidecar.decision.model import (
     DAMAGED,
+    UNREADABLE_LIMIT,
     Limit,
     Permission,
     Restriction,
@@ -154,9 +155,14 @@ def test_a_team_that_is_no_number_is_none(text: bytes) -> None:
 
 
 @pytest.mark.parametrize("text", [b"0/1", b"1/0", b"5", b"/", b"5/", b"/5", b"a/b", b"-1/5", b""])
-def test_an_odd_limit_overrides_nothing(text: bytes) -> None:
-    """The configured one counts."""
-    assert read(limit=text, user_limit=text, team_limit=text).limits == {}
+def test_an_odd_limit_admits_nothing(text: bytes) -> None:
+    """The configured one may admit more than what stood there; a restriction beside it is moot."""
+    found = read(user_limit=text, user_restriction=b'{"uses":5}', team_limit=b"7/3000")
+    assert found.limits == {"team": Limit(7, 3000)}
+    assert found.restrictions == {"user": UNREADABLE_LIMIT}
+    assert found.restrictions["user"] is not DAMAGED
+    found = read(limit=text, user_limit=text, team_limit=text)
+    assert (found.limits, sorted(found.restrictions)) == ({}, ["team", "token", "user"])
     assert records.limit(None) is None
     assert records.limit(records.write_limit(Limit(5, 60_000)).encode()) == Limit(5, 60_000)
     assert records.limit(b"1/1") == Limit(1, 1)
