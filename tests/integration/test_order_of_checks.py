@@ -1043,8 +1043,10 @@ async def test_a_preflight_passes_without_identity_and_uncounted(world: World) -
         )
         assert answer.header("X-Auth-User-Id") == "none"
         assert answer.header("X-RateLimit-Limit") is None
-    await world.registry.set_instance(api_enabled=False, allowlist=HERE)
-    allowed(await world.ask("OPTIONS", "/api/v1/teams", client=client, headers=PREFLIGHT))
+    await world.registry.set_instance(api_enabled=False, mcp_enabled=False, allowlist=HERE)
+    for path in ("/api/v1/teams", "/mcp"):
+        answer = allowed(await world.ask("OPTIONS", path, client=client, headers=PREFLIGHT))
+        assert answer.header("X-Auth-User-Id") == "none"
 
 
 async def test_what_only_resembles_a_preflight_is_judged(world: World) -> None:
