@@ -29,7 +29,7 @@ install: .venv/installed ## Make .venv with everything for development
 demo: install ## Real Traefik and nginx in front of the sidecar, until Ctrl-C
 	@$(BIN)/authsidecar demo
 
-lint: install docs ## ruff, mypy --strict, import-linter, codespell, and the site of docs/
+lint: install docs ## ruff, mypy (--strict for the package), import-linter, codespell, and the site of docs/
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

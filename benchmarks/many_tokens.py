@@ -11,8 +11,9 @@ from typing import Any
 from redis.asyncio import Redis
 
 from authsidecar.decision.model import Role, TeamId, UserId
-from authsidecar.store.bulk import Bulk, Fence
+from authsidecar.store.bulk import Bulk
 from authsidecar.store.entities import Member, Team, Token, User
+from authsidecar.store.epoch import Fence
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import EXPIRED_KEPT_MS
 from tests.support.seed import secret_of, token

@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator
 from functools import partial
 from io import BytesIO
+from typing import Any
 
 import aiohttp
 import pytest
@@ -129,7 +130,9 @@ def owner(token: int) -> dict[str, str]:
 @on_proxies
 async def test_address_buckets_are_seen_through_every_proxy(lab: Lab) -> None:
     """Past its limit a 401, a 404 and a public 200 become 429, with a time to come back."""
-    tight = {f"LIMITS__{name}": "1" for name in ("FAILED", "UNKNOWN", "HEALTH", "FEEDBACK")}
+    tight: dict[str, Any] = {
+        f"LIMITS__{name}": "1" for name in ("FAILED", "UNKNOWN", "HEALTH", "FEEDBACK")
+    }
     over = Refused(429, "rate_limited", "Too Many Attempts.")
     requests = (
         ("GET", "/api/v1/teams", 401),

@@ -208,8 +208,14 @@ def test_the_files_are_valid() -> None:
     """Configuration and rules, the linter's advice included."""
     assert PROMTOOL is not None
     for command in (
-        [PROMTOOL, "check", "config", FILES / "prometheus.yml"],
-        [PROMTOOL, "check", "rules", "--lint-fatal", FILES / "rules.yml", FILES / "alerts.yml"],
+        [PROMTOOL, "check", "config", str(FILES / "prometheus.yml")],
+        [
+            PROMTOOL,
+            "check",
+            "rules",
+            "--lint-fatal",
+            *(str(FILES / f) for f in ("rules.yml", "alerts.yml")),
+        ],
     ):
         found = subprocess.run(command, check=False, capture_output=True, text=True)
         assert found.returncode == 0, found.stdout + found.stderr

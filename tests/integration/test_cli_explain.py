@@ -21,6 +21,7 @@ from authsidecar.decision.addresses import Networks, parse_address
 from authsidecar.decision.authorize import Rules, authorize
 from authsidecar.decision.checks import CHECKS
 from authsidecar.decision.model import (
+    AccessRequest,
     Allow,
     Deny,
     Limit,
@@ -126,6 +127,7 @@ async def exhausted(registry: Registry) -> None:
         Networks(),
         (b"GET", TEAMS.encode()),
     )
+    assert isinstance(access, AccessRequest)
     outcome = await authorize(access, Rules(Policy(coolify("4.3")), {}), store)
     assert isinstance(outcome.verdict, Allow)
     await store.close()
@@ -194,7 +196,9 @@ def run(case: Case, redis_url: str, *more: str) -> Result:
             await case.prepare(registry)
 
     asyncio.run(with_registry(redis_url, build))
-    token = f"{case.token}|{seed.secret_of(case.token)}" if case.token in range(99) else case.token
+    token = case.token
+    if isinstance(token, int):
+        token = f"{token}|{seed.secret_of(token)}"
     words = ["explain", case.method, case.target, "--client-ip", "192.0.2.1", *case.more, *more]
     words += ["--token-file", "-"] if token is not None else []
     isolated = str(case.isolated).lower()

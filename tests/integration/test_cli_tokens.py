@@ -10,6 +10,7 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
@@ -181,7 +182,7 @@ async def test_use_case_knows_the_rules_too(redis_client):
     """No lifetime, permission or legacy name gets past the command line's own checks."""
     registry = seed.registry(redis_client)
     await _world(registry)
-    who = {"user": UserId(7), "team": TeamId(3), "name": "abc"}
+    who: dict[str, Any] = {"user": UserId(7), "team": TeamId(3), "name": "abc"}
     for permissions, days, why in (
         ([Permission.READ], 8, "not after 8"),
         ([], 7, "at least one permission"),
@@ -334,14 +335,17 @@ async def test_interrupted_import_repeated_ends_the_same(redis_client):
     await _world(registry)
     content = lines(*(line(number) for number in range(1, 3 * BATCH)))
 
+    def fail(line: int, why: str) -> None:
+        pytest.fail(f"{line}: {why}")
+
     def stop(done: int) -> None:
         if done >= BATCH:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        await import_tokens(registry, io.BytesIO(content), refused=pytest.fail, progress=stop)
+        await import_tokens(registry, io.BytesIO(content), refused=fail, progress=stop)
     assert len([t async for t in registry.tokens()]) == BATCH
-    report = await import_tokens(registry, io.BytesIO(content), refused=pytest.fail)
+    report = await import_tokens(registry, io.BytesIO(content), refused=fail)
     assert (report.imported, report.unchanged) == (2 * BATCH - 1, BATCH)
     assert len([t async for t in registry.tokens()]) == 3 * BATCH - 1
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from authsidecar.decision.proxies.replies import Reply
-from authsidecar.serving.connection import SHARE_REQUESTS, Connections, Subrequest
+from authsidecar.serving.connection import SHARE_REQUESTS, Connections
+from authsidecar.serving.subrequest import Subrequest
 from tests.support.wire import Wire
 
 REQUEST = b"GET /%d HTTP/1.1\r\nHost: sidecar.test\r\n\r\n"

@@ -258,7 +258,7 @@ async def test_a_nonce_never_comes_back(registry: Registry, redis_client: Redis)
         await registry.set_member(TEAM, USER, Role.OWNER)
         seen.add(await redis_client.get(KEYS.user_nonce(USER)))
     assert len(seen) == 10
-    assert all(len(nonce) == 24 for nonce in seen)
+    assert all(nonce and len(nonce) == 24 for nonce in seen)
 
 
 async def test_a_record_changed_by_raw_commands_is_noticed_after_the_maximum_age(

@@ -23,7 +23,7 @@ def own(tmp_path: Path) -> Iterator[RedisProcess]:
     server.stop()
 
 
-def command(*words: str | bytes) -> bytes:
+def command(*words: Any) -> bytes:
     return pack_command(words)
 
 

@@ -15,9 +15,10 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from authsidecar.decision.model import Limit, Role, TeamId, TokenId, UserId
-from authsidecar.store.bulk import Bulk, Fence, FenceBroken, FencedChanges
+from authsidecar.store.bulk import Bulk, FencedChanges
 from authsidecar.store.changes import Changes
 from authsidecar.store.connect import Connection, connected
+from authsidecar.store.epoch import Fence, FenceBroken
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import Registry
 from tests.support import seed

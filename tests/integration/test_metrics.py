@@ -186,6 +186,8 @@ async def warm_up(sidecar: SidecarProcess, server: RedisProcess) -> None:
 class Through(World):
     """A world whose requests come by one proxy, Envoy's with their own request line."""
 
+    proxy: str
+
     def __init__(self, world: World, proxy: str) -> None:
         super().__init__(world.sidecar, world.client)
         object.__setattr__(self, "proxy", proxy)

@@ -206,7 +206,12 @@ def test_the_embedded_redis_needs_no_library_that_the_base_image_lacks():
 
 def test_the_compose_file_keeps_to_the_compose_specification():
     """Against the specification's JSON schema, which check-jsonschema ships."""
-    command = [TOOLS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", COMPOSE]
+    command = [
+        str(TOOLS / "check-jsonschema"),
+        "--builtin-schema",
+        "vendor.compose-spec",
+        str(COMPOSE),
+    ]
     found = subprocess.run(command, check=False, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
 
@@ -257,7 +262,7 @@ def test_composes_traefik_finds_sidecar_and_backend_where_its_files_say():
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the sdist and the wheel that was built from it."""
     out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT]
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
     subprocess.run(command, check=True, capture_output=True)
     return out
 
@@ -306,14 +311,14 @@ def installed(built: Path) -> Iterator[Path]:
 
 def install(binaries: Path, *arguments: str) -> None:
     """Install into an environment; from the registry unless the arguments say otherwise."""
-    pip = [binaries / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, *arguments], check=True)
+    pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    subprocess.run([str(binaries / "python"), *pip], check=True)
 
 
 def run_installed(binaries: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the installed command with nothing of this test run's environment."""
     environ = {"PATH": f"{binaries}:/usr/bin:/bin", "HOME": str(binaries.parent)}
-    command = [binaries / "authsidecar", *arguments]
+    command = [str(binaries / "authsidecar"), *arguments]
     return subprocess.run(
         command, check=False, env=environ, cwd="/", capture_output=True, text=True, timeout=110
     )

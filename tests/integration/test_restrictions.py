@@ -267,7 +267,7 @@ async def test_a_limit_that_cannot_be_read_admits_nobody_and_is_told(
                 await redis_client.set(keys.user_nonce(UserId(7)), f"{mended}{holder}{text!r}")
                 assert await one.ask(67) == "token_restricted"
                 assert told[-1] == (key, "limit")
-                assert await registry.set_limit(*holder, mended)
+                assert await registry.set_limit(holder[0], holder[1], mended)
                 assert await one.ask(67) == "allow"
 
 

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+from authsidecar.decision.model import UserId
 from tests.support import seed
 from tests.support.sidecar import Answer, start_sidecar
 from tests.support.wire import ask_all, subrequest
@@ -215,7 +217,7 @@ async def fill(client: Redis) -> None:
     registry = seed.registry(client)
     for caller in (*INSTANCE_TEAM, *OTHER_TEAM):
         roles = {f"t{caller.team}": caller.role} if caller.role else {}
-        if await registry.user(caller.user) is None:
+        if await registry.user(UserId(caller.user)) is None:
             await seed.user(registry, caller.user, **roles)
         made = seed.token(
             caller.token, user=caller.user, team=caller.team, permissions=(caller.permission,)
@@ -230,7 +232,9 @@ async def test_every_route_permission_and_role_is_decided_as_written(
     """Rows x 7 permissions x 4 roles x API on and off, and whatever stands beside the rows."""
     await fill(redis_client)
     registry = seed.registry(redis_client)
-    settings = dict.fromkeys(("USER", "UNKNOWN", "FAILED", "HEALTH", "FEEDBACK"), str(LIMIT))
+    settings: dict[str, Any] = dict.fromkeys(
+        ("USER", "UNKNOWN", "FAILED", "HEALTH", "FEEDBACK"), str(LIMIT)
+    )
     sidecar = start_sidecar(
         tmp_path,
         redis_url,

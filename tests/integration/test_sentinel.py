@@ -100,7 +100,8 @@ async def test_none_is_lost_where_many_ask_at_once(watched: Watched, registry: R
     assert registry is not None
     how = Connection(watched.url, data_dir=None)  # type: ignore[arg-type]
     async with connected(how) as made:
-        known = made.connection_pool.sentinel_manager
+        pool: Any = made.connection_pool
+        known = pool.sentinel_manager
 
         async def ask(patience_s: float) -> None:
             with contextlib.suppress(TimeoutError):

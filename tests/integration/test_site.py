@@ -17,7 +17,13 @@ ROOT = Path(__file__).parents[2]
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the built site; mkdocs had no doubts."""
     out = tmp_path_factory.mktemp("site")
-    command = [Path(sys.executable).parent / "mkdocs", "build", "--strict", "--site-dir", out]
+    command = [
+        str(Path(sys.executable).parent / "mkdocs"),
+        "build",
+        "--strict",
+        "--site-dir",
+        str(out),
+    ]
     environ = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     found = subprocess.run(
         command, check=False, cwd=ROOT, env=environ, capture_output=True, text=True

@@ -36,7 +36,7 @@ async def told(lines: Lines, event: str) -> bool:
 
 @contextlib.asynccontextmanager
 async def following(
-    dsn: str, made: Redis, lines: Lines | None = None, **options: object
+    dsn: str, made: Redis, lines: Lines | None = None, **options: Any
 ) -> AsyncIterator[Lines]:
     """A sync that follows; yields its log."""
     lines = lines or Lines()

@@ -9,6 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from authsidecar.coolify import status
+from authsidecar.decision.model import TokenId
 from authsidecar.store.keys import Keys
 from tests.integration.test_sync_live import sync_process
 from tests.support.coolify import Coolify, admitted, follower, state
@@ -85,7 +86,7 @@ async def test_a_hundred_thousand_tokens_are_followed_at_little_cost(
         await coolify_db.run("DELETE FROM personal_access_tokens WHERE id = 50000")
 
         async def gone() -> bool:
-            return not await redis_client.exists(Keys().token(50000))
+            return not await redis_client.exists(Keys().token(TokenId(50000)))
 
         seen_s = await eventually(gone, "the deletion")
     finally:

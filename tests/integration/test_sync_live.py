@@ -12,11 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 from redis.asyncio import Redis
 
 from authsidecar.coolify import triggers
+from authsidecar.decision.model import TokenId
 from authsidecar.store.keys import Keys
 from tests.support.coolify import Coolify, bearer
 from tests.support.postgres import PostgresProcess
@@ -67,7 +69,7 @@ STEPS = (
 
 
 @contextmanager
-def sidecar(directory: Path, redis_url: str, dsn: str, **settings: str) -> Iterator[SidecarProcess]:
+def sidecar(directory: Path, redis_url: str, dsn: str, **settings: Any) -> Iterator[SidecarProcess]:
     """A sidecar that follows, and has done its first round."""
     process = start_sidecar(
         directory,
@@ -280,7 +282,7 @@ async def test_another_takes_over_from_a_killed_sync(
         until(lambda: _says(logs[1 - leader]) == "following", "the other one")
 
         async def revoked() -> bool:
-            return not await redis_client.exists(Keys().token(2))
+            return not await redis_client.exists(Keys().token(TokenId(2)))
 
         await eventually(revoked, "the revocation")
         seconds = time.monotonic() - killed

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -26,7 +27,7 @@ KEYS = Keys()
 
 
 @contextmanager
-def unready(directory: Path, redis_url: str, dsn: str, **settings: str) -> Iterator[SidecarProcess]:
+def unready(directory: Path, redis_url: str, dsn: str, **settings: Any) -> Iterator[SidecarProcess]:
     """A sidecar that follows and need not be ready to be started."""
     process = start_sidecar(
         directory,
@@ -164,7 +165,13 @@ async def test_a_status_that_cannot_be_read_ends_nothing(
 ) -> None:
     """A newer sync's problem, or rubbish: it is told as far as it can be read."""
     process = start_sidecar(tmp_path, redis_url)
-    rubbish = {"owner": OWNER, "at": "soon", "problem": "moon", "kept": "x", "odd": "[1"}
+    rubbish: dict[Any, Any] = {
+        "owner": OWNER,
+        "at": "soon",
+        "problem": "moon",
+        "kept": "x",
+        "odd": "[1",
+    }
     try:
         await redis_client.hset(KEYS.sync_status, mapping=rubbish)
         assert readyz(process).json["sync"]["problem"] == "other"

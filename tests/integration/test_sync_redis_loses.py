@@ -230,7 +230,7 @@ async def test_rounds_a_minute_apart_notice_a_failover_in_seconds(
     """Redis is looked at between the rounds, too."""
     await triggers.run(coolify_db.dsn, triggers.installing())
     try:
-        options = {"interval_s": 60.0, "instant": True}
+        options: dict[str, Any] = {"interval_s": 60.0, "instant": True}
         async with following(coolify_db, pair.address.url, **options) as made:
             pair.cut_off()
             await coolify_db.run("DELETE FROM personal_access_tokens WHERE id = 2")
@@ -288,7 +288,7 @@ async def test_an_older_snapshot_that_is_put_back_is_noticed(
         async with made.pipeline(transaction=True) as pipe:
             pipe.flushall()
             for key, value in snapshot.items():
-                pipe.restore(key, 0, value)
+                pipe.restore(key, 0, value or b"")
             pipe.pexpire(KEYS.sync_lease, 3000)
             await pipe.execute()
 
@@ -316,7 +316,7 @@ async def _gone(made: Redis) -> None:
 
 async def _back(made: Redis) -> None:
     """A token that Coolify does not know, and that no index names."""
-    fields = await made.hgetall(KEYS.token(TokenId(2)))
+    fields: Any = await made.hgetall(KEYS.token(TokenId(2)))
     await made.hset(KEYS.token(TokenId(2_000_000)), mapping=fields)
 
 
@@ -561,7 +561,7 @@ async def test_a_node_that_lost_a_nonce_alone_revives_no_cached_record(
 
             await eventually(gone, "the revocation")
             # What a failover of these nodes' replicas would leave, in one step.
-            await made.set(KEYS.user_nonce(UserId(1)), nonce)
+            await made.set(KEYS.user_nonce(UserId(1)), nonce or "")
             async for key in made.scan_iter(f"{KEYS.prefix}{{sync-*"):
                 await made.set(key, "an older one")
 

@@ -187,7 +187,7 @@ async def test_a_kill_at_any_write_lets_nobody_in_whom_neither_state_lets_in(
     while not finished:
         await redis_client.flushdb()
         for key, value in held.items():
-            await redis_client.restore(key, 0, value)
+            await redis_client.restore(key, 0, value or b"")
         dying = dying_follower(coolify_db.dsn, redis_client, writes_left=len(halves))
         try:
             await dying.once()

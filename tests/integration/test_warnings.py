@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from ipaddress import ip_address
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -372,7 +373,7 @@ def test_the_mail_says_what_the_token_was_used_for(redis_url):
     async def used(registry):
         await expiring(registry, 1)
         uses = LastUses(registry._client, KEYS)
-        uses.used(TokenId(1), UnixMs(1_790_000_000_000), "192.0.2.9", "/api/v1/deploy")
+        uses.used(TokenId(1), UnixMs(1_790_000_000_000), ip_address("192.0.2.9"), "/api/v1/deploy")
         await uses.write()
 
     asyncio.run(with_registry(redis_url, used))

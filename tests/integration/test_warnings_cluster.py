@@ -1,5 +1,7 @@
 """Last uses and warnings on a real Redis Cluster, whose keys are in many slots."""
 
+from ipaddress import ip_address
+
 from authsidecar.decision.model import TokenId
 from authsidecar.store.connect import Connection, connected
 from authsidecar.store.keys import Keys
@@ -17,8 +19,9 @@ async def test_uses_and_warnings_work_on_a_cluster(tmp_path):
         async with connected(Connection(servers.url, data_dir=tmp_path)) as client:
             await expiring(seed.registry(client), *[1] * len(numbers))
             uses = LastUses(client, Keys())
+            client_ip = ip_address("192.0.2.1")
             for number in numbers:
-                uses.used(number, UnixMs(1000 + number), "192.0.2.1", "/api/v1/teams")
+                uses.used(number, UnixMs(1000 + number), client_ip, "/api/v1/teams")
             await uses.write()
             found = await last_use(client, Keys(), numbers)
             assert {token: use.at for token, use in found.items()} == {n: 1000 + n for n in numbers}

@@ -13,7 +13,7 @@ CANCELLED = "/api/v1/teams/3"
 
 
 def break_decisions() -> None:
-    decide = authz.authorize
+    decide = authz.authorize  # type: ignore[attr-defined]
 
     async def broken(access: AccessRequest, rules: Rules, store: Store) -> Outcome:
         if access.path == RAISES:
@@ -28,7 +28,7 @@ def break_decisions() -> None:
             await future
         return await decide(access, rules, store)
 
-    authz.authorize = broken
+    authz.authorize = broken  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 from unittest import mock
 
 from redis.asyncio import Redis
@@ -34,7 +34,7 @@ class Result:
 
 
 def invoke(
-    *arguments: object, url: str = "redis://127.0.0.1:1", stdin: bytes = b"", **settings: str
+    *arguments: object, url: str = "redis://127.0.0.1:1", stdin: Any = b"", **settings: str
 ) -> Result:
     """Run one command line; must not be called while an event loop runs.
 

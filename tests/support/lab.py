@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from redis.asyncio import Redis
 
@@ -122,9 +123,7 @@ class Lab:
         return ("\r\n".join(head) + "\r\n\r\n").encode("latin-1") + body
 
     @asynccontextmanager
-    async def replaced(
-        self, *, program: tuple[str, ...] = PROGRAM, **settings: str
-    ) -> AsyncIterator[None]:
+    async def replaced(self, *, program: Any = PROGRAM, **settings: str) -> AsyncIterator[None]:
         """Another sidecar in the place of the first, on the same ports, for as long as this lasts.
 
         Args:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tests.support.redis import free_port, guarded
 
@@ -206,9 +207,9 @@ def start_sidecar(
     redis_url: str,
     *arguments: str,
     wait_for: str = "/readyz",
-    program: tuple[str, ...] = PROGRAM,
-    stderr: int | None = None,
-    wait: bool = True,
+    program: Any = PROGRAM,  # Any, so that **settings may be a dict of texts
+    stderr: Any = None,
+    wait: Any = True,
     **settings: str,
 ) -> SidecarProcess:
     """Start a sidecar on free ports; ends with the test run.

@@ -10,6 +10,7 @@ from email.message import EmailMessage
 from email.policy import default
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult
@@ -85,7 +86,9 @@ def smtp_server(
     if certificate is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
-    options = {"auth_required": True, "authenticator": _authenticate} if login else {}
+    options: dict[str, Any] = (
+        {"auth_required": True, "authenticator": _authenticate} if login else {}
+    )
     if tls == "starttls":
         options |= {"tls_context": context, "require_starttls": True}
     elif login and tls == "tls":

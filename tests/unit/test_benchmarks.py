@@ -4,6 +4,7 @@ import random
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -77,8 +78,9 @@ def test_a_round_costs_what_the_counters_grew_by():
     """CPU and commands are divided by the requests of that very round."""
     measured = read_result("RESULT 2000 1000000 900 3000 0\nSTATUS 0\n")
     before, after = Reading(1.0, 5.0, 100, 10), Reading(1.5, 5.02, 700, 50)
+    approx: Any = pytest.approx
     assert cost(measured, before, after) == Round(
-        2000.0, 0.9, 3.0, pytest.approx(250.0), pytest.approx(10.0), 0.3, 0.02
+        2000.0, 0.9, 3.0, approx(250.0), approx(10.0), 0.3, 0.02
     )
 
 

@@ -54,6 +54,6 @@ def test_the_release_workflow_runs_tasks_of_the_makefile_only():
 @pytest.mark.skipif(ACTIONLINT is None, reason="no actionlint; make release-check builds it")
 def test_actionlint_has_nothing_to_say_about_the_workflows():
     """The linter's own words are the failure's."""
-    command = [str(ACTIONLINT), *ROOT.glob(".github/workflows/*.yml")]
+    command = [str(ACTIONLINT), *map(str, ROOT.glob(".github/workflows/*.yml"))]
     found = subprocess.run(command, check=False, capture_output=True, text=True)
     assert (found.returncode, found.stdout) == (0, "")

@@ -12,18 +12,18 @@ from authsidecar.decision.routes import ROUTE_UNKNOWN, Route
 
 def match_before_decoding() -> None:
     """What is matched is the path as it was spelled, not as Laravel decodes it."""
-    canonicalise = forward_auth.canonicalise
+    canonicalise = forward_auth.canonicalise  # type: ignore[attr-defined]
 
     def spelled(target: bytes) -> str | Deny:
         path = canonicalise(target)
         return path if isinstance(path, Deny) else target.partition(b"?")[0].decode("ascii")
 
-    forward_auth.canonicalise = spelled
+    forward_auth.canonicalise = spelled  # type: ignore[attr-defined]
 
 
 def unknown_post_is_public() -> None:
     """A POST to a path that has no POST route needs no token."""
-    find_route = authorize.find_route
+    find_route = authorize.find_route  # type: ignore[attr-defined]
 
     def lenient(policy: Policy, request: AccessRequest) -> Route | Judgement:
         match found := find_route(policy, request):
@@ -31,7 +31,7 @@ def unknown_post_is_public() -> None:
                 return Judgement(Allow(None), None) if request.method == "POST" else found
         return found
 
-    authorize.find_route = lenient
+    authorize.find_route = lenient  # type: ignore[attr-defined]
 
 
 def identity_header_left_out() -> None:

@@ -498,14 +498,14 @@ def _happen(made: World, events: Sequence[Sequence[Event]]) -> float:
     mended = time.monotonic()
     made.redis.until_whole()
     until_up = time.monotonic() - mended
-    for one in made.sidecars:
-        _until_listening(one)
+    for sidecar in made.sidecars:
+        _until_listening(sidecar)
     took = made.compare(WITHIN_S)
     made.note(f"   Redis whole after {until_up:.1f} s, right after {took:.1f} s more")
     if made.disk is not None:
-        for one in made.sidecars:
-            if one.drain is None:
-                made.disk.rotate(one.log_path)
+        for sidecar in made.sidecars:
+            if sidecar.drain is None:
+                made.disk.rotate(sidecar.log_path)
     if errors := made.background.broken():
         raise Broken(f"the test itself: {errors!r}")
     if made.blamed:

@@ -28,7 +28,7 @@ def test_the_wheel_installs_the_manual_page_where_man_looks():
 @pytest.mark.skipif(shutil.which("groff") is None, reason="no groff on this machine")
 def test_groff_has_nothing_to_say_about_the_manual_page():
     """Every request of the page is known, and what begins like one is none."""
-    command = ["groff", "-man", "-ww", "-Tascii", "-P", "-cbou", PAGE]
+    command = ["groff", "-man", "-ww", "-Tascii", "-P", "-cbou", str(PAGE)]
     found = subprocess.run(command, check=True, capture_output=True, text=True)
     assert found.stderr == ""
     assert "authsidecar token create [OPTIONS]" in found.stdout

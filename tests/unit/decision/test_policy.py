@@ -389,7 +389,7 @@ def test_an_open_outside_ends_at_api_and_mcp(method: str, path: str) -> None:
 
 
 # Cases that one check after the other refuses.
-REFUSED = {
+REFUSED: dict[str, dict[str, Any]] = {
     "team_member": {"held": record("read", role=None)},
     "team_role": {"held": record("write", role=Role.MEMBER)},
     "api_enabled": {"instance": replace(OPEN, api_enabled=False)},
@@ -405,9 +405,7 @@ REFUSED = {
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name)
 def test_a_check_is_one_row(check: Check) -> None:
     """It denies with its own reason, says something when passed, and helps an operator."""
-    how = {"route": READ, "held": record("read"), "instance": OPEN, "resource": None}
-    how |= REFUSED[check.name]
-    case = Case(POLICY, CLIENT, how["route"], how["instance"], how["held"], how["resource"])
+    case = case_of(REFUSED[check.name])
     denial = first_denial(case)
     assert denial is not None
     assert denial.reason.code == check.reason.code
@@ -473,7 +471,12 @@ PASSED = [
 
 
 def case_of(how: dict[str, Any]) -> Case:
-    full = {"policy": POLICY, "route": READ, "instance": OPEN, "held": record("read")} | how
+    full: dict[str, Any] = {
+        "policy": POLICY,
+        "route": READ,
+        "instance": OPEN,
+        "held": record("read"),
+    } | how
     return Case(
         full["policy"], CLIENT, full["route"], full["instance"], full["held"], full.get("resource")
     )

@@ -7,6 +7,7 @@ from collections import deque
 from importlib import import_module
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -114,7 +115,7 @@ def test_every_metric_is_documented_with_its_labels():
     Background(log, registry)
     found = documented_metrics()
     for metric in registry.collect():
-        collector = registry._names_to_collectors[metric.name]
+        collector: Any = registry._names_to_collectors[metric.name]
         name = metric.name + ("_total" if metric.type == "counter" else "")
         labels = ", ".join(f"`{label}`" for label in collector._labelnames)
         assert found.get(name) == labels, name

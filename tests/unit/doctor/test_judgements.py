@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def echo(*headers: tuple[str, str], target: str = PATH) -> Answer:
     return answer(document={MARK: 1, "method": "GET", "target": target, "headers": headers})
 
 
-def saw(**changes: object) -> Observation:
+def saw(**changes: Any) -> Observation:
     """An observation of one sighting, changed, and an answer of 200."""
     return Observation(Proxy.NGINX, "GET", PATH, answer(), (replace(SEEN, **changes),))
 

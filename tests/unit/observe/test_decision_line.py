@@ -2,6 +2,7 @@
 
 import json
 from ipaddress import ip_address
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +35,7 @@ def test_a_line_is_the_json_of_its_fields(*, detail, token, request_id, seconds,
 
 
 def test_only_what_has_the_form_of_an_id_is_written() -> None:
-    kind = {"proxy": Proxy.NGINX, "method": "GET", "route": None, "record": None}
+    kind: Any = {"proxy": Proxy.NGINX, "method": "GET", "route": None, "record": None}
     line = DecisionLine(Allow(None), client=ip_address("192.0.2.1"), **kind)
     assert '"request_id": null' in line.text("1", "67|aSecretThatAClientPutThere", 0.001)
     assert f'"request_id": "{"0a" * 16}"' in line.text("1", "0a" * 16, 0.001)

@@ -1,5 +1,7 @@
 """Log lines at a bounded pace: how many, and what is said of those left out."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from authsidecar.observe import log_pace
@@ -22,13 +24,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def lines(written: list[dict], of: str) -> list[dict]:
+def lines(written: list[Mapping[str, object]], of: str) -> list[Mapping[str, object]]:
     return [line for line in written if line["of"] == of]
 
 
 def test_one_line_a_second_says_how_many_were_left_out(clock: Clock) -> None:
     """Each cause has a pace of its own."""
-    written: list[dict] = []
+    written: list[Mapping[str, object]] = []
     pace = LogPace(written.append)
     for second in range(3):
         for number in range(10):
@@ -45,7 +47,7 @@ def test_one_line_a_second_says_how_many_were_left_out(clock: Clock) -> None:
 
 def test_more_lines_a_second_where_that_is_asked_for(clock: Clock) -> None:
     """The first ones of each second."""
-    written: list[dict] = []
+    written: list[Mapping[str, object]] = []
     pace = LogPace(written.append, lines=3)
     for _ in range(2):
         for number in range(5):
@@ -71,7 +73,7 @@ def test_fields_are_made_for_lines_that_are_written_only(clock: Clock) -> None:
 
 def test_causes_are_remembered_up_to_a_bound(clock: Clock) -> None:
     """All beyond it share a pace; none is remembered for long after it went quiet."""
-    written: list[dict] = []
+    written: list[Mapping[str, object]] = []
     pace = LogPace(written.append, remembered=4)
     for number in range(100):
         pace.line(number, lambda n=number: {"n": n})
@@ -84,7 +86,7 @@ def test_causes_are_remembered_up_to_a_bound(clock: Clock) -> None:
 
 def test_the_end_tells_of_what_was_left_out(clock: Clock) -> None:
     """The last one has the line, with the number of the others."""
-    written: list[dict] = []
+    written: list[Mapping[str, object]] = []
     pace = LogPace(written.append)
     for number in range(10):
         pace.line("a", lambda n=number: {"n": n})
@@ -95,7 +97,7 @@ def test_the_end_tells_of_what_was_left_out(clock: Clock) -> None:
 
 async def test_a_flood_that_ends_is_told_of_within_a_second_or_two() -> None:
     """Nobody has to cause another line for that."""
-    written: list[dict] = []
+    written: list[Mapping[str, object]] = []
     pace = LogPace(written.append)
     for number in range(10):
         pace.line("a", lambda n=number: {"n": n})

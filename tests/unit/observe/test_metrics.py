@@ -4,6 +4,7 @@ import io
 import json
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -26,7 +27,6 @@ from authsidecar.decision.model import (
     UserId,
 )
 from authsidecar.decision.policy import METHOD_NOT_ALLOWED, RATE_LIMITED
-from authsidecar.observe import metrics
 from authsidecar.observe.log import Log
 from authsidecar.observe.metrics import Telemetry, collected
 from authsidecar.times import UnixMs
@@ -56,7 +56,7 @@ RECORD = TokenRecord(
 class Told:
     """A Telemetry with what it wrote and counted."""
 
-    def __init__(self, decisions: str = "all") -> None:
+    def __init__(self, decisions: Any = "all") -> None:
         self.registry = CollectorRegistry()
         self.stream = io.StringIO()
         log = Log(json_lines=True, level="error", stream=self.stream)
@@ -208,5 +208,5 @@ def test_a_worker_that_makes_its_file_meanwhile_is_waited_for(
     def begin(_: float) -> None:
         empty.write_bytes((8).to_bytes(8, "little"))
 
-    monkeypatch.setattr(metrics.time, "sleep", begin)
+    monkeypatch.setattr("time.sleep", begin)
     assert list(collected(CollectorRegistry()).collect()) == []

@@ -4,22 +4,24 @@ import errno
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from authsidecar.config import Settings
-from authsidecar.serving import listeners
+from authsidecar.config.sections import Management
 from authsidecar.serving.listeners import ListenError, listening
 
 
 def settings(address: str | None, **listen: object) -> Settings:
-    return Settings(listen={"address": address, **listen}, management={"address": "127.0.0.1:0"})
+    given: Any = {"listen": {"address": address, **listen}}
+    return Settings(**given, management=Management(address="127.0.0.1:0"))
 
 
 class NoIPv6(socket.socket):
     """A socket of a kernel that was started with ipv6.disable=1."""
 
-    def __init__(self, family: int = -1, *args: object, **kwargs: object) -> None:
+    def __init__(self, family: int = -1, *args: Any, **kwargs: Any) -> None:
         if family == socket.AF_INET6:
             raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
         super().__init__(family, *args, **kwargs)
@@ -28,7 +30,7 @@ class NoIPv6(socket.socket):
 class NoAddress(socket.socket):
     """A socket of a kernel whose interfaces have no IPv6 address, `disable_ipv6=1`."""
 
-    def bind(self, address: object) -> None:
+    def bind(self, address: Any) -> None:
         if self.family == socket.AF_INET6:
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         super().bind(address)
@@ -47,7 +49,7 @@ def test_a_family_that_the_host_lacks_is_left_out(
     monkeypatch: pytest.MonkeyPatch, kind: type[socket.socket], address: str
 ) -> None:
     """No IPv6 is no reason not to start."""
-    monkeypatch.setattr(listeners.socket, "socket", kind)
+    monkeypatch.setattr(socket, "socket", kind)
     with listening(settings(address)) as opened:
         assert [one.family for one in opened.authz] == [socket.AF_INET]
 
@@ -57,7 +59,7 @@ def test_an_address_that_the_host_lacks_is_refused(
     monkeypatch: pytest.MonkeyPatch, kind: type[socket.socket]
 ) -> None:
     """Who names an IPv6 address wants that one."""
-    monkeypatch.setattr(listeners.socket, "socket", kind)
+    monkeypatch.setattr(socket, "socket", kind)
     with (
         pytest.raises(ListenError, match=r"listen\.address: cannot listen on ::1:0"),
         listening(settings("[::1]:0")),

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
+from redis.asyncio import Redis
 
 from authsidecar.decision.authorize import STALE, UNSYNCED, Charged, Claim, StoreError
 from authsidecar.decision.model import Limit, Role
@@ -11,6 +13,7 @@ from authsidecar.decision.ratelimit.charges import Charge, of_user
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys, owner_bucket
 from authsidecar.store.refusals import FLOOD
+from authsidecar.times import UnixMs
 from tests.support.decisions import credential
 from tests.support.memory import TEAM, TOKEN, USER, MemoryRedis, world
 
@@ -26,7 +29,7 @@ def redis() -> MemoryRedis:
 
 @pytest.fixture
 async def store(redis: MemoryRedis) -> AsyncIterator[DecisionStore]:
-    made = DecisionStore(redis, KEYS, budget_ms=5000)
+    made = DecisionStore(cast("Redis", redis), KEYS, budget_ms=5000)
     yield made
     await made.close()
 
@@ -122,7 +125,7 @@ async def test_a_flood_is_refused_without_asking(redis: MemoryRedis, store: Deci
 
 async def test_no_state_is_used_before_a_sync_is_complete(redis: MemoryRedis) -> None:
     """Neither what it has begun, nor what Redis lost after it was complete."""
-    store = DecisionStore(redis, KEYS, budget_ms=5000, synced=True)
+    store = DecisionStore(cast("Redis", redis), KEYS, budget_ms=5000, synced=True)
     with pytest.raises(StoreError) as error:
         await store.instance(fresh=False)
     assert error.value.kind == UNSYNCED
@@ -143,7 +146,7 @@ async def test_no_state_is_used_before_a_sync_is_complete(redis: MemoryRedis) ->
 
 async def test_a_sync_that_was_released_asks_for_no_more(redis: MemoryRedis) -> None:
     """Its state is the operator's own from then on."""
-    store = DecisionStore(redis, KEYS, budget_ms=5000)
+    store = DecisionStore(cast("Redis", redis), KEYS, budget_ms=5000)
     redis.set_hash(KEYS.instance, synced=1)
     await store.instance(fresh=True)
     redis.set_hash(KEYS.instance, synced="")
@@ -174,7 +177,7 @@ async def test_an_owner_is_kept_for_a_while(redis: MemoryRedis, store: DecisionS
 async def test_a_known_token_takes_no_place_in_the_pace(store: DecisionStore) -> None:
     """A refused address may look up one that it knew; guesses are paced."""
     await store.load(credential(TOKEN), fresh=False)
-    store.refused_address("a:192.0.2.1", store.now() + 60_000)
+    store.refused_address("a:192.0.2.1", UnixMs(store.now() + 60_000))
     guesses = [store.may_look_up("a:192.0.2.1", credential(TOKEN, str(i))) for i in range(30)]
     assert not all(guesses)
     assert store.may_look_up("a:192.0.2.1", credential(TOKEN))

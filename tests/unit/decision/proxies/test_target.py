@@ -10,11 +10,11 @@ from authsidecar.decision.model import Deny, Kind, Reason
 from authsidecar.decision.proxies.target import (
     AMBIGUOUS_TARGET,
     METHOD_OVERRIDE,
-    ROUTE_UNKNOWN,
     TARGET_TOO_LONG,
     canonicalise,
     overrides_method,
 )
+from authsidecar.decision.routes import ROUTE_UNKNOWN
 
 
 def refused(target: bytes) -> Reason:

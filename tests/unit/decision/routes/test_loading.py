@@ -3,6 +3,7 @@
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -214,7 +215,7 @@ def steps(table: RouteTable, path: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many nodes a look-up visits."""
     real, visited = module._first, 0
 
-    def counted(*args: object) -> int:
+    def counted(*args: Any) -> int:
         nonlocal visited
         visited += 1
         return real(*args)
