@@ -155,7 +155,25 @@ class Telemetry:
         self._refusals = LogPace(self._line)
         self._unreadables = LogPace(self._line, lines=UNREADABLE_LINES)
         self._drops = LogPace(lambda fields: log.event("warning", "connection_dropped", **fields))
+        self._redis: str | None = None
+        self._redis_since = 0.0
+        self._connected: Callable[[], tuple[int, int]] | None = None
+        self._lines_told = 0
         registry.register(self)  # first, so that all that follow have been told when they are read
+        self._register_decisions(registry)
+        self._register_redis(registry, kinds)
+        self._register_process(registry)
+        self._warnings = Counter(
+            "authsidecar_warnings",
+            "Tries to warn of a token's expiry: sent, failed or refused.",
+            ["result"],
+            registry=registry,
+        )
+        for result in results:
+            self._warnings.labels(result)
+
+    def _register_decisions(self, registry: CollectorRegistry) -> None:
+        """What is decided, and how long it takes."""
         self._count = Counter(
             "authsidecar_decisions",
             "Decisions by proxy, outcome (allow or deny) and reason code.",
@@ -169,6 +187,15 @@ class Telemetry:
             buckets=_FAST,
             registry=registry,
         )
+        self._near = Counter(
+            "authsidecar_near_limit",
+            "Admitted requests that left less than a tenth of a limit.",
+            ["limit"],
+            registry=registry,
+        )
+
+    def _register_redis(self, registry: CollectorRegistry, kinds: Iterable[str]) -> None:
+        """How Redis answers, and what is known without asking it."""
         self._trips = Histogram(
             "authsidecar_store_trip_seconds",
             "Time of one trip to Redis.",
@@ -192,26 +219,6 @@ class Telemetry:
         )
         for result in self._looked_up:
             self._lookups.labels(result)
-        self._near = Counter(
-            "authsidecar_near_limit",
-            "Admitted requests that left less than a tenth of a limit.",
-            ["limit"],
-            registry=registry,
-        )
-        self._warnings = Counter(
-            "authsidecar_warnings",
-            "Tries to warn of a token's expiry: sent, failed or refused.",
-            ["result"],
-            registry=registry,
-        )
-        for result in results:
-            self._warnings.labels(result)
-        self._lag = Histogram(
-            "authsidecar_event_loop_lag_seconds",
-            "How late the event loop runs a timer: time that requests wait for this process.",
-            buckets=_FAST,
-            registry=registry,
-        )
         self._connections = Gauge(
             "authsidecar_redis_connections",
             "Connections to Redis, idle or used by a command under way.",
@@ -219,9 +226,15 @@ class Telemetry:
             registry=registry,
             multiprocess_mode="livesum",
         )
-        self._redis: str | None = None
-        self._redis_since = 0.0
-        self._connected: Callable[[], tuple[int, int]] | None = None
+
+    def _register_process(self, registry: CollectorRegistry) -> None:
+        """This process: its loop, connections, log and readiness."""
+        self._lag = Histogram(
+            "authsidecar_event_loop_lag_seconds",
+            "How late the event loop runs a timer: time that requests wait for this process.",
+            buckets=_FAST,
+            registry=registry,
+        )
         self._dropped = Counter(
             "authsidecar_connections_dropped",
             "Connections that were closed although the peer had not ended them, by cause.",
@@ -235,7 +248,6 @@ class Telemetry:
             "Log lines that found no room because what was logged before could not be written.",
             registry=registry,
         )
-        self._lines_told = 0
         self._process = Process(registry)
         self._ready = Gauge(
             "authsidecar_ready",
