@@ -21,7 +21,7 @@ from authsidecar.demo.proxies import RECIPES, RunningProxy, start_proxy
 from authsidecar.doctor import running
 from authsidecar.doctor.echo import echoing
 from authsidecar.doctor.probes import PROBES
-from authsidecar.doctor.report import Report, Result
+from authsidecar.doctor.report import DoctorReport, ProbeResult
 from authsidecar.doctor.running import Examination, examine
 from authsidecar.serving.doctor_probe import REFUSALS
 from authsidecar.store.keys import Keys
@@ -74,7 +74,7 @@ async def proxied(
         await found.stop()
 
 
-def failed(report: Report) -> dict[str, str]:
+def failed(report: DoctorReport) -> dict[str, str]:
     return {finding.probe.name: finding.reason for finding in report.failed}
 
 
@@ -85,7 +85,7 @@ async def test_the_shipped_files_pass_every_probe(proxy, sidecar, client, backen
         what = Examination(proxy, found.url, echo_url=found.url)
         report = await examine(client, Keys(), what)
     assert failed(report) == {}
-    skipped = {f.probe.name for f in report.findings if f.result is Result.SKIP}
+    skipped = {f.probe.name for f in report.findings if f.result is ProbeResult.SKIP}
     assert skipped == ({"request-id"} if proxy is Proxy.TRAEFIK else set())
     assert len(report.findings) == len(PROBES)
 
@@ -328,7 +328,7 @@ async def test_without_an_echo_the_rest_is_judged(proxy, sidecar, client, tmp_pa
         report = await examine(client, Keys(), Examination(proxy, found.url))
         reached = {seen.routed.template for seen in coolify.seen if seen.routed}
     assert failed(report) == {}
-    skipped = {f.probe.name for f in report.findings if f.result is Result.SKIP}
+    skipped = {f.probe.name for f in report.findings if f.result is ProbeResult.SKIP}
     assert skipped >= {probe.name for probe in PROBES if probe.echo}
     assert reached == {None}
 
@@ -412,7 +412,7 @@ async def test_a_sidecar_on_another_redis_is_said_to_be_one(sidecar, backend, re
         report = await examine(other, Keys(), Examination(Proxy.NGINX, found.url))
         assert [key async for key in other.scan_iter("*doctor*")] == []
     assert "another Redis or prefix than the doctor" in failed(report)["asked"]
-    assert {f.result for f in report.findings[1:]} == {Result.SKIP}
+    assert {f.result for f in report.findings[1:]} == {ProbeResult.SKIP}
     assert report.text().count("not sent") == 1
 
 

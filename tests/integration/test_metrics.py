@@ -13,7 +13,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import authsidecar
-from authsidecar.expiry.rounds import Result
+from authsidecar.expiry.rounds import WarningResult
 from authsidecar.store.trips import KINDS
 from tests.integration.test_order_of_checks import ELSEWHERE_TESTED, REFUSALS
 from tests.support.redis import RedisProcess, start_redis
@@ -165,7 +165,7 @@ def test_what_an_alert_looks_for_is_there_before_it_happens(sidecar: SidecarProc
     kinds = {sample.labels["kind"] for sample in families["authsidecar_store_errors"].samples}
     assert kinds == {*KINDS} - {"open"}
     results = {sample.labels["result"] for sample in families["authsidecar_warnings"].samples}
-    assert results == {*Result}
+    assert results == {*WarningResult}
 
 
 async def warm_up(sidecar: SidecarProcess, server: RedisProcess) -> None:
@@ -256,7 +256,7 @@ async def test_label_values_are_closed_sets(sidecar: SidecarProcess) -> None:
             assert labels.get("proxy", "envoy") in {*PROXIES, "direct", "none"}
             assert labels.get("outcome", "allow") in {"allow", "deny"}
             assert labels.get("reason", "none") in reasons
-            assert labels.get("result", "hit") in {"hit", "miss", "stale", *Result}
+            assert labels.get("result", "hit") in {"hit", "miss", "stale", *WarningResult}
             assert re.fullmatch(r"[a-z_]+", labels.get("operation", "x"))
             assert re.fullmatch(r"[a-z_]+", labels.get("kind", "x"))
 

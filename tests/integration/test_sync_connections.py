@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from authsidecar.config import load
 from authsidecar.coolify import status, triggers
 from authsidecar.coolify.source import HEAR_S, Source, SourceError, View
-from authsidecar.coolify.sync import Follower, Options
+from authsidecar.coolify.sync import Follower, SyncOptions
 from authsidecar.decision.model import TokenId
 from authsidecar.store.keys import Keys
 from tests.support.coolify import Coolify, Lines, coolify_at, follower, state, sync_once
@@ -83,13 +83,13 @@ async def test_a_password_that_would_break_a_url_works_as_a_setting(
             "AUTHSIDECAR_SYNC__PASSWORD_FILE": str(tmp_path / "password"),
             "AUTHSIDECAR_DATA_DIR": str(tmp_path),
         }
-        options = Options.of(load(None, environ))
+        options = SyncOptions.of(load(None, environ))
         assert options is not None
         await sync_once(options.dsn, redis_client)
         assert len((await state(redis_client))["tokens"]) == 25
 
         (tmp_path / "password").write_text("sec/ret")
-        wrong = Options.of(load(None, environ))
+        wrong = SyncOptions.of(load(None, environ))
         assert wrong is not None
         with pytest.raises(SourceError) as caught:
             await sync_once(wrong.dsn, redis_client)

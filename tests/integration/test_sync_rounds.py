@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from authsidecar.coolify import rounds, status, sync
 from authsidecar.coolify.source import SchemaError
 from authsidecar.coolify.status import StatusRecord
-from authsidecar.coolify.sync import BusyError, DoubtError, Follower, Options, planned
+from authsidecar.coolify.sync import BusyError, DoubtError, Follower, SyncOptions, planned
 from authsidecar.decision.model import TeamId, UserId
 from authsidecar.store.bulk import Bulk, FencedChanges
 from authsidecar.store.entities import User
@@ -368,7 +368,7 @@ async def test_a_dry_run_says_what_would_change_and_changes_nothing(
     await coolify_db.run("UPDATE instance_settings SET is_api_enabled = false")
     before = await contents(redis_client)
 
-    options = Options(coolify_db.dsn)
+    options = SyncOptions(coolify_db.dsn)
     seen = [change async for change in planned(options, redis_client, Keys())]
 
     assert [(change.sign, change.entity, change.text) for change in seen] == [

@@ -19,7 +19,7 @@ from authsidecar.coolify.status import OWNER
 from authsidecar.decision.model import TokenId
 from authsidecar.expiry.channel import NotTakenError, UnreachableError
 from authsidecar.expiry.notice import HOUR_MS, LATE_MS, Due
-from authsidecar.expiry.rounds import Options, Result, Rounds
+from authsidecar.expiry.rounds import Rounds, WarningOptions, WarningResult
 from authsidecar.observe.log import Log
 from authsidecar.observe.metrics import Telemetry
 from authsidecar.store.keys import Keys
@@ -85,7 +85,7 @@ class Spy:
 
 
 def rounds(client, channel, *, leads=(24,), synced=False, count=lambda _: None) -> Rounds:
-    options = Options((channel,), leads, synced)
+    options = WarningOptions((channel,), leads, synced)
     return Rounds(channel, options, client, KEYS, log=QUIET, count=count)
 
 
@@ -214,16 +214,19 @@ async def test_what_can_t_be_sent_now_is_tried_again_at_once_by_anybody(redis_cl
     """The round ends early, since the others would fail too; nothing is lost."""
     await expiring(seed.registry(redis_client), 1, 2)
     spy = Spy(UnreachableError("away"))
-    assert await rounds(redis_client, spy).once() == {Result.FAILED: 1}
+    assert await rounds(redis_client, spy).once() == {WarningResult.FAILED: 1}
     assert spy.warned() == []
-    assert await rounds(redis_client, spy).once() == {Result.SENT: 2}
+    assert await rounds(redis_client, spy).once() == {WarningResult.SENT: 2}
 
 
 async def test_what_is_not_taken_keeps_nobody_else_waiting(redis_client):
     """It is held back for 15 minutes, and then tried again."""
     await expiring(seed.registry(redis_client), 1, 2)
     spy = Spy(NotTakenError("no address"))
-    assert await rounds(redis_client, spy).once() == {Result.REFUSED: 1, Result.SENT: 1}
+    assert await rounds(redis_client, spy).once() == {
+        WarningResult.REFUSED: 1,
+        WarningResult.SENT: 1,
+    }
     assert await rounds(redis_client, spy).once() == {}
     (key,) = [
         key
@@ -232,7 +235,7 @@ async def test_what_is_not_taken_keeps_nobody_else_waiting(redis_client):
     ]
     assert 14 * 60_000 < await redis_client.pttl(key) <= 15 * 60_000
     await redis_client.pexpire(key, 0)
-    assert await rounds(redis_client, spy).once() == {Result.SENT: 1}
+    assert await rounds(redis_client, spy).once() == {WarningResult.SENT: 1}
     assert sorted(spy.warned()) == [(1, 24), (2, 24)]
 
 
@@ -272,7 +275,7 @@ async def test_a_mark_waits_for_redis(tmp_path):
         task = asyncio.create_task(rounds(client, spy).once())
         await spy.cut.wait()
         server.start()
-        assert await task == {Result.SENT: 1}
+        assert await task == {WarningResult.SENT: 1}
         assert await rounds(client, spy).once() == {}
     server.stop()
 
@@ -359,12 +362,12 @@ async def test_a_rotated_mail_password_is_read_from_its_file(redis_url, tmp_path
         found = load(None, {f"AUTHSIDECAR_{name}": value for name, value in how.items()})
         async with Redis.from_url(redis_url) as client:
             await expiring(seed.registry(client), 1)
-            options = Options.of(found)
+            options = WarningOptions.of(found)
             (channel,) = options.channels
             rounds = Rounds(channel, options, client, KEYS, log=QUIET, count=lambda _: None)
-            assert (await rounds.once())[Result.FAILED] == 1
+            assert (await rounds.once())[WarningResult.FAILED] == 1
             file.write_text(LOGIN[1].decode() + "\n")
-            assert (await rounds.once())[Result.SENT] == 1
+            assert (await rounds.once())[WarningResult.SENT] == 1
 
 
 def test_the_mail_says_what_the_token_was_used_for(redis_url):
@@ -521,9 +524,10 @@ async def test_results_are_counted_under_their_names(redis_client):
     spy = Spy(NotTakenError("x"), UnreachableError("y"))
     await rounds(redis_client, spy, count=telemetry.warned).once()
     values = {
-        r: registry.get_sample_value("authsidecar_warnings_total", {"result": r}) for r in Result
+        r: registry.get_sample_value("authsidecar_warnings_total", {"result": r})
+        for r in WarningResult
     }
-    assert values == {Result.REFUSED: 1, Result.FAILED: 1, Result.SENT: None}
+    assert values == {WarningResult.REFUSED: 1, WarningResult.FAILED: 1, WarningResult.SENT: None}
 
 
 @pytest.mark.parametrize(("hours", "said"), [("24", True), ("1", False), ("0", False)])

@@ -114,7 +114,7 @@ async def test_a_receiver_that_is_away_is_tried_again_and_its_url_is_not_said():
 
 async def test_mail_and_webhook_fail_and_succeed_apart(receiver, redis_client):
     """The mail server is down, the webhook is not: it gets its warning, the mail waits."""
-    from authsidecar.expiry.rounds import Options, Result, Rounds
+    from authsidecar.expiry.rounds import Rounds, WarningOptions, WarningResult
     from authsidecar.store.keys import Keys
     from tests.integration.test_warnings import QUIET, expiring
 
@@ -126,7 +126,7 @@ async def test_mail_and_webhook_fail_and_succeed_apart(receiver, redis_client):
         "AUTHSIDECAR_MAIL__WEBHOOK_URL": receiver.url,
         "AUTHSIDECAR_MAIL__WEBHOOK_SECRET": SECRET,
     }
-    options = Options.of(load(None, environ))
+    options = WarningOptions.of(load(None, environ))
     for _ in range(2):
         results = {
             channel.name: await Rounds(
@@ -134,5 +134,5 @@ async def test_mail_and_webhook_fail_and_succeed_apart(receiver, redis_client):
             ).once()
             for channel in options.channels
         }
-        assert results["mail"] == {Result.FAILED: 1}
+        assert results["mail"] == {WarningResult.FAILED: 1}
     assert len(receiver.posts) == 1

@@ -12,7 +12,7 @@ import asyncpg
 from redis.asyncio import Redis
 
 from authsidecar.coolify.rounds import Applied
-from authsidecar.coolify.sync import Follower, Options
+from authsidecar.coolify.sync import Follower, SyncOptions
 from authsidecar.decision.authorize import Rules, authorize
 from authsidecar.decision.model import AccessRequest, Allow, Credential, Permission, Proxy, TokenId
 from authsidecar.decision.policy import Policy
@@ -133,7 +133,7 @@ def follower(
     **options: Any,
 ) -> Follower:
     """A sync of this process."""
-    chosen = Options(dsn, **{"interval_s": 0.05, **options})
+    chosen = SyncOptions(dsn, **{"interval_s": 0.05, **options})
     return Follower(chosen, client, keys or Keys(), (lines or Lines()).log)
 
 

@@ -81,7 +81,7 @@ async def examine(session: Session, what: "Examination") -> None:
     """Run the examination and tell of it."""
     from dataclasses import replace
 
-    from authsidecar.doctor.running import UnreachableError
+    from authsidecar.doctor.running import ProxyUnreachableError
     from authsidecar.doctor.running import examine as run
     from authsidecar.store.keys import Keys
 
@@ -92,7 +92,7 @@ async def examine(session: Session, what: "Examination") -> None:
         report = await run(session.client, Keys(session.settings.redis.prefix), what)
     except ValueError as error:
         raise click.UsageError(f"--url or --echo-url: {error}") from None
-    except UnreachableError as error:
+    except ProxyUnreachableError as error:
         raise RefusedError(str(error)) from None
     session.out.result(report.document(), report.text(), quiet=report.summary())
     if report.failed:

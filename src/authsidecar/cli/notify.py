@@ -10,7 +10,7 @@ from authsidecar.cli.options import Command
 from authsidecar.cli.session import Session, changing, on_registry
 
 if TYPE_CHECKING:
-    from authsidecar.expiry.rounds import Options
+    from authsidecar.expiry.rounds import WarningOptions
 
 
 @click.command(cls=Command)
@@ -38,21 +38,21 @@ async def _once(session: Session) -> None:
     from collections import Counter
 
     from authsidecar.coolify.status import read_owner
-    from authsidecar.expiry.rounds import Result, Rounds
+    from authsidecar.expiry.rounds import Rounds, WarningResult
     from authsidecar.run.sidecar import logger
     from authsidecar.store.keys import Keys
 
     options, keys = _options(session), Keys(session.settings.redis.prefix)
     log = logger(session.settings)
-    results: Counter[Result] = Counter()
+    results: Counter[WarningResult] = Counter()
     if not options.synced and await read_owner(session.client, keys) is not None:
         session.out.note("tokens are Coolify's, which warns about them itself (mail.synced_tokens)")
     for channel in options.channels:
         rounds = Rounds(channel, options, session.client, keys, log=log, count=lambda _: None)
         results += await rounds.once()
-    counts = {result.value: results[result] for result in Result}
+    counts = {result.value: results[result] for result in WarningResult}
     session.out.result(counts, ", ".join(f"{n} {name}" for name, n in counts.items()))
-    if results[Result.FAILED] or results[Result.REFUSED]:
+    if results[WarningResult.FAILED] or results[WarningResult.REFUSED]:
         raise RefusedError("not every warning went out; the log says why, the next run tries again")
 
 
@@ -81,11 +81,11 @@ async def _for_ever(session: Session) -> None:
     log.flush()
 
 
-def _options(session: Session) -> "Options":
-    from authsidecar.expiry.rounds import NoDriverError, Options
+def _options(session: Session) -> "WarningOptions":
+    from authsidecar.expiry.rounds import NoDriverError, WarningOptions
 
     try:
-        options = Options.of(session.settings)
+        options = WarningOptions.of(session.settings)
     except NoDriverError as error:
         raise RefusedError(str(error)) from None
     if not options.channels:

@@ -14,7 +14,7 @@ from authsidecar.cli.session import load_settings
 from authsidecar.cli.streams import write
 
 if TYPE_CHECKING:
-    from authsidecar.coolify.route_diff import Change
+    from authsidecar.coolify.route_diff import RouteChange
     from authsidecar.coolify.route_import import Conditional
     from authsidecar.decision.routes import Route, RouteTable
     from authsidecar.decision.routes.loading import Row
@@ -191,7 +191,7 @@ def _item(route: "Route") -> dict[str, object]:
     }
 
 
-def _describe(kind: str, changes: tuple["Change", ...]) -> str:
+def _describe(kind: str, changes: tuple["RouteChange", ...]) -> str:
     lines = [f"  {change.method} {change.path}: {change.what}" for change in changes]
     return "\n".join([f"{kind}:", *lines])
 

@@ -16,7 +16,7 @@ from authsidecar.cli.session import Session, changing, load_settings, on_registr
 from authsidecar.cli.streams import done, write
 
 if TYPE_CHECKING:
-    from authsidecar.coolify.sync import Options
+    from authsidecar.coolify.sync import SyncOptions
 
 
 @click.group(cls=Group)
@@ -199,12 +199,12 @@ async def release(session: Session) -> None:
     session.out.result({"released": released}, text)
 
 
-def _options(session: Session, *, allow_empty: bool) -> "Options":
+def _options(session: Session, *, allow_empty: bool) -> "SyncOptions":
     from dataclasses import replace
 
-    from authsidecar.coolify.sync import Options
+    from authsidecar.coolify.sync import SyncOptions
 
-    options = Options.of(session.settings)
+    options = SyncOptions.of(session.settings)
     if options is None:
         raise MisconfiguredError(
             "sync.dsn: is missing, and so is sync.host; "

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from authsidecar.coolify import rows
 from authsidecar.coolify.entities import NARROWING, TEAMS, TOKENS, USERS, WIDENING, Entity
-from authsidecar.coolify.rows import OFF, Settings
-from authsidecar.coolify.snapshot import Bucket, Oddity, Snapshot, content, number
+from authsidecar.coolify.rows import OFF, InstanceSettings
+from authsidecar.coolify.snapshot import Oddity, OwnerBucket, Snapshot, content, number
 from authsidecar.coolify.source import View
 from authsidecar.store.bulk import Bulk
 
@@ -39,7 +39,7 @@ class DatabaseView:
     """
 
     digests: Mapping[str, Mapping[int, str]]
-    settings: Settings | None
+    settings: InstanceSettings | None
     pg_snapshot: str | None
     tokens_file: str
 
@@ -77,7 +77,7 @@ class Comparison:
     entity: Entity[Any, Any]
     old: Mapping[Any, Any]
     new: Mapping[Any, Any]
-    buckets: Mapping[int, Bucket] = field(repr=False)
+    buckets: Mapping[int, OwnerBucket] = field(repr=False)
 
     def differences(self) -> list[Difference]:
         """What differs, in the order of the keys."""
@@ -105,10 +105,10 @@ def doubt(seen: DatabaseView, snapshot: Snapshot) -> str | None:
     return None
 
 
-async def stored_settings(bulk: Bulk) -> Settings:
+async def stored_settings(bulk: Bulk) -> InstanceSettings:
     """The instance's settings in Redis."""
     found = await bulk.instance()
-    return Settings(found.api_enabled, found.mcp_enabled, found.allowlist.text)
+    return InstanceSettings(found.api_enabled, found.mcp_enabled, found.allowlist.text)
 
 
 @dataclass(slots=True)
@@ -193,7 +193,8 @@ class Round:
             old={entity.key(fact): fact for fact in await entity.facts(self.bulk, sorted(held))},
             new=new,
             buckets={
-                i: Bucket(digests.get(i), tuple(keys[i]), tuple(odd[i]), left[i]) for i in numbers
+                i: OwnerBucket(digests.get(i), tuple(keys[i]), tuple(odd[i]), left[i])
+                for i in numbers
             },
         )
 
@@ -219,7 +220,7 @@ class Round:
         applied[entity.name, "put"] += len(put)
         return complete
 
-    async def _save(self, old: Settings, new: Settings, applied: Applied) -> None:
+    async def _save(self, old: InstanceSettings, new: InstanceSettings, applied: Applied) -> None:
         if old != new:
             await self.bulk.set_instance(
                 api_enabled=new.api_enabled, mcp_enabled=new.mcp_enabled, allowlist=new.allowlist
@@ -237,9 +238,9 @@ class Round:
         return sum(len(self._changed(entity)) for entity in NARROWING)
 
 
-def _both(one: Settings, other: Settings) -> Settings:
+def _both(one: InstanceSettings, other: InstanceSettings) -> InstanceSettings:
     """The switches that both have on; the list stays until roles and tokens are narrowed."""
-    return Settings(
+    return InstanceSettings(
         api_enabled=one.api_enabled and other.api_enabled,
         mcp_enabled=one.mcp_enabled and other.mcp_enabled,
         allowlist=one.allowlist,

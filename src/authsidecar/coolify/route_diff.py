@@ -25,7 +25,7 @@ GUARDS: Final = {
 """Columns that hold guards, several joined by `+`."""
 
 
-class Change(NamedTuple):
+class RouteChange(NamedTuple):
     """One difference: the request it concerns, and in words what changed."""
 
     method: str
@@ -44,10 +44,10 @@ class Diff:
         removed: rows that the new table lacks.
     """
 
-    weaker: tuple[Change, ...]
-    stricter: tuple[Change, ...]
-    added: tuple[Change, ...]
-    removed: tuple[Change, ...]
+    weaker: tuple[RouteChange, ...]
+    stricter: tuple[RouteChange, ...]
+    added: tuple[RouteChange, ...]
+    removed: tuple[RouteChange, ...]
 
 
 def compare(old: Iterable[Row], new: Iterable[Row]) -> Diff:
@@ -60,8 +60,8 @@ def compare(old: Iterable[Row], new: Iterable[Row]) -> Diff:
         if a is None or b is None or (a, b) in seen:
             continue
         seen.add((a, b))
-        weaker += [Change(method, path, what) for what in weakenings(a, b)]
-        stricter += [Change(method, path, what) for what in weakenings(b, a, reverse=True)]
+        weaker += [RouteChange(method, path, what) for what in weakenings(a, b)]
+        stricter += [RouteChange(method, path, what) for what in weakenings(b, a, reverse=True)]
     return Diff(
         tuple(weaker),
         tuple(stricter),
@@ -70,13 +70,13 @@ def compare(old: Iterable[Row], new: Iterable[Row]) -> Diff:
     )
 
 
-def _lacking(here: tuple[Row, ...], there: tuple[Row, ...]) -> Iterator[Change]:
+def _lacking(here: tuple[Row, ...], there: tuple[Row, ...]) -> Iterator[RouteChange]:
     """What there is a row for `there`, by method and shape, and not `here`."""
     shapes = {_shape(row) for row in here}
     for row in there:
         if _shape(row) not in shapes:
             what = "public" if row.auth == "-" else f"needs {row.ability}"
-            yield Change(row.method, row.path, what)
+            yield RouteChange(row.method, row.path, what)
 
 
 def _shape(row: Row) -> tuple[str, ...]:

@@ -15,9 +15,9 @@ from authsidecar.coolify.route_php import (
     Cursor,
     Items,
     Lexeme,
-    SourceError,
+    PhpError,
+    PhpToken,
     Text,
-    Token,
     Value,
     tokens,
 )
@@ -25,7 +25,7 @@ from authsidecar.decision.model import METHODS, Permission
 from authsidecar.decision.routes.loading import Row, overlap
 
 
-class Problem(NamedTuple):
+class ImportProblem(NamedTuple):
     """Something that was not understood, at a line that counts from 1."""
 
     line: int
@@ -55,7 +55,7 @@ class Imported:
     """
 
     rows: tuple[Row, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[ImportProblem, ...]
     conditional: tuple[Within, ...] = ()
 
 
@@ -72,10 +72,10 @@ def read(source: str, conditional: Conditional | None = None) -> Imported:
     try:
         reader = _Reader(tokens(source))
         reader.file()
-    except SourceError as error:
-        return Imported((), (Problem(error.line, str(error)),))
+    except PhpError as error:
+        return Imported((), (ImportProblem(error.line, str(error)),))
     except RecursionError:
-        return Imported((), (Problem(1, "nested too deeply"),))
+        return Imported((), (ImportProblem(1, "nested too deeply"),))
     reader.check_order()
     if conditional is None:
         reader.check_conditional()
@@ -177,19 +177,19 @@ class _Found(NamedTuple):
 class _Reader:
     """Reads statements one after another; a problem spoils its own statement only."""
 
-    def __init__(self, source: tuple[Token, ...]) -> None:
+    def __init__(self, source: tuple[PhpToken, ...]) -> None:
         self._source = source
         self._imports: dict[str, str] = {}
         self._catch_all: int | None = None
         self.routes: dict[tuple[str, str], _Found] = {}
-        self.problems: list[Problem] = []
+        self.problems: list[ImportProblem] = []
 
     def file(self) -> None:
         """Read all statements of the file."""
         cursor = Cursor(self._source)
         self._statements(cursor, _Scope())
         if cursor.token.lexeme is not Lexeme.END:
-            raise SourceError(cursor.token.line, "a } that closes nothing")
+            raise PhpError(cursor.token.line, "a } that closes nothing")
 
     def _statements(self, cursor: Cursor, scope: _Scope) -> None:
         """Read statements to the brace that closes their block, or to the end."""
@@ -197,8 +197,8 @@ class _Reader:
             start = cursor.at
             try:
                 self._statement(cursor, scope)
-            except SourceError as error:
-                self.problems.append(Problem(error.line, str(error)))
+            except PhpError as error:
+                self.problems.append(ImportProblem(error.line, str(error)))
                 cursor.at = start
                 cursor.skip(";", "{", "}")
                 if cursor.takes("{"):
@@ -211,12 +211,12 @@ class _Reader:
         for found in self.routes.values():
             if found.condition is not None:
                 self.problems += [
-                    Problem(
+                    ImportProblem(
                         found.condition,
                         "routes inside an `if`: --conditional include or leave-out says what "
                         "becomes of them",
                     ),
-                    Problem(
+                    ImportProblem(
                         found.line,
                         f"{found.row.method} {found.row.path} is inside the `if` of line "
                         f"{found.condition}",
@@ -234,13 +234,13 @@ class _Reader:
                 a, b = one.row, later.row
                 if a.method == b.method and a[3:] != b[3:] and overlap(a.segments, b.segments):
                     message = f"{a.path}, inside an `if`, may hide {b.path} of line {later.line}"
-                    self.problems.append(Problem(one.line, message))
+                    self.problems.append(ImportProblem(one.line, message))
         for at, narrow in enumerate(found):
             for later in found[at + 1 :] if narrow.narrowed else ():
                 a, b = narrow.row, later.row
                 if a.method == b.method and a[3:] != b[3:] and overlap(a.segments, b.segments):
                     message = f"`where` lets some of {a.path} through to {b.path} of line"
-                    self.problems.append(Problem(narrow.line, f"{message} {later.line}"))
+                    self.problems.append(ImportProblem(narrow.line, f"{message} {later.line}"))
 
     def _statement(self, cursor: Cursor, scope: _Scope) -> None:
         first = cursor.token
@@ -255,10 +255,10 @@ class _Reader:
             self._conditional(cursor, scope)
         elif first.lexeme is Lexeme.NAME and cursor.ahead(1).text == "::":
             if self._resolved(first.text) not in _FACADES:
-                raise SourceError(first.line, f"{first.text} is not Laravel's Route")
+                raise PhpError(first.line, f"{first.text} is not Laravel's Route")
             self._chain(_calls(cursor), scope)
         else:
-            raise SourceError(first.line, f"not a route: a statement that begins with {first.text}")
+            raise PhpError(first.line, f"not a route: a statement that begins with {first.text}")
 
     def _conditional(self, cursor: Cursor, scope: _Scope) -> None:
         """`if (...) {...}` with all that follows it; no condition is ever evaluated."""
@@ -279,7 +279,7 @@ class _Reader:
 
     def _branch(self, cursor: Cursor, scope: _Scope, line: int) -> None:
         if not cursor.takes("{"):
-            raise SourceError(line, "an `if` without braces")
+            raise PhpError(line, "an `if` without braces")
         self._statements(cursor, scope)
         cursor.expect("}")
 
@@ -289,14 +289,14 @@ class _Reader:
         while not cursor.takes(";"):
             name = cursor.next()
             if name.lexeme is not Lexeme.NAME:
-                raise SourceError(name.line, f"cannot read the import at {name.text}")
+                raise PhpError(name.line, f"cannot read the import at {name.text}")
             if cursor.takes("\\"):
                 cursor.expect("{")
                 while not cursor.takes("}"):
                     self._alias(cursor, f"{name.text}\\{cursor.next().text}")
                     cursor.takes(",")
                     if cursor.token.lexeme is Lexeme.END:
-                        raise SourceError(name.line, "an import without an end")
+                        raise PhpError(name.line, "an import without an end")
             else:
                 self._alias(cursor, name.text)
             if not cursor.sees(";"):
@@ -320,21 +320,21 @@ class _Reader:
             after = calls[at + 1 :]
             if call.name in _VERBS or call.name == "match":
                 if "prefix" in said:
-                    raise SourceError(call.line, "prefix() before a single route")
+                    raise PhpError(call.line, "prefix() before a single route")
                 self._route(call, after, scope)
                 return
             if call.name == "fallback":
                 return  # what no route matches: 404 here too
             if call.name == "group":
                 if after or (said and len(call.arguments) != 1):
-                    raise SourceError(call.line, "a group with more than attributes and a function")
+                    raise PhpError(call.line, "a group with more than attributes and a function")
                 self._group(call, scope)
                 return
             if call.name in said:
-                raise SourceError(call.line, f"{call.name}() twice: the later one replaces")
+                raise PhpError(call.line, f"{call.name}() twice: the later one replaces")
             said.add(call.name)
             scope = self._attribute(call, scope)
-        raise SourceError(calls[-1].line, f"{calls[-1].name}() makes no route")
+        raise PhpError(calls[-1].line, f"{calls[-1].name}() makes no route")
 
     def _attribute(self, call: _Call, scope: _Scope) -> _Scope:
         """What one call adds to a scope or a route."""
@@ -349,18 +349,18 @@ class _Reader:
             return replace(scope, where={**scope.where, **dict.fromkeys(named, "[0-9]+")})
         if call.name in _WITHOUT_EFFECT:
             return scope
-        raise SourceError(call.line, f"{call.name}() is not understood")
+        raise PhpError(call.line, f"{call.name}() is not understood")
 
     def _group(self, call: _Call, scope: _Scope) -> None:
         *attributes, body = call.arguments or (None,)
         if not isinstance(body, Closure) or len(attributes) > 1:
-            raise SourceError(call.line, "a group whose routes are not in a function(){} beside it")
+            raise PhpError(call.line, "a group whose routes are not in a function(){} beside it")
         for array in attributes:
             if not isinstance(array, Items):
-                raise SourceError(call.line, "a group whose attributes are no array")
+                raise PhpError(call.line, "a group whose attributes are no array")
             keys = [key for key, _ in array.pairs]
             if len(set(keys)) != len(keys):
-                raise SourceError(array.line, "a group with an attribute twice")
+                raise PhpError(array.line, "a group with an attribute twice")
             for key, value in array.pairs:
                 scope = self._attribute(_Call((key or "").lower(), (value,), value.line), scope)
         self._statements(Cursor(self._source, body.body), scope)
@@ -376,7 +376,7 @@ class _Reader:
                 case Items(pairs):
                     found += self._middleware(tuple(item for _, item in pairs))
                 case _:
-                    raise SourceError(value.line, "a middleware that is no name")
+                    raise PhpError(value.line, "a middleware that is no name")
         return found
 
     def _route(self, call: _Call, modifiers: tuple[_Call, ...], scope: _Scope) -> None:
@@ -384,13 +384,13 @@ class _Reader:
         if call.name == "match" and arguments:
             methods, arguments = _methods(arguments[0]), arguments[1:]
         if len(arguments) != 2:
-            raise SourceError(call.line, f"{call.name}() with {len(call.arguments)} arguments")
+            raise PhpError(call.line, f"{call.name}() with {len(call.arguments)} arguments")
         for modifier in modifiers:
             if modifier.name in {"prefix", "namespace", "controller"}:
-                raise SourceError(modifier.line, f"{modifier.name}() is not understood on a route")
+                raise PhpError(modifier.line, f"{modifier.name}() is not understood on a route")
             scope = self._attribute(modifier, scope)
         if self._catch_all is not None:
-            raise SourceError(call.line, f"after the catch-all of line {self._catch_all}")
+            raise PhpError(call.line, f"after the catch-all of line {self._catch_all}")
         path = _joined("/api", _joined(scope.prefix, _text(arguments[0])))
         match = _PARAMETER.fullmatch(path.removeprefix("/api/"))
         if match and call.name == "any" and scope.where.get(match[1]) in _CATCH_ALL:
@@ -405,9 +405,9 @@ class _Reader:
     def _end_with(self, line: int, scope: _Scope) -> None:
         """Read a catch-all: what no route matches is 404 here too."""
         if scope.middleware:
-            raise SourceError(line, "a catch-all with middleware")
+            raise PhpError(line, "a catch-all with middleware")
         if scope.condition is not None:
-            raise SourceError(line, "a catch-all inside an `if`")
+            raise PhpError(line, "a catch-all inside an `if`")
         self._catch_all = line
 
     def _add(self, found: _Found) -> None:
@@ -416,7 +416,7 @@ class _Reader:
         earlier = self.routes.get(key)
         if earlier and (earlier.condition is not None or found.condition is not None):
             message = f"{' '.join(key)} is at line {earlier.line}, too; one of them is in an `if`"
-            self.problems.append(Problem(found.line, message))
+            self.problems.append(ImportProblem(found.line, message))
         self.routes[key] = found
 
 
@@ -427,7 +427,7 @@ def _calls(cursor: Cursor) -> tuple[_Call, ...]:
     while cursor.takes("->" if calls else "::"):
         name = cursor.next()
         if name.lexeme is not Lexeme.NAME or not cursor.sees("("):
-            raise SourceError(name.line, f"cannot read the call of {name.text}")
+            raise PhpError(name.line, f"cannot read the call of {name.text}")
         calls.append(_Call(name.text.lower(), cursor.arguments(), name.line))
     cursor.expect(";")
     return tuple(calls)
@@ -435,7 +435,7 @@ def _calls(cursor: Cursor) -> tuple[_Call, ...]:
 
 def _text(value: Value) -> str:
     if not isinstance(value, Text):
-        raise SourceError(value.line, "a path or name that is not a plain string")
+        raise PhpError(value.line, "a path or name that is not a plain string")
     return value.value
 
 
@@ -450,7 +450,7 @@ def _methods(value: Value) -> tuple[str, ...]:
     named = tuple(text.upper() for text in _texts(value))
     methods = tuple(method for method in named if method != "HEAD")
     if not set(methods) <= METHODS or ("HEAD" in named and "GET" not in named):
-        raise SourceError(value.line, f"methods that are not understood: {', '.join(named)}")
+        raise PhpError(value.line, f"methods that are not understood: {', '.join(named)}")
     return methods
 
 
@@ -462,7 +462,7 @@ def _patterns(call: _Call) -> Mapping[str, str]:
         case (Text(name), pattern):
             return {name: _text(pattern)}
         case _:
-            raise SourceError(call.line, "a `where` that is not understood")
+            raise PhpError(call.line, "a `where` that is not understood")
 
 
 def _joined(prefix: str, path: str) -> str:
@@ -477,14 +477,14 @@ def _templates(path: str, where: Mapping[str, str], line: int) -> tuple[tuple[st
     for segment in path.split("/")[1:]:
         parameter = _PARAMETER.fullmatch(segment)
         if optional or not (parameter or _SEGMENT.fullmatch(segment)):
-            raise SourceError(line, f"a path that is not understood: {path}")
+            raise PhpError(line, f"a path that is not understood: {path}")
         if parameter is None:
             segments.append(segment)
             continue
         name, mark = parameter.groups()
         if (pattern := where.get(name)) is not None:
             if not _NARROW.fullmatch(pattern):
-                raise SourceError(line, f"a pattern that could match a slash: {pattern}")
+                raise PhpError(line, f"a pattern that could match a slash: {pattern}")
             narrowed = True
         optional = mark or ""
         segments.append(f"{{{name}}}")
@@ -509,14 +509,12 @@ def _columns(middleware: tuple[_Middleware, ...], line: int) -> dict[str, str]:
             named, requests, minutes = throttle.groups()
             limits.append(named or f"{requests}/{minutes or 1}m")
         elif name != "api":
-            raise SourceError(at, f"a middleware that is not understood: {name}")
+            raise PhpError(at, f"a middleware that is not understood: {name}")
     if len(abilities) > 1:
         needs = " and ".join(" or ".join(needed) for needed in sorted(abilities))
-        raise SourceError(
-            line, f"needs {needs}: a row names one, or several each of which suffices"
-        )
+        raise PhpError(line, f"needs {needs}: a row names one, or several each of which suffices")
     if abilities and columns["auth"] == "-":
-        raise SourceError(line, "needs a permission, but no token")
+        raise PhpError(line, "needs a permission, but no token")
     columns["throttle"] = "+".join(dict.fromkeys(limits))
     return columns | {"ability": ",".join(*abilities) if abilities else "-"}
 
@@ -525,14 +523,14 @@ def _abilities(name: str, line: int) -> tuple[str, ...] | None:
     """The abilities of which a middleware needs one, as the file has them; None: it is another.
 
     Raises:
-        SourceError: it needs one that does not exist, or several at once.
+        PhpError: it needs one that does not exist, or several at once.
     """
     start = next((p for p in (*_ANY_ABILITY, *_ALL_ABILITIES) if name.startswith(p)), None)
     if start is None:
         return None
     named = name.removeprefix(start).split(",")  # PHP's explode: a blank belongs to the name
     if odd := [ability for ability in named if ability not in set(Permission)]:
-        raise SourceError(line, f"not a permission: {odd[0]}")
+        raise PhpError(line, f"not a permission: {odd[0]}")
     if start in _ALL_ABILITIES and len(set(named)) > 1:
-        raise SourceError(line, f"needs {' and '.join(named)}: a row names one")
+        raise PhpError(line, f"needs {' and '.join(named)}: a row names one")
     return tuple(dict.fromkeys(named))

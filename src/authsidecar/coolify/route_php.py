@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple, TypeVar
 
 
-class SourceError(Exception):
+class PhpError(Exception):
     """Something that cannot be read; `line` counts from 1."""
 
     def __init__(self, line: int, message: str) -> None:
@@ -31,7 +31,7 @@ class Lexeme(StrEnum):
     END = "end of file"
 
 
-class Token(NamedTuple):
+class PhpToken(NamedTuple):
     """One token; a string's text is its value, escapes resolved."""
 
     lexeme: Lexeme
@@ -105,52 +105,52 @@ CLOSING: Final[Mapping[str, str]] = {"(": ")", "[": "]", "{": "}", "#[": "]"}
 _OPENING_TAG: Final = re.compile(r"\ufeff?<\?php(?=\s)")
 
 
-def tokens(source: str) -> tuple[Token, ...]:
+def tokens(source: str) -> tuple[PhpToken, ...]:
     """All tokens of a PHP file, comments gone, ending with one of Lexeme.END.
 
     Raises:
-        SourceError: the text is not one block of PHP that can be cut into tokens.
+        PhpError: the text is not one block of PHP that can be cut into tokens.
     """
     tag = _OPENING_TAG.match(source)
     if tag is None:
-        raise SourceError(1, "the file does not begin with <?php")
-    found: list[Token] = []
+        raise PhpError(1, "the file does not begin with <?php")
+    found: list[PhpToken] = []
     at, line = tag.end(), 1
     while at < len(source):
         skipped = _SKIPPED.match(source, at)
         match = skipped or _TOKEN.match(source, at)
         if match is None:
-            raise SourceError(line, f"cannot read from {source[at : at + 12]!r}")
+            raise PhpError(line, f"cannot read from {source[at : at + 12]!r}")
         if skipped is None:
             found.append(_token(match, line))
         line += match.group().count("\n")
         at = match.end()
     if found and found[-1].text == "?>" and found[-1].lexeme is Lexeme.PUNCTUATION:
         del found[-1]
-    return (*found, Token(Lexeme.END, "", line))
+    return (*found, PhpToken(Lexeme.END, "", line))
 
 
-def _token(match: re.Match[str], line: int) -> Token:
+def _token(match: re.Match[str], line: int) -> PhpToken:
     text = match.group()
     match match.lastgroup:
         case "variable":
-            return Token(Lexeme.VARIABLE, text, line)
+            return PhpToken(Lexeme.VARIABLE, text, line)
         case "name":
-            return Token(Lexeme.NAME, text, line)
+            return PhpToken(Lexeme.NAME, text, line)
         case "number":
-            return Token(Lexeme.NUMBER, text, line)
+            return PhpToken(Lexeme.NUMBER, text, line)
         case "single":
-            return Token(Lexeme.STRING, _SINGLE_ESCAPE.sub(r"\1", text[1:-1]), line)
+            return PhpToken(Lexeme.STRING, _SINGLE_ESCAPE.sub(r"\1", text[1:-1]), line)
         case "double":
             if _INTERPOLATION.search(text):
-                return Token(Lexeme.VARIABLE, text, line)  # its value is not in the file
-            return Token(Lexeme.STRING, _DOUBLE_ESCAPE.sub(_unescaped, text[1:-1]), line)
+                return PhpToken(Lexeme.VARIABLE, text, line)  # its value is not in the file
+            return PhpToken(Lexeme.STRING, _DOUBLE_ESCAPE.sub(_unescaped, text[1:-1]), line)
         case _:
             if text == "<<<":
-                raise SourceError(line, "a heredoc")
+                raise PhpError(line, "a heredoc")
             if text == "`":
-                raise SourceError(line, "a shell command")
-            return Token(Lexeme.PUNCTUATION, text, line)
+                raise PhpError(line, "a shell command")
+            return PhpToken(Lexeme.PUNCTUATION, text, line)
 
 
 def _unescaped(match: re.Match[str]) -> str:
@@ -164,21 +164,21 @@ def _unescaped(match: re.Match[str]) -> str:
 class Cursor:
     """A position in a file's tokens, moved forward by reading."""
 
-    def __init__(self, source: tuple[Token, ...], at: int = 0) -> None:
+    def __init__(self, source: tuple[PhpToken, ...], at: int = 0) -> None:
         """Start at a token; the last token is Lexeme.END and is never passed."""
         self._tokens = source
         self.at = at
 
     @property
-    def token(self) -> Token:
+    def token(self) -> PhpToken:
         """The token that is read next."""
         return self._tokens[self.at]
 
-    def ahead(self, steps: int) -> Token:
+    def ahead(self, steps: int) -> PhpToken:
         """A token further on, or the end."""
         return self._tokens[min(self.at + steps, len(self._tokens) - 1)]
 
-    def next(self) -> Token:
+    def next(self) -> PhpToken:
         """Read one token."""
         token = self.token
         if token.lexeme is not Lexeme.END:
@@ -196,15 +196,15 @@ class Cursor:
             return True
         return False
 
-    def expect(self, text: str) -> Token:
+    def expect(self, text: str) -> PhpToken:
         """Read this token.
 
         Raises:
-            SourceError: it is another.
+            PhpError: it is another.
         """
         if not self.sees(text):
             found = self.token.text or self.token.lexeme.value
-            raise SourceError(self.token.line, f"expected {text}, found {found}")
+            raise PhpError(self.token.line, f"expected {text}, found {found}")
         return self.next()
 
     def skip(self, *ends: str) -> None:
@@ -292,5 +292,5 @@ class Cursor:
             if not self.sees(end):
                 self.expect(",")
             if self.at == before:
-                raise SourceError(self.token.line, f"expected {end}")
+                raise PhpError(self.token.line, f"expected {end}")
         return tuple(found)

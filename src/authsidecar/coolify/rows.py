@@ -55,7 +55,7 @@ class Read(Generic[F]):
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class InstanceSettings:
     """The instance's switches and its allowlist, cleaned as it is stored.
 
     Attributes:
@@ -77,7 +77,7 @@ class Settings:
         return f"{switches}, allowlist {self.allowlist or 'everyone'}"
 
 
-OFF: Final = Settings(api_enabled=False, mcp_enabled=False, allowlist="")
+OFF: Final = InstanceSettings(api_enabled=False, mcp_enabled=False, allowlist="")
 """Without its settings row, Coolify answers 404 to everything."""
 
 
@@ -144,12 +144,12 @@ def owner(row: Row) -> Read[Owner]:
     return Read(Owner(row["uuid"], TeamId(row["team_id"])))
 
 
-def settings(row: Row | None) -> Settings:
+def settings(row: Row | None) -> InstanceSettings:
     """The instance's settings; everything is off where the row is missing."""
     if row is None:
         return OFF
     allowlist, bad = parse_lenient(row["allowed_ips"])
-    return Settings(
+    return InstanceSettings(
         api_enabled=row["api_enabled"] is True,
         mcp_enabled=row["mcp_enabled"] is True,
         allowlist=allowlist.text,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from authsidecar.coolify.entities import NARROWING, TEAMS, TOKENS, USERS, Entity
-from authsidecar.coolify.rows import Odd, Settings
+from authsidecar.coolify.rows import InstanceSettings, Odd
 from authsidecar.coolify.source import BUCKET
 from authsidecar.store.bulk import Bulk
 
@@ -24,7 +24,7 @@ UNKNOWN: Final = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
+class OwnerBucket:
     """The facts of 256 ids.
 
     Attributes:
@@ -53,13 +53,13 @@ class Snapshot:
         unsure: how many of the keys, by entity, no index names: they may be there.
     """
 
-    buckets: dict[str, dict[int, Bucket]]
+    buckets: dict[str, dict[int, OwnerBucket]]
     bad_entries: tuple[str, ...] = ()
     pg_snapshot: str | None = None
     tokens_file: str = ""
-    settings: Settings | None = None
+    settings: InstanceSettings | None = None
     unsure: dict[str, int] = field(default_factory=dict)
-    _empty: Bucket = field(default=Bucket(), repr=False)
+    _empty: OwnerBucket = field(default=OwnerBucket(), repr=False)
 
     @classmethod
     async def load(
@@ -79,7 +79,7 @@ class Snapshot:
         """
         gone = list(dropped)
         unsure: dict[str, int] = {}
-        buckets: dict[str, dict[int, Bucket]] = {}
+        buckets: dict[str, dict[int, OwnerBucket]] = {}
         for entity in NARROWING:
             found = dict.fromkeys(await entity.held(bulk))
             sure = len(found)
@@ -90,7 +90,9 @@ class Snapshot:
             keys: dict[int, list[Any]] = {}
             for key in found:
                 keys.setdefault(number(entity.bucketed(key)), []).append(key)
-            buckets[entity.name] = {i: Bucket(UNKNOWN, tuple(some)) for i, some in keys.items()}
+            buckets[entity.name] = {
+                i: OwnerBucket(UNKNOWN, tuple(some)) for i, some in keys.items()
+            }
         return cls(buckets, tokens_file=tokens_file, unsure=unsure)
 
     def changed(self, entity: Entity[Any, Any], digests: Mapping[int, str]) -> list[int]:
@@ -113,10 +115,10 @@ class Snapshot:
         """Have a bucket compared with Redis again, and with it keys that nobody knew of."""
         held = self.buckets[entity.name].get(i, self._empty)
         keys = (*held.keys, *(key for key in more if key not in held.keys))
-        self.buckets[entity.name][i] = Bucket(UNKNOWN, keys, held.odd)
+        self.buckets[entity.name][i] = OwnerBucket(UNKNOWN, keys, held.odd)
         self.pg_snapshot = None
 
-    def settle(self, entity: Entity[Any, Any], i: int, bucket: Bucket) -> None:
+    def settle(self, entity: Entity[Any, Any], i: int, bucket: OwnerBucket) -> None:
         """Take note of what a bucket holds now."""
         if bucket.digest is None:
             self.buckets[entity.name].pop(i, None)

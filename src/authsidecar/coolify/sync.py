@@ -69,7 +69,7 @@ LOGGED_ROWS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class SyncOptions:
     """How Coolify is followed.
 
     Attributes:
@@ -93,7 +93,7 @@ class Options:
     again: Callable[[], str] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, settings: Settings) -> "Options | None":
+    def of(cls, settings: Settings) -> "SyncOptions | None":
         """From the settings; None if they name no database to follow."""
         section = settings.sync
         if section.url is None:
@@ -133,7 +133,7 @@ class Follower:
 
     def __init__(
         self,
-        options: Options,
+        options: SyncOptions,
         client: "Redis",
         keys: Keys,
         log: Log,
@@ -493,7 +493,7 @@ class Change:
     text: str
 
 
-async def planned(options: Options, client: "Redis", keys: Keys) -> AsyncIterator[Change]:
+async def planned(options: SyncOptions, client: "Redis", keys: Keys) -> AsyncIterator[Change]:
     """What a round would change; changes nothing, and needs no lease.
 
     Raises:
@@ -524,7 +524,7 @@ async def following(
     Raises:
         SourceError: asyncpg is missing.
     """
-    options = Options.of(settings)
+    options = SyncOptions.of(settings)
     if options is None or settings.sync.source is None:
         yield
         return

@@ -16,7 +16,7 @@ PATIENCE: Final = aiohttp.ClientTimeout(total=10)
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class ScenarioResult:
     """What was expected of a proxy and what it answered, each in one line."""
 
     scenario: Scenario
@@ -34,10 +34,10 @@ class Result:
         return agrees(self.expected, self.seen)
 
 
-async def results(proxy: Proxy, url: str, scenarios: Iterable[Scenario]) -> list[Result]:
+async def results(proxy: Proxy, url: str, scenarios: Iterable[Scenario]) -> list[ScenarioResult]:
     """Send all scenarios, in order, to the proxy at `url`."""
     async with aiohttp.ClientSession(timeout=PATIENCE) as session:
-        return [Result(s, proxy, await _ask(session, url, s)) for s in scenarios]
+        return [ScenarioResult(s, proxy, await _ask(session, url, s)) for s in scenarios]
 
 
 async def _ask(session: aiohttp.ClientSession, url: str, scenario: Scenario) -> str:

@@ -24,7 +24,7 @@ class BadRequestError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class LaravelRoute:
     """One row of Coolify's route table; `pattern` matches a whole decoded path."""
 
     method: str
@@ -72,11 +72,11 @@ def route(method: str, target: str, headers: Mapping[str, str], body: bytes = b"
 
 
 @cache
-def routes(line: str = "4.3") -> tuple[Route, ...]:
+def routes(line: str = "4.3") -> tuple[LaravelRoute, ...]:
     """The routes of a Coolify release line, in matching order."""
     table = resources.files("authsidecar.decision.routes") / f"coolify-{line}.tsv"
     rows = [row.split("\t") for row in table.read_text(encoding="utf-8").splitlines()[1:]]
-    return tuple(Route(row[1], row[2], _pattern(row[2])) for row in rows)
+    return tuple(LaravelRoute(row[1], row[2], _pattern(row[2])) for row in rows)
 
 
 def _pattern(template: str) -> re.Pattern[str]:

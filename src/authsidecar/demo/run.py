@@ -18,7 +18,7 @@ from authsidecar.cli.streams import tell, write
 from authsidecar.config import Settings, load
 from authsidecar.decision.model import Proxy
 from authsidecar.demo import table
-from authsidecar.demo.answers import Result, results
+from authsidecar.demo.answers import ScenarioResult, results
 from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import ProxyUnavailableError, free_port, start_proxy
 from authsidecar.demo.scenarios import SCENARIOS
@@ -98,7 +98,7 @@ async def _show() -> int:
 
 async def _check() -> int:
     """Send everything through each proxy; 0 if all agree."""
-    seen: list[Result] = []
+    seen: list[ScenarioResult] = []
     async with _stage() as stage:
         for proxy, url in stage.urls.items():
             await forget_requests(stage.registry)

@@ -8,7 +8,7 @@ from typing import Final
 from click import style
 
 from authsidecar.decision.model import Proxy
-from authsidecar.demo.answers import Result
+from authsidecar.demo.answers import ScenarioResult
 from authsidecar.demo.scenarios import ANYTHING, Scenario
 
 NAMES: Final[Mapping[Proxy, str]] = {Proxy.TRAEFIK: "Traefik", Proxy.NGINX: "nginx"}
@@ -56,7 +56,7 @@ def _in_prose(expected: str) -> str:
     return re.sub(rf":? {re.escape(ANYTHING)}", "", expected).removesuffix(".")
 
 
-def comparison(results: Sequence[Result], urls: Mapping[Proxy, str]) -> str:
+def comparison(results: Sequence[ScenarioResult], urls: Mapping[Proxy, str]) -> str:
     """A table for each proxy, and one line at the end that says how many agree."""
     lines: list[str] = []
     widths = [
@@ -79,5 +79,5 @@ def _row(mark: str, texts: tuple[str, str, str], widths: Sequence[int]) -> str:
     return f"{mark} {name:<{widths[0]}}  {expected:<{widths[1]}}  {seen}"
 
 
-def _mark(result: Result) -> str:
+def _mark(result: ScenarioResult) -> str:
     return style("ok   ", fg="green") if result.agrees else style("WRONG", fg="red", bold=True)

@@ -14,7 +14,7 @@ UNSENT: Final = f"not sent: {FIRST.name} failed"
 """Why a probe is skipped that would have told nothing more."""
 
 
-class Result(StrEnum):
+class ProbeResult(StrEnum):
     """What became of a probe."""
 
     PASS = "pass"  # noqa: S105  # a word, no secret
@@ -27,12 +27,12 @@ class Finding:
     """One probe's result; `reason` is empty if it passed."""
 
     probe: Probe
-    result: Result
+    result: ProbeResult
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DoctorReport:
     """All findings about one proxy, in the order of the probes."""
 
     proxy: Proxy
@@ -42,7 +42,7 @@ class Report:
     @property
     def failed(self) -> tuple[Finding, ...]:
         """The faults."""
-        return tuple(f for f in self.findings if f.result is Result.FAIL)
+        return tuple(f for f in self.findings if f.result is ProbeResult.FAIL)
 
     def summary(self) -> str:
         """How many passed, failed and were skipped."""
@@ -50,9 +50,9 @@ class Report:
         return ", ".join(
             f"{counts[result]} {words}"
             for result, words in (
-                (Result.PASS, "passed"),
-                (Result.FAIL, "failed"),
-                (Result.SKIP, "skipped"),
+                (ProbeResult.PASS, "passed"),
+                (ProbeResult.FAIL, "failed"),
+                (ProbeResult.SKIP, "skipped"),
             )
         )
 
@@ -66,17 +66,17 @@ class Report:
                 continue
             head = f"{finding.result.value:4}  {finding.probe.name:{width}}  {finding.reason}"
             lines.append(head.rstrip())
-            if finding.result is Result.FAIL:
+            if finding.result is ProbeResult.FAIL:
                 lines.append(f"      guards against: {finding.probe.guards}")
                 lines.append(f"      deploy/{self.proxy}/ has: {self._change(finding)}")
         if unsent:
-            lines.append(f"{Result.SKIP.value}  {f'{len(unsent)} others':{width}}  {UNSENT}")
+            lines.append(f"{ProbeResult.SKIP.value}  {f'{len(unsent)} others':{width}}  {UNSENT}")
         return "\n".join([*lines, self.summary()])
 
     def document(self) -> dict[str, object]:
         """For scripts."""
         return {
-            "outcome": (Result.FAIL if self.failed else Result.PASS).value,
+            "outcome": (ProbeResult.FAIL if self.failed else ProbeResult.PASS).value,
             "proxy": self.proxy.value,
             "url": self.url,
             "probes": [
@@ -85,7 +85,7 @@ class Report:
                     "result": finding.result.value,
                     "reason": finding.reason or None,
                     "guards_against": finding.probe.guards,
-                    "change": self._change(finding) if finding.result is Result.FAIL else None,
+                    "change": self._change(finding) if finding.result is ProbeResult.FAIL else None,
                 }
                 for finding in self.findings
             ],

@@ -16,7 +16,7 @@ from authsidecar.doctor.evidence import Answer
 from authsidecar.doctor.judgements import Observation
 from authsidecar.doctor.one_time_key import ARMED_S, Armed, armed
 from authsidecar.doctor.probes import FIRST, PROBES, Probe
-from authsidecar.doctor.report import UNSENT, Finding, Report, Result
+from authsidecar.doctor.report import UNSENT, DoctorReport, Finding, ProbeResult
 from authsidecar.serving.doctor_probe import ALLOW, CODE, Sighting, credential
 from authsidecar.store.keys import Keys
 
@@ -30,7 +30,7 @@ _IN_TIME_S: Final = ARMED_S - PATIENCE_S
 _LONGEST_BODY: Final = 1024 * 1024
 
 
-class UnreachableError(Exception):
+class ProxyUnreachableError(Exception):
     """The proxy or the sidecar cannot be connected to; one line says why."""
 
 
@@ -108,7 +108,7 @@ class Examination:
     management: tuple[str, int] | None = None
 
 
-async def examine(client: Any, keys: Keys, what: Examination) -> Report:
+async def examine(client: Any, keys: Keys, what: Examination) -> DoctorReport:
     """Send every probe that applies, and judge what is known of it afterwards.
 
     Args:
@@ -118,7 +118,7 @@ async def examine(client: Any, keys: Keys, what: Examination) -> Report:
 
     Raises:
         ValueError: a url is none.
-        UnreachableError: nobody listens there, or no sidecar runs.
+        ProxyUnreachableError: nobody listens there, or no sidecar runs.
     """
     site, echo = (
         place(url, insecure=what.insecure, resolved=what.resolved) if url else None
@@ -144,7 +144,7 @@ async def examine(client: Any, keys: Keys, what: Examination) -> Report:
                 await asyncio.to_thread(_alive, what.management, answers[FIRST.name])
                 break
         seen = await key.sightings()
-    return Report(what.proxy, what.url, [_finding(p, what, answers, seen) for p in PROBES])
+    return DoctorReport(what.proxy, what.url, [_finding(p, what, answers, seen) for p in PROBES])
 
 
 def _finding(
@@ -154,16 +154,16 @@ def _finding(
     seen: Sequence[Sighting],
 ) -> Finding:
     if what.proxy in probe.skip:
-        return Finding(probe, Result.SKIP, f"{what.proxy} cannot do this")
+        return Finding(probe, ProbeResult.SKIP, f"{what.proxy} cannot do this")
     if probe.echo and not what.echo_url:
-        return Finding(probe, Result.SKIP, "only the backend can tell: needs --echo-url")
+        return Finding(probe, ProbeResult.SKIP, "only the backend can tell: needs --echo-url")
     if probe.name not in answers:
         if not seen:
-            return Finding(probe, Result.SKIP, UNSENT)
-        return Finding(probe, Result.FAIL, "not sent: the answers before took too long")
+            return Finding(probe, ProbeResult.SKIP, UNSENT)
+        return Finding(probe, ProbeResult.FAIL, "not sent: the answers before took too long")
     first = tuple(s for s in seen if s.probe == FIRST.name)
     if (probe.echo or probe.answer != ALLOW) and any(s.target != FIRST.target for s in first):
-        return Finding(probe, Result.SKIP, "not judged: the sidecar is told another target")
+        return Finding(probe, ProbeResult.SKIP, "not judged: the sidecar is told another target")
     fault = probe.judge(
         Observation(
             proxy=what.proxy,
@@ -175,7 +175,11 @@ def _finding(
             from_hop=what.from_hop,
         )
     )
-    return Finding(probe, Result.PASS) if fault is None else Finding(probe, Result.FAIL, fault)
+    return (
+        Finding(probe, ProbeResult.PASS)
+        if fault is None
+        else Finding(probe, ProbeResult.FAIL, fault)
+    )
 
 
 async def _answered(where: Place, probe: Probe, key: Armed) -> Answer | None:
@@ -231,7 +235,7 @@ def _reach(where: Place) -> None:
     """Connect once.
 
     Raises:
-        UnreachableError: nobody listens, or the certificate is not trusted.
+        ProxyUnreachableError: nobody listens, or the certificate is not trusted.
     """
     try:
         with _connected(where):
@@ -240,7 +244,7 @@ def _reach(where: Place) -> None:
         why = f"{error.verify_message}; --insecure takes any certificate"
     except OSError as error:
         why = error.strerror or str(error)
-    raise UnreachableError(f"cannot connect to {where.authority}: {why}")
+    raise ProxyUnreachableError(f"cannot connect to {where.authority}: {why}")
 
 
 def _alive(management: tuple[str, int] | None, answer: Answer | None) -> None:
@@ -251,7 +255,7 @@ def _alive(management: tuple[str, int] | None, answer: Answer | None) -> None:
         answer: what the proxy answered.
 
     Raises:
-        UnreachableError: none does: nothing can be said of the proxy.
+        ProxyUnreachableError: none does: nothing can be said of the proxy.
     """
     if management is None or (answer is not None and "decision_id" in answer.document()):
         return
@@ -262,7 +266,7 @@ def _alive(management: tuple[str, int] | None, answer: Answer | None) -> None:
         why = error.strerror or str(error)
     host, port = management
     said = f"answered {answer.status}" if answer else "gave no answer"
-    raise UnreachableError(
+    raise ProxyUnreachableError(
         f"no sidecar answers at {host}:{port} (management.address: {why}), and the proxy {said}: "
         "nothing was examined; start the sidecar, or run the doctor where it runs"
     )

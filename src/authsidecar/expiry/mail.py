@@ -21,7 +21,7 @@ _LOCAL: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Mail:
+class SmtpServer:
     """One SMTP server.
 
     Attributes:

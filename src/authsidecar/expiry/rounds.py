@@ -39,7 +39,7 @@ _MARK_S: Final = 0.5
 """The time between two tries to say that a warning was sent, in seconds."""
 
 
-class Result(StrEnum):
+class WarningResult(StrEnum):
     """What became of one try; closed, since it labels a metric."""
 
     SENT = "sent"
@@ -47,7 +47,7 @@ class Result(StrEnum):
     REFUSED = "refused"
 
 
-Count = Callable[[Result], None]
+Count = Callable[[WarningResult], None]
 
 
 class NoDriverError(Exception):
@@ -55,7 +55,7 @@ class NoDriverError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class WarningOptions:
     """What is warned about, and through what.
 
     Attributes:
@@ -82,13 +82,13 @@ class Options:
         channels: list[Channel] = [] if webhook is None else [webhook]
         if section.host is not None:
             try:
-                from authsidecar.expiry.mail import Mail  # noqa: PLC0415  # an extra
+                from authsidecar.expiry.mail import SmtpServer  # noqa: PLC0415  # an extra
             except ImportError:
                 raise NoDriverError(
                     f"mail.host: needs aiosmtplib: {extras.command('mail')}"
                 ) from None
             again = (lambda: reread(settings).mail) if settings.files else None
-            if (mail := Mail.of(section, again)) is not None:
+            if (mail := SmtpServer.of(section, again)) is not None:
                 channels.append(mail)
         return cls(tuple(channels), section.lead_times_hours, section.synced_tokens)
 
@@ -99,7 +99,7 @@ class Rounds:
     def __init__(
         self,
         channel: Channel,
-        options: Options,
+        options: WarningOptions,
         client: Any,
         keys: Keys,
         *,
@@ -129,13 +129,13 @@ class Rounds:
         self._claims = Claims(client, keys, channel.name)
         self.stopping = asyncio.Event()
 
-    async def once(self) -> Counter[Result]:
+    async def once(self) -> Counter[WarningResult]:
         """Send what is due and not sent; ends early if the channel does not work.
 
         Raises:
             RedisError, OSError: Redis is away.
         """
-        results: Counter[Result] = Counter()
+        results: Counter[WarningResult] = Counter()
         if not self._options.synced and await read_owner(self._client, self._keys) is not None:
             return results
         now = await self._registry.now()
@@ -145,7 +145,7 @@ class Rounds:
         async for page in soon:
             warnings = [one for t, at in page for one in due(t, at, self._options.leads, now)]
             for warning in await self._claims.open(warnings):
-                if self.stopping.is_set() or results[Result.FAILED]:
+                if self.stopping.is_set() or results[WarningResult.FAILED]:
                     return results
                 result = await self._one(warning)
                 if result is not None:
@@ -158,7 +158,7 @@ class Rounds:
         failures = 0
         while not self.stopping.is_set():
             try:
-                failed = bool((await self.once())[Result.FAILED])
+                failed = bool((await self.once())[WarningResult.FAILED])
                 self._report(None)
             except (exceptions.RedisError, OSError) as error:
                 self._log.event("warning", "warnings_wait", redis=type(error).__name__)
@@ -172,7 +172,7 @@ class Rounds:
                 async with asyncio.timeout(pause):
                     await self.stopping.wait()
 
-    async def _one(self, warning: Due) -> Result | None:
+    async def _one(self, warning: Due) -> WarningResult | None:
         """Try one warning; None if another does, or there is nothing to warn about any more."""
         asked = time.monotonic()
         if not await self._claims.claim(warning):
@@ -192,14 +192,14 @@ class Rounds:
         except UnreachableError as error:
             self._log.event("warning", "warning_failed", **fields, why=str(error))
             await self._claims.release(warning)
-            return Result.FAILED
+            return WarningResult.FAILED
         except NotTakenError as error:
             self._log.event("warning", "warning_refused", **fields, why=str(error))
             await self._claims.hold(warning)
-            return Result.REFUSED
+            return WarningResult.REFUSED
         await self._mark(warning)
         self._log.event("info", "warning_sent", **fields)
-        return Result.SENT
+        return WarningResult.SENT
 
     async def _mark(self, warning: Due) -> None:
         """Say that it was sent, however long that takes: else it would be sent again."""
@@ -225,7 +225,13 @@ class Rounds:
 
 @contextlib.asynccontextmanager
 async def warning(
-    options: Options, client: Any, keys: Keys, log: Log, count: Count, *, background: Background
+    options: WarningOptions,
+    client: Any,
+    keys: Keys,
+    log: Log,
+    count: Count,
+    *,
+    background: Background,
 ) -> AsyncIterator[None]:
     """Warn beside other work; at the end, what is being sent may still be taken."""
     failing: dict[str, str] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from authsidecar.config import Settings
 from authsidecar.coolify.source import SourceError, driver
-from authsidecar.expiry.rounds import NoDriverError, Options
+from authsidecar.expiry.rounds import NoDriverError, WarningOptions
 from authsidecar.run.errors import StartError
 from authsidecar.run.rules import routes
 from authsidecar.store.embedded import EmbeddedRedisError, find_server, unusable
@@ -97,6 +97,6 @@ def _sync(settings: Settings) -> Iterator[str]:
 
 def _mail(settings: Settings) -> Iterator[str]:
     try:
-        Options.of(settings)
+        WarningOptions.of(settings)
     except NoDriverError as error:
         yield str(error)

@@ -20,10 +20,10 @@ from authsidecar.coolify.source import SourceError
 from authsidecar.coolify.status import exported, read_owner, readiness
 from authsidecar.coolify.sync import following
 from authsidecar.decision.addresses import Networks
-from authsidecar.decision.authorize import UNSYNCED, StoreError
+from authsidecar.decision.authorize import UNSYNCED, Rules, StoreError
 from authsidecar.decision.ratelimit.pace import AddressPace
 from authsidecar.expiry.notice import HOUR_MS
-from authsidecar.expiry.rounds import NoDriverError, Options, Result, warning
+from authsidecar.expiry.rounds import NoDriverError, WarningOptions, WarningResult, warning
 from authsidecar.observe.background import Background
 from authsidecar.observe.log import Bridge, Log
 from authsidecar.observe.metrics import Telemetry, collected
@@ -49,7 +49,7 @@ from authsidecar.serving.witness import Witness
 from authsidecar.store.absent import AbsentStore
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
-from authsidecar.store.last_used import last_uses
+from authsidecar.store.last_used import LastUses, last_uses
 from authsidecar.store.registry import Registry
 from authsidecar.store.trips import KINDS, kind_of
 
@@ -172,57 +172,18 @@ async def running(
     _quiet_libraries(log)
     open_files = descriptors.raise_limit()
     decided_by = rules(settings)
-    # A second series for each, which nobody asks for.
-    disable_created_metrics()  # type: ignore[no-untyped-call]
-    telemetry = Telemetry(
-        registry := CollectorRegistry(),
-        log,
-        settings.log.decisions,
-        kinds=[kind for kind in KINDS if kind != "open"],  # of a trip that was not made
-        results=Result,
-    )
+    registry, telemetry = _telemetry(settings, log)
     background = Background(log, registry)
     keys = Keys(settings.redis.prefix)
     synced = settings.sync.source is not None
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(telemetry.kept(partial(background.keep, "metrics")))
         client = await stack.enter_async_context(connected_client(settings, log, background))
-        odd = Once(log, "unreadable_value")
-        decisions = DecisionStore(
-            client,
-            keys,
-            budget_ms=settings.redis.budget_ms,
-            cache_records=settings.redis.cache_records,
-            cache_max_age_s=settings.redis.cache_max_age_seconds,
-            pace=AddressPace(settings.limits.lookups_per_second),
-            synced=synced,
-            observe=telemetry.trip,
-            looked_up=telemetry.looked_up,
-            unreadable=lambda key, field: odd.warn(key=key, field=field),
-        )
+        decisions = _decision_store(settings, log, client, telemetry)
         stack.push_async_callback(decisions.close)
         telemetry.watch(lambda: decisions.connections)
         uses = await stack.enter_async_context(last_uses(client, keys, log, background))
-        authz = AuthzServer(
-            rules=decided_by,
-            store=AbsentStore(),
-            telemetry=telemetry,
-            log=log,
-            trusted_peers=Networks.of(settings.peer_networks),
-            trusted_hops=Networks.of(settings.hop_networks),
-            report_only=settings.enforcement == "report",
-            uses=uses,
-            expiry_ms=settings.mail.expiry_header_hours * HOUR_MS,
-            memo_entries=settings.listen.memo_entries,
-            witness=Witness(
-                client,
-                keys,
-                budget_ms=settings.redis.budget_ms,
-                log=log,
-                report_only=settings.enforcement == "report",
-            ),
-            switch=partial(_switch, client, keys),
-        )
+        authz = _authz_server(settings, log, client, telemetry, decided_by=decided_by, uses=uses)
         beside = await stack.enter_async_context(AsyncExitStack())
         await beside.enter_async_context(
             exported(client, keys, registry, background, expected=synced)
@@ -234,15 +195,7 @@ async def running(
             lambda: background.failing,
             telemetry.record_ready,
         )
-        limits = connection_limits(settings, open_files)
-        if limits.connections < (settings.listen.max_connections or 0):
-            log.event(
-                "warning",
-                "connections_limited",
-                connections=limits.connections,
-                open_files=open_files,
-                hint="listen.max_connections is more than the limit of open files leaves",
-            )
+        limits = _told_limits(settings, log, open_files)
         connections = authz.connections(limits, choose(settings.listen.server))
         managed = partial(
             bounded,
@@ -269,6 +222,84 @@ async def running(
             await start.waited()
             await begin()
         yield authz
+
+
+def _telemetry(settings: Settings, log: Log) -> tuple[CollectorRegistry, Telemetry]:
+    """The metrics, and where they are collected."""
+    # A second series for each, which nobody asks for.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    registry = CollectorRegistry()
+    telemetry = Telemetry(
+        registry,
+        log,
+        settings.log.decisions,
+        kinds=[kind for kind in KINDS if kind != "open"],  # of a trip that was not made
+        results=WarningResult,
+    )
+    return registry, telemetry
+
+
+def _decision_store(
+    settings: Settings, log: Log, client: "Redis", telemetry: Telemetry
+) -> DecisionStore:
+    """What decisions are made from; an unreadable value is logged once."""
+    odd = Once(log, "unreadable_value")
+    return DecisionStore(
+        client,
+        Keys(settings.redis.prefix),
+        budget_ms=settings.redis.budget_ms,
+        cache_records=settings.redis.cache_records,
+        cache_max_age_s=settings.redis.cache_max_age_seconds,
+        pace=AddressPace(settings.limits.lookups_per_second),
+        synced=settings.sync.source is not None,
+        observe=telemetry.trip,
+        looked_up=telemetry.looked_up,
+        unreadable=lambda key, field: odd.warn(key=key, field=field),
+    )
+
+
+def _authz_server(
+    settings: Settings,
+    log: Log,
+    client: "Redis",
+    telemetry: Telemetry,
+    *,
+    decided_by: Rules,
+    uses: LastUses,
+) -> AuthzServer:
+    """What answers subrequests; until it is given a store, with 503."""
+    keys = Keys(settings.redis.prefix)
+    report_only = settings.enforcement == "report"
+    return AuthzServer(
+        rules=decided_by,
+        store=AbsentStore(),
+        telemetry=telemetry,
+        log=log,
+        trusted_peers=Networks.of(settings.peer_networks),
+        trusted_hops=Networks.of(settings.hop_networks),
+        report_only=report_only,
+        uses=uses,
+        expiry_ms=settings.mail.expiry_header_hours * HOUR_MS,
+        memo_entries=settings.listen.memo_entries,
+        witness=Witness(
+            client, keys, budget_ms=settings.redis.budget_ms, log=log, report_only=report_only
+        ),
+        switch=partial(_switch, client, keys),
+    )
+
+
+def _told_limits(settings: Settings, log: Log, open_files: int) -> ConnectionLimits:
+    """The limits of connections; a warning if they are less than what was set."""
+    limits = connection_limits(settings, open_files)
+    if limits.connections < (settings.listen.max_connections or 0):
+        log.event(
+            "warning",
+            "connections_limited",
+            connections=limits.connections,
+            open_files=open_files,
+            hint="listen.max_connections is more than the limit of open files leaves",
+        )
+    return limits
 
 
 class _Start:
@@ -354,7 +385,7 @@ def _warning(
     background: Background,
 ) -> AbstractAsyncContextManager[None]:
     try:
-        options = Options.of(settings)
+        options = WarningOptions.of(settings)
     except NoDriverError as error:
         raise StartError(str(error)) from None
     keys = Keys(settings.redis.prefix)

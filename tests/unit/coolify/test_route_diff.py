@@ -2,7 +2,7 @@
 
 import pytest
 
-from authsidecar.coolify.route_diff import Change, compare
+from authsidecar.coolify.route_diff import RouteChange, compare
 from authsidecar.decision.routes.loading import Row, released
 
 
@@ -28,10 +28,10 @@ def row(method: str, path: str, ability: str, **columns: str) -> Row:
 def test_4_3_to_4_1_weakens_the_mcp_switch_alone():
     """The older release lacks routes, and the team's own MCP switch."""
     diff = compare(released("4.3"), released("4.1"))
-    assert diff.weaker == (Change("POST", "/mcp", "the MCP switch (team) dropped"),)
+    assert diff.weaker == (RouteChange("POST", "/mcp", "the MCP switch (team) dropped"),)
     assert (diff.stricter, diff.added) == ((), ())
     assert len(diff.removed) == len(released("4.3")) - len(released("4.1"))
-    assert Change("POST", "/api/v1/enable", "needs write") in diff.removed
+    assert RouteChange("POST", "/api/v1/enable", "needs write") in diff.removed
 
 
 def test_the_way_back_adds_what_the_way_there_removed():
@@ -53,9 +53,9 @@ def test_three_planted_weakenings_are_named_and_nothing_else():
     weakened = [r._replace(**planted.get((r.method, r.path), {})) for r in released("4.3")]
     diff = compare(released("4.3"), weakened)
     assert set(diff.weaker) == {
-        Change("POST", "/api/v1/servers", "needs read, needed write"),
-        Change("GET", "/api/v1/teams", "public now, needed read"),
-        Change("GET", "/api/v1/projects", "the API switch and the allowlist dropped"),
+        RouteChange("POST", "/api/v1/servers", "needs read, needed write"),
+        RouteChange("GET", "/api/v1/teams", "public now, needed read"),
+        RouteChange("GET", "/api/v1/projects", "the API switch and the allowlist dropped"),
     }
     assert len(diff.weaker) == 3
     assert (diff.stricter, diff.added, diff.removed) == ((), (), ())
@@ -72,13 +72,17 @@ def test_a_new_row_in_front_of_a_stronger_one_is_a_weakening():
     """An unchanged row that is no longer reached protects nothing."""
     old = [row("GET", "/api/v1/x/{id}", "root")]
     new = [row("GET", "/api/v1/x/me", "read"), *old]
-    assert compare(old, new).weaker == (Change("GET", "/api/v1/x/me", "needs read, needed root"),)
+    assert compare(old, new).weaker == (
+        RouteChange("GET", "/api/v1/x/me", "needs read, needed root"),
+    )
 
 
 def test_a_swapped_order_is_a_weakening_where_both_rows_match():
     """Two templates that share a path: the first one decides about it."""
     old = [row("GET", "/a/{x}/c", "root"), row("GET", "/a/b/{y}", "read")]
-    assert compare(old, old[::-1]).weaker == (Change("GET", "/a/b/c", "needs read, needed root"),)
+    assert compare(old, old[::-1]).weaker == (
+        RouteChange("GET", "/a/b/c", "needs read, needed root"),
+    )
 
 
 def test_parameters_may_be_renamed():
@@ -105,7 +109,7 @@ def test_each_weakening_has_its_words_and_its_opposite(
     """One way it is weaker, the other way stricter; never both."""
     old = [row("GET", "/a", "read")._replace(**before)]
     new = [row("GET", "/a", "read")._replace(**after)]
-    assert compare(old, new).weaker == (Change("GET", "/a", what),)
+    assert compare(old, new).weaker == (RouteChange("GET", "/a", what),)
     assert compare(old, new).stricter == ()
     assert compare(new, old).weaker == ()
     assert len(compare(new, old).stricter) == 1

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from authsidecar.coolify.route_import import Conditional, Problem, read
+from authsidecar.coolify.route_import import Conditional, ImportProblem, read
 from authsidecar.decision.routes.loading import RELEASES, Row, released
 
 USES = r"""
@@ -43,7 +43,7 @@ def read_rows(body: str) -> list[Row]:
     return [r._replace(order="-") for r in found.rows]
 
 
-def problems(body: str) -> list[Problem]:
+def problems(body: str) -> list[ImportProblem]:
     """What could not be read."""
     return list(read(php(body)).problems)
 
@@ -454,4 +454,4 @@ def test_no_text_is_a_crash(text: str):
 def test_a_file_that_is_no_php_is_refused():
     """A saved error page is not an empty route table."""
     assert read("<html></html>") == read("") == read("x")
-    assert read("").problems == (Problem(1, "the file does not begin with <?php"),)
+    assert read("").problems == (ImportProblem(1, "the file does not begin with <?php"),)

@@ -8,7 +8,7 @@ from authsidecar.decision.model import Proxy
 from authsidecar.demo.proxies import deploy_dir
 from authsidecar.doctor.probes import FIRST, PROBES
 from authsidecar.doctor.remedies import REMEDIES
-from authsidecar.doctor.report import Finding, Report, Result
+from authsidecar.doctor.report import DoctorReport, Finding, ProbeResult
 from authsidecar.doctor.running import place
 
 EXAMINED = [proxy for proxy in Proxy if proxy is not Proxy.DIRECT]
@@ -34,8 +34,10 @@ def test_every_probe_has_a_name_of_its_own_that_fits_its_credential():
 def test_a_report_names_fault_reason_advisory_and_line():
     """As text and as JSON; what passed needs no words."""
     bad = next(probe for probe in PROBES if probe.name == "guard-index-php")
-    findings = [Finding(FIRST, Result.PASS), Finding(bad, Result.FAIL, "answered 200")]
-    report = Report(Proxy.CADDY, "http://a.test", [*findings, Finding(FIRST, Result.SKIP, "no")])
+    findings = [Finding(FIRST, ProbeResult.PASS), Finding(bad, ProbeResult.FAIL, "answered 200")]
+    report = DoctorReport(
+        Proxy.CADDY, "http://a.test", [*findings, Finding(FIRST, ProbeResult.SKIP, "no")]
+    )
     text = report.text()
     for words in ("fail  guard-index-php", "answered 200", bad.guards, "@guarded path /api*"):
         assert words in text
@@ -48,7 +50,7 @@ def test_a_report_names_fault_reason_advisory_and_line():
 
 def test_a_report_without_faults_passes():
     """Skipped probes are no fault."""
-    report = Report(Proxy.CADDY, "http://a.test", [Finding(FIRST, Result.SKIP, "no")])
+    report = DoctorReport(Proxy.CADDY, "http://a.test", [Finding(FIRST, ProbeResult.SKIP, "no")])
     assert report.document()["outcome"] == "pass"
     assert report.failed == ()
 

@@ -11,7 +11,7 @@ import pytest
 
 from authsidecar.doctor.echo import echoing
 from authsidecar.doctor.probes import FIRST, PROBES, Probe
-from authsidecar.doctor.running import UnreachableError, _exchange, _reach, _written, place
+from authsidecar.doctor.running import ProxyUnreachableError, _exchange, _reach, _written, place
 
 
 def test_a_probe_is_written_as_the_table_has_it():
@@ -49,7 +49,7 @@ def test_nobody_listening_is_said_at_once():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"127.0.0.1:{listener.getsockname()[1]}"
         _reach(place(f"http://{address}"))
-    with pytest.raises(UnreachableError, match=f"cannot connect to {address}: "):
+    with pytest.raises(ProxyUnreachableError, match=f"cannot connect to {address}: "):
         _reach(place(f"http://{address}"))
 
 
@@ -70,7 +70,7 @@ def test_a_certificate_must_be_trusted_unless_the_operator_says_otherwise(tmp_pa
         listener.settimeout(10)
         url = f"https://localhost:{listener.getsockname()[1]}"
         refused = elsewhere.submit(_answered_over, tls, listener)
-        with pytest.raises(UnreachableError, match="--insecure"):
+        with pytest.raises(ProxyUnreachableError, match="--insecure"):
             _reach(place(url))
         with pytest.raises(ssl.SSLError):
             refused.result()
