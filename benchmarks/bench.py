@@ -14,11 +14,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from redis import Redis
 
-from benchmarks import cores, requests, results
+from benchmarks import before, cores, requests, results
 from benchmarks.growth import grow
 from benchmarks.load import FIRST_REFUSAL, drive, generator, statuses
 from benchmarks.meter import Meter, Round, cost
@@ -28,11 +28,19 @@ from tests.support.redis import RedisProcess, free_port, guarded, start_redis
 from tests.support.sidecar import start_sidecar
 
 START_S = 15
+PAIRS = 9
+"""Rounds of this tree and of the commit before, where these alone take part: two minutes."""
+
 SAMPLE = 16
 """Requests of a contestant whose status is looked at before and after each round."""
 
-HOUR = {"LIMITS__FAILED__LIMIT": "30", "LIMITS__FAILED__WINDOW_SECONDS": "3600"}
-"""Failed authentications of an address: the default, for so long that no round sees it open."""
+PLENTY = {
+    "LIMITS__USER": "100000",
+    "LIMITS__FAILED__LIMIT": "30",
+    "LIMITS__FAILED__WINDOW_SECONDS": "3600",
+}
+"""So many that no round reaches it; and failed authentications of an address: the default, for so
+long that no round sees it open."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,15 @@ class Contestant:
     status: int
     meter: Meter
 
+    @classmethod
+    def of(cls, server: "Server", sent: list[bytes], status: int) -> "Contestant":
+        """A server that is asked these requests."""
+        return cls(server.port, sent, status, Meter(server.pid, server.redis.pid, server.redis.url))
+
+    def warm_up(self) -> None:
+        """Ask once for each user, or as often for the one that floods."""
+        statuses(self.port, (self.requests * requests.USERS)[: requests.USERS])
+
     def check(self) -> None:
         """See that it answers what it should.
 
@@ -64,7 +81,7 @@ class Contestant:
     def round(self, connections: int, seconds: float) -> Round:
         """Measure one round; all of its answers are checked to be of the right sort."""
         self.check()
-        statuses(self.port, self.requests[: requests.USERS])  # it has rested while others ran
+        self.warm_up()  # it has rested while others ran
         before = self.meter.read()
         measured = drive(self.port, self.requests, connections=connections, seconds=seconds)
         after = self.meter.read()
@@ -111,62 +128,131 @@ def accepting(port: int) -> None:
 
 
 @contextmanager
-def contestants(directory: Path) -> Iterator[dict[str, Contestant]]:
-    """All that can run here, warm, each with a Redis of its own, so that nobody pays for others."""
-    seeded = start_redis(directory / "seed")
-    asyncio.run(requests.seed(seeded.url))
-    client: Any = Redis.from_url(seeded.url)
-    client.save()
-    seeded.stop()
-    with ExitStack() as stack:
+def read_pipe() -> Iterator[int]:
+    """The end to write to of a pipe that is read at once, as a container's runtime does."""
+    reader = subprocess.Popen(guarded("/bin/cat"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert reader.stdin is not None
+    try:
+        yield reader.stdin.fileno()
+    finally:
+        reader.stdin.close()
+        reader.wait()
 
-        def redis(name: str) -> RedisProcess:
-            (directory / name).mkdir()
-            shutil.copy(directory / "seed/dump.rdb", directory / name)
-            process = start_redis(directory / name)
-            stack.callback(process.stop)
-            return process
 
-        def sidecar(name: str, decisions: str = "none") -> Server:
-            state = redis(name)
-            process = start_sidecar(
-                directory, state.url, LIMITS__USER="100000", LOG__DECISIONS=decisions, **HOUR
-            )
-            stack.callback(process.stop)
-            return Server(process.port, process.pid, state)
+class Servers:
+    """Servers that end with the context, each with a Redis of its own, so that nobody pays for
+    others; all of these are seeded alike."""
 
-        def other(name: str) -> Server:
-            state, port = redis(name), free_port()
-            if name == "nginx-lua":
-                pid = stack.enter_context(nginx_lua(port, state))
-            else:
-                pid = stack.enter_context(aiohttp_server(name, port, state.url))
-            accepting(port)
-            return Server(port, pid, state)
+    def __init__(self, directory: Path) -> None:
+        """Seed what each Redis begins with.
 
-        allowed, flood = requests.allowed(), requests.flood()
-        asked = {
-            "empty": (other("empty"), allowed, 200),
-            "allow": (sidecar("allow"), allowed, 200),
-            "flood": (sidecar("flood"), flood, 429),
-            "flood-logged": (sidecar("flood-logged", "denied"), flood, 429),
-            "bad-token": (sidecar("bad-token"), requests.strangers(), 429),
-            "naive": (other("naive"), allowed, 200),
-            "limits": (other("limits"), allowed, 200),
-        }
-        if missing() is None:
-            asked["nginx-lua"] = (other("nginx-lua"), allowed, 200)
-        found = {
-            name: Contestant(
-                server.port, sent, status, Meter(server.pid, server.redis.pid, server.redis.url)
-            )
-            for name, (server, sent, status) in asked.items()
-        }
-        for server, _, _ in asked.values():
-            cores.give(server.pid)
-        for one in found.values():
-            statuses(one.port, (one.requests * 100)[: requests.USERS])
-        yield found
+        Args:
+            directory: where servers work; it exists.
+        """
+        self._directory, self._stack = directory, ExitStack()
+        seeded = start_redis(directory / "seed")
+        asyncio.run(requests.seed(seeded.url))
+        client: Any = Redis.from_url(seeded.url)
+        client.save()
+        seeded.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def sidecar(self, name: str, source: Path | None = None, **settings: str) -> Server:
+        """A sidecar as it ships, but for limits that nobody reaches: each decision has a line.
+
+        Args:
+            name: told apart by it; each is used once.
+            source: `src` of another commit, if not this tree's.
+            settings: more settings, as `start_sidecar` takes them.
+        """
+        state, lines = self._redis(name), self._stack.enter_context(read_pipe())
+        process = start_sidecar(
+            self._directory, state.url, stderr=lines, source=source, **{**PLENTY, **settings}
+        )
+        self._stack.callback(process.stop)
+        return self._placed(Server(process.port, process.pid, state))
+
+    def other(self, name: str) -> Server:
+        """A contestant that is no sidecar."""
+        state, port = self._redis(name), free_port()
+        server = nginx_lua(port, state) if name == "nginx-lua" else None
+        pid = self._stack.enter_context(server or aiohttp_server(name, port, state.url))
+        accepting(port)
+        return self._placed(Server(port, pid, state))
+
+    def _redis(self, name: str) -> RedisProcess:
+        (self._directory / name).mkdir()
+        shutil.copy(self._directory / "seed/dump.rdb", self._directory / name)
+        process = start_redis(self._directory / name)
+        self._stack.callback(process.stop)
+        return process
+
+    def _placed(self, server: Server) -> Server:
+        cores.give(server.pid)
+        return server
+
+
+def contestants(servers: Servers, source: Path | None) -> dict[str, Contestant]:
+    """All that can run here, warm.
+
+    Args:
+        servers: what starts them.
+        source: `src` of the commit before, if it takes part.
+    """
+    allowed, flood = requests.allowed(), requests.flood()
+    quiet = {"LOG__DECISIONS": "none"}
+    asked = {
+        "empty": (servers.other("empty"), allowed, 200),
+        "allow": (servers.sidecar("allow"), allowed, 200),
+        "allow-quiet": (servers.sidecar("allow-quiet", **quiet), allowed, 200),
+        "flood": (servers.sidecar("flood", **quiet), flood, 429),
+        "flood-logged": (servers.sidecar("flood-logged"), flood, 429),
+        "bad-token": (servers.sidecar("bad-token", **quiet), requests.strangers(), 429),
+        "naive": (servers.other("naive"), allowed, 200),
+        "limits": (servers.other("limits"), allowed, 200),
+    }
+    if source is not None:
+        asked["before"] = (servers.sidecar("before", source), allowed, 200)
+    if missing() is None:
+        asked["nginx-lua"] = (servers.other("nginx-lua"), allowed, 200)
+    found = {name: Contestant.of(*row) for name, row in asked.items()}
+    for one in found.values():
+        one.warm_up()
+    return found
+
+
+def compare(
+    servers: Servers, source: Path, pairs: int, seconds: float
+) -> dict[str, tuple[list[Round], list[Round]]]:
+    """Ask this tree and the commit before in turn: rounds of now and of before, by what was asked.
+
+    Args:
+        servers: what starts them.
+        source: `src` of the commit before.
+        pairs: rounds of each.
+        seconds: of one round.
+    """
+    sides = servers.sidecar("now"), servers.sidecar("before", source)
+    for side in sides:
+        Contestant.of(side, requests.flood(), 429).warm_up()
+    found: dict[str, tuple[list[Round], list[Round]]] = {}
+    for turn in range(pairs):
+        for title, (sent, status, connections) in {
+            "allowed, 32 connections": (requests.allowed(), 200, MAIN),
+            "allowed, 1 connection": (requests.allowed(), 200, 1),
+            "allowed, never seen": (requests.never_seen(), 200, MAIN),
+            "over the limit": (requests.flood(), 429, MAIN),
+        }.items():
+            both = found.setdefault(title, ([], []))
+            for side in (0, 1) if turn % 2 else (1, 0):
+                one = Contestant.of(sides[side], sent, status)
+                both[side].append(one.round(connections, seconds))
+    return found
 
 
 def measure(found: dict[str, Contestant], plan: dict[int, tuple[int, float]]) -> Run:
@@ -219,16 +305,26 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="of a round; 2, or 1 if quick")
     parser.add_argument("--most-tokens", type=int, default=1_000_000, help="of --growth")
     parser.add_argument("--json", type=Path, help="where the result is written")
+    parser.add_argument("--before", metavar="COMMIT", help="an earlier commit takes part, too")
+    parser.add_argument("--only", choices=["before"], help="this tree and that commit alone")
     arguments = parser.parse_args()
     number = arguments.rounds or (2 if arguments.quick else 5)
     seconds = arguments.seconds or (1 if arguments.quick else 2)
     others = (1, min(seconds, 1)) if arguments.quick else (min(number, 3), seconds)
     cores.leave_one()
     plan = {1: others, MAIN: (number, seconds), 256: others}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         directory = Path(name)
-        with contestants(directory) as found:
-            run = measure(found, plan)
+        source = before.source(arguments.before, directory) if arguments.before else None
+        servers = stack.enter_context(Servers(directory))
+        if arguments.only:
+            if source is None:
+                parser.error("--only before: say --before COMMIT, too")
+            pairs = arguments.rounds or PAIRS
+            found = compare(servers, source, pairs, arguments.seconds or 1)
+            print(before.table(arguments.before, found))
+            return
+        run = measure(contestants(servers, source), plan)
         if arguments.growth:
             grown, record_bytes = grow(directory, number, seconds, arguments.most_tokens)
             run = replace(run, growth=grown, record_bytes=record_bytes)

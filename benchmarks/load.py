@@ -21,6 +21,9 @@ from typing import cast
 
 import uvloop
 
+NUMBER = "{number}"
+"""Stands in a request for a number that is another one each time it is sent."""
+
 FIRST_REFUSAL = 400
 """Statuses from here on are what wrk counts as errors."""
 
@@ -49,6 +52,13 @@ class Seen:
     lost: int = 0
 
 
+def numbered(requests: Iterable[bytes]) -> Iterator[bytes]:
+    """The same with NUMBER replaced, in this run by another number than in any before."""
+    mark = NUMBER.encode()
+    for at, request in enumerate(requests, time.time_ns()):
+        yield request.replace(mark, b"%d" % at) if mark in request else request
+
+
 def generator() -> str:
     """The name of the generator that `drive` uses."""
     return "wrk" if shutil.which("wrk") else "benchmarks/load.py"
@@ -74,7 +84,14 @@ def drive(port: int, requests: list[bytes], *, connections: int, seconds: float)
             script = Path(__file__).with_name("wrk.lua")
             command = [
                 *("wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s"),
-                *("-s", str(script), f"http://127.0.0.1:{port}", "--", file.name),
+                *(
+                    "-s",
+                    str(script),
+                    f"http://127.0.0.1:{port}",
+                    "--",
+                    file.name,
+                    str(time.time_ns()),
+                ),
             ]
         out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         return read_result(out.stdout)
@@ -100,7 +117,7 @@ def statuses(port: int, requests: Iterable[bytes], *, connections: int = 8) -> C
 
     async def ask() -> Counter[int]:
         seen = Seen()
-        async with clients(port, iter(requests), connections, seen) as finished:
+        async with clients(port, numbered(requests), connections, seen) as finished:
             await asyncio.wait_for(finished, timeout=600)
         return seen.statuses
 
@@ -212,7 +229,7 @@ async def _own(port: int, file: str, connections: int, seconds: float) -> None:
     requests = Path(file).read_bytes().split(b"\0")  # noqa: ASYNC240
     seen = Seen()
     start = time.perf_counter()
-    async with clients(port, cycle(requests), connections, seen):
+    async with clients(port, numbered(cycle(requests)), connections, seen):
         await asyncio.sleep(seconds)
         took = time.perf_counter() - start
     p50, p99 = percentiles(seen.latencies)

@@ -7,6 +7,7 @@ from redis.asyncio import Redis
 from authsidecar.decision.model import Limit
 from authsidecar.store.keys import Keys
 from benchmarks.contestants import FLAT
+from benchmarks.load import NUMBER
 from tests.support.seed import bearer, registry, token, user
 
 USERS = 500
@@ -22,20 +23,27 @@ STRANGERS = 5_000
 """Unknown tokens that take turns in the bad-token flood."""
 
 
-def subrequest(authorization: str, client: str = "192.0.2.7") -> bytes:
+def subrequest(
+    authorization: str, client: str = "192.0.2.7", uri: str = "/api/v1/servers"
+) -> bytes:
     """A subrequest as Traefik sends it."""
     return (
         f"GET /authz/traefik HTTP/1.1\r\nHost: 127.0.0.1:4190\r\nUser-Agent: curl/8.5.0\r\n"
         f"Authorization: {authorization}\r\nX-Forwarded-For: {client}\r\n"
         f"X-Forwarded-Host: coolify.example.test\r\nX-Forwarded-Method: GET\r\n"
         f"X-Forwarded-Port: 443\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Server: proxy\r\n"
-        f"X-Forwarded-Uri: /api/v1/servers\r\nAccept-Encoding: gzip\r\n\r\n"
+        f"X-Forwarded-Uri: {uri}\r\nAccept-Encoding: gzip\r\n\r\n"
     ).encode()
 
 
 def allowed() -> list[bytes]:
     """One request of each user."""
     return [subrequest(bearer(n)) for n in range(1, USERS + 1)]
+
+
+def never_seen() -> list[bytes]:
+    """One request of each user, for another server each time: its bytes never come again."""
+    return [subrequest(bearer(n), uri=f"/api/v1/servers/{NUMBER}") for n in range(1, USERS + 1)]
 
 
 def flood() -> list[bytes]:

@@ -18,6 +18,8 @@ EMPTY = "empty"
 CONTESTANTS = {
     EMPTY: "empty aiohttp handler",
     "allow": "allow path: every check, all headers",
+    "before": "the same, by the commit before",
+    "allow-quiet": "the same, without log lines",
     "flood": "over-limit flood: 429",
     "flood-logged": "the same, a log line each",
     "bad-token": "bad-token flood: 429",

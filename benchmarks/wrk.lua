@@ -1,16 +1,25 @@
--- Sends the requests of a file in turn; the file holds them separated by a NUL byte.
-local requests = {}
-local at = 0
+-- Sends the requests of a file in turn; the file holds them separated by a NUL byte. In place of
+-- {number} each has another number, from the second argument on.
+local requests, rests = {}, {}
+local at, number = 0, 0
 
 function init(args)
   local file = assert(io.open(args[1], "rb"))
-  for request in file:read("*a"):gmatch("[^%z]+") do requests[#requests + 1] = request end
+  for request in file:read("*a"):gmatch("[^%z]+") do
+    local head, rest = request:match("^(.-){number}(.*)$")
+    requests[#requests + 1] = head or request
+    rests[#requests] = rest
+  end
   file:close()
+  -- Doubles count to 2^53: microseconds and a running number still do.
+  number = math.floor(tonumber(args[2]) / 1000)
 end
 
 function request()
   at = at % #requests + 1
-  return requests[at]
+  if not rests[at] then return requests[at] end
+  number = number + 1
+  return requests[at] .. string.format("%d", number) .. rests[at]
 end
 
 function done(summary, latency)

@@ -1,5 +1,8 @@
 """The benchmark's contestants do what the page says of them."""
 
+import asyncio
+import contextlib
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,7 @@ from redis.asyncio import Redis
 
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import Registry
-from benchmarks import report, requests
+from benchmarks import before, report, requests
 from benchmarks.bench import accepting, aiohttp_server
 from benchmarks.load import drive, generator, statuses
 from benchmarks.many_tokens import one, write_owners, write_tokens
@@ -62,6 +65,17 @@ async def test_naive_version_answers_what_the_sidecar_answers(redis_url, tmp_pat
     assert found == expected
 
 
+async def test_a_commit_before_runs_by_its_own_code(redis_url, tmp_path):
+    """What takes part as the commit before is not this tree once more."""
+    source = before.source("HEAD", tmp_path)
+    package = source / "authsidecar/__init__.py"
+    package.write_text(package.read_text() + '\n__version__ = "0.0.1"\n')
+    sidecar = start_sidecar(tmp_path / "run", redis_url, source=source)
+    metrics = get(sidecar.management_port, "/metrics", {}).body
+    sidecar.stop()
+    assert b'authsidecar_build_info{version="0.0.1"}' in metrics
+
+
 @pytest.mark.parametrize("tool", ["wrk", "benchmarks/load.py"])
 def test_load_counts_refusals(redis_url, monkeypatch, tool):
     """Whichever generator is used, it reports each answer of 400 and above."""
@@ -77,6 +91,30 @@ def test_load_counts_refusals(redis_url, monkeypatch, tool):
         measured = drive(port, [good, bad], connections=2, seconds=1)
     assert measured.requests > 100
     assert abs(measured.refused * 2 - measured.requests) <= 4
+
+
+@pytest.mark.parametrize("tool", ["wrk", "benchmarks/load.py"])
+async def test_load_sends_what_was_never_seen(monkeypatch, tool):
+    """A request with a number in it is another one each time, whichever generator is used."""
+    if tool == "wrk" and generator() != "wrk":
+        pytest.skip("wrk is not installed")
+    monkeypatch.setattr("benchmarks.load.generator", lambda: tool)
+    seen = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                seen.append(await reader.readuntil(b"\r\n\r\n"))
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        sent = requests.never_seen()[:2]
+        await asyncio.to_thread(drive, port, sent, connections=2, seconds=1)
+    assert len(seen) > 100
+    assert len(set(seen)) == len(seen)
+    assert {re.sub(rb"servers/\d{16,}", b"servers/{number}", one) for one in seen} == set(sent)
 
 
 async def _state(client: Redis, keys: Keys) -> dict[str, object]:

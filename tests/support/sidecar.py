@@ -210,6 +210,7 @@ def start_sidecar(
     program: Any = PROGRAM,  # Any, so that **settings may be a dict of texts
     stderr: Any = None,
     wait: Any = True,
+    source: Any = None,
     **settings: str,
 ) -> SidecarProcess:
     """Start a sidecar on free ports; ends with the test run.
@@ -222,6 +223,7 @@ def start_sidecar(
         program: what Python runs.
         stderr: the descriptor that it logs to, if not to a file in `directory`.
         wait: False returns before it is ready.
+        source: where `authsidecar` is imported from, if not this tree: `src` of another commit.
         settings: more settings by the environment's names without the prefix, `LIMITS__USER="5"`.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -235,6 +237,7 @@ def start_sidecar(
         "AUTHSIDECAR_DATA_DIR": str(directory / "data"),
         "AUTHSIDECAR_LOG__FORMAT": "json",
         **{f"AUTHSIDECAR_{name}": value for name, value in settings.items()},
+        **({"PYTHONPATH": str(source)} if source is not None else {}),
     }
     process = SidecarProcess(
         port,

@@ -12,8 +12,8 @@ import pytest
 from authsidecar.decision.model import Limit
 from authsidecar.decision.ratelimit import sliding_window
 from authsidecar.times import UnixMs
-from benchmarks import report, results
-from benchmarks.load import read_result
+from benchmarks import before, report, results
+from benchmarks.load import NUMBER, numbered, read_result
 from benchmarks.meter import Reading, Round, cost
 from benchmarks.nginx_lua import rendered
 from benchmarks.results import Growth, Run, Spread
@@ -157,3 +157,30 @@ def test_a_page_without_its_marks_is_not_overwritten():
     """A block that was edited away is an error, not a silent loss."""
     with pytest.raises(ValueError, match="no block capacity"):
         report.filled("# Scaling\n", "capacity", "x")
+
+
+def test_a_commit_before_is_compared_pair_by_pair():
+    """The ratio is of the rounds that met the same machine; what was free stays without one."""
+    one = Round(0.0, 1.0, 2.0, 0.0, 0.0, 0.3, 0.03)
+    now, then = (
+        [replace(one, server_us=us) for us in row] for row in ((30, 90, 20), (60, 100, 50))
+    )
+    text = before.table("0123456789abc", {"allowed": (now, then)})
+    assert re.search(r"allowed, 3 pairs +now +012345678 +ratio +spread", text)
+    assert re.search(r"CPU of the sidecar.* 30.0 +60.0 +0.50 +0.40-0.90", text)
+    assert re.search(r"CPU of Redis.* 0.0 +0.0\n", text)
+
+
+def test_the_source_of_a_commit_is_its_own(tmp_path):
+    """What is measured as the commit before is what git has, and a typing error is named."""
+    assert (before.source("HEAD", tmp_path) / "authsidecar/__main__.py").exists()
+    with pytest.raises(SystemExit, match=r"--before no-such: .*no-such"):
+        before.source("no-such", tmp_path)
+
+
+def test_a_request_that_has_a_number_never_comes_again():
+    """What a cache of whole requests is measured with is new each time, also in the next run."""
+    sent = [f"GET /{NUMBER} HTTP/1.1".encode(), b"GET / HTTP/1.1"]
+    seen = [request for _ in range(3) for request in numbered(sent)]
+    assert len({request for request in seen if request != sent[1]}) == 3
+    assert sent[0] not in seen

@@ -1,0 +1,63 @@
+"""The sidecar of an earlier commit beside that of this tree: what a change costs or saves.
+
+The two take turns, a second each, so that a machine with much else to do is as busy for one as for
+the other; what counts is the ratio of a pair, and of all pairs the median.
+"""
+
+import io
+import subprocess
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.meter import Round
+from benchmarks.results import Spread
+
+ROOT = Path(__file__).parents[1]
+
+COMPARED = {
+    "server_us": "CPU of the sidecar, µs a request",
+    "redis_us": "CPU of Redis, µs a request",
+    "per_second": "requests a second",
+    "p99_ms": "p99, ms",
+}
+"""Figures of a round that are shown, and how they are called."""
+
+
+def source(commit: str, directory: Path) -> Path:
+    """Write `src` of a commit into a directory: what PYTHONPATH has to name.
+
+    Raises:
+        SystemExit: git knows no such commit.
+    """
+    command = ("git", "archive", commit, "src")
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    if made.returncode:
+        raise SystemExit(f"--before {commit}: {made.stderr.decode().strip()}")
+    with tarfile.open(fileobj=io.BytesIO(made.stdout)) as archive:
+        archive.extractall(directory, filter="data")
+    return directory / "src"
+
+
+def table(commit: str, found: Mapping[str, tuple[Sequence[Round], Sequence[Round]]]) -> str:
+    """What is printed: by what was asked, each figure now and before, and their ratio.
+
+    Args:
+        commit: the one before.
+        found: by what was asked, the rounds of now and those of before, in the order of time.
+    """
+    lines = []
+    for asked, (now, before) in found.items():
+        pairs = f"{len(now)} pairs"
+        lines.append(
+            f"{asked + ', ' + pairs:44}{'now':>10}{commit[:9]:>11}{'ratio':>7}{'spread':>12}"
+        )
+        for field, title in COMPARED.items():
+            mine, theirs = ([getattr(one, field) for one in rounds] for rounds in (now, before))
+            cells = "".join(f"{Spread.of(v).median:{w},.1f}" for v, w in ((mine, 10), (theirs, 11)))
+            if not min(theirs):  # Redis has nothing to do in a flood
+                lines.append(f"  {title:42}{cells}")
+                continue
+            ratio = Spread.of([a / b for a, b in zip(mine, theirs, strict=True)])
+            lines.append(f"  {title:42}{cells}{ratio.median:7.2f}{ratio.low:7.2f}-{ratio.high:.2f}")
+    return "\n".join(lines)
