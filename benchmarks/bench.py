@@ -23,6 +23,7 @@ from benchmarks.growth import grow
 from benchmarks.load import FIRST_REFUSAL, drive, generator, statuses
 from benchmarks.meter import Meter, Round, cost
 from benchmarks.nginx_lua import missing, nginx_lua
+from benchmarks.pipes import read_pipe
 from benchmarks.results import MAIN, Run
 from tests.support.redis import RedisProcess, free_port, guarded, start_redis
 from tests.support.sidecar import start_sidecar
@@ -30,6 +31,17 @@ from tests.support.sidecar import start_sidecar
 START_S = 15
 PAIRS = 9
 """Rounds of this tree and of the commit before, where these alone take part: two minutes."""
+
+EVERY_LIMIT = {
+    f"LIMITS__{bucket}__{name}": value
+    for bucket in ("TOKEN", "TEAM", "ADDRESS")
+    for name, value in (("LIMIT", "100000"), ("WINDOW_SECONDS", "1"))
+}
+"""Beside the user's: per token, team and address together. All share one team and one address, so
+the window is so short that nobody reaches them."""
+
+MANY_CONNECTIONS = ("empty", "allow", "before", "nginx-lua", "flood")
+"""Who is measured with one connection and with many as well."""
 
 SAMPLE = 16
 """Requests of a contestant whose status is looked at before and after each round."""
@@ -85,6 +97,8 @@ class Contestant:
         before = self.meter.read()
         measured = drive(self.port, self.requests, connections=connections, seconds=seconds)
         after = self.meter.read()
+        if not measured.requests:
+            raise RuntimeError(f"no answer in {seconds:g} s at {connections} connections")
         self.check()
         wanted = measured.requests if self.status >= FIRST_REFUSAL else 0
         if measured.refused != wanted:
@@ -127,18 +141,6 @@ def accepting(port: int) -> None:
             return
 
 
-@contextmanager
-def read_pipe() -> Iterator[int]:
-    """The end to write to of a pipe that is read at once, as a container's runtime does."""
-    reader = subprocess.Popen(guarded("/bin/cat"), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    assert reader.stdin is not None
-    try:
-        yield reader.stdin.fileno()
-    finally:
-        reader.stdin.close()
-        reader.wait()
-
-
 class Servers:
     """Servers that end with the context, each with a Redis of its own, so that nobody pays for
     others; all of these are seeded alike."""
@@ -170,20 +172,27 @@ class Servers:
             source: `src` of another commit, if not this tree's.
             settings: more settings, as `start_sidecar` takes them.
         """
-        state, lines = self._redis(name), self._stack.enter_context(read_pipe())
-        process = start_sidecar(
-            self._directory, state.url, stderr=lines, source=source, **{**PLENTY, **settings}
-        )
+        state, log = self._redis(name), self._directory / f"{name}.log"
+        lines = self._stack.enter_context(read_pipe(log))
+        settings = {**PLENTY, **settings}
+        try:
+            with cores.for_servers(int(settings.get("LISTEN__WORKERS", "1"))):
+                process = start_sidecar(
+                    self._directory, state.url, stderr=lines, source=source, **settings
+                )
+        except RuntimeError:
+            raise RuntimeError(f"{name} does not start: {log.read_text()}") from None
         self._stack.callback(process.stop)
-        return self._placed(Server(process.port, process.pid, state))
+        return Server(process.port, process.pid, state)
 
     def other(self, name: str) -> Server:
         """A contestant that is no sidecar."""
         state, port = self._redis(name), free_port()
         server = nginx_lua(port, state) if name == "nginx-lua" else None
-        pid = self._stack.enter_context(server or aiohttp_server(name, port, state.url))
+        with cores.for_servers():
+            pid = self._stack.enter_context(server or aiohttp_server(name, port, state.url))
         accepting(port)
-        return self._placed(Server(port, pid, state))
+        return Server(port, pid, state)
 
     def _redis(self, name: str) -> RedisProcess:
         (self._directory / name).mkdir()
@@ -191,10 +200,6 @@ class Servers:
         process = start_redis(self._directory / name)
         self._stack.callback(process.stop)
         return process
-
-    def _placed(self, server: Server) -> Server:
-        cores.give(server.pid)
-        return server
 
 
 def contestants(servers: Servers, source: Path | None) -> dict[str, Contestant]:
@@ -204,20 +209,32 @@ def contestants(servers: Servers, source: Path | None) -> dict[str, Contestant]:
         servers: what starts them.
         source: `src` of the commit before, if it takes part.
     """
-    allowed, flood = requests.allowed(), requests.flood()
-    quiet = {"LOG__DECISIONS": "none"}
+    allowed = requests.allowed()
+    default = servers.sidecar("default")
+    quiet = servers.sidecar("quiet", LOG__DECISIONS="none")
     asked = {
         "empty": (servers.other("empty"), allowed, 200),
-        "allow": (servers.sidecar("allow"), allowed, 200),
-        "allow-quiet": (servers.sidecar("allow-quiet", **quiet), allowed, 200),
-        "flood": (servers.sidecar("flood", **quiet), flood, 429),
-        "flood-logged": (servers.sidecar("flood-logged"), flood, 429),
-        "bad-token": (servers.sidecar("bad-token", **quiet), requests.strangers(), 429),
+        "allow": (default, allowed, 200),
+        "allow-quiet": (quiet, allowed, 200),
+        "never-seen": (default, requests.never_seen(), 200),
+        "restricted": (default, requests.restricted(), 200),
+        "limited": (servers.sidecar("limited", **EVERY_LIMIT), allowed, 200),
+        "isolated": (
+            servers.sidecar("isolated", SYNC__TEAM_ISOLATION="true"),
+            requests.of_the_team(),
+            200,
+        ),
+        "aiohttp": (servers.sidecar("aiohttp", LISTEN__SERVER="aiohttp"), allowed, 200),
+        "flood": (default, requests.flood(), 429),
+        "flood-quiet": (quiet, requests.flood(), 429),
+        "bad-token": (default, requests.strangers(), 429),
         "naive": (servers.other("naive"), allowed, 200),
         "limits": (servers.other("limits"), allowed, 200),
     }
     if source is not None:
-        asked["before"] = (servers.sidecar("before", source), allowed, 200)
+        before = servers.sidecar("before", source)
+        asked["before"] = (before, allowed, 200)
+        asked["before-never-seen"] = (before, requests.never_seen(), 200)
     if missing() is None:
         asked["nginx-lua"] = (servers.other("nginx-lua"), allowed, 200)
     found = {name: Contestant.of(*row) for name, row in asked.items()}
@@ -259,16 +276,17 @@ def measure(found: dict[str, Contestant], plan: dict[int, tuple[int, float]]) ->
     """Drive every contestant in turn, each round beginning with another one.
 
     Args:
-        found: who takes part.
+        found: who takes part; all of them at MAIN connections, else those of MANY_CONNECTIONS.
         plan: by number of connections: how many rounds, of how many seconds.
     """
-    rounds: dict[str, dict[int, list[Round]]] = {n: {c: [] for c in plan} for n in found}
-    names = list(found)
+    rounds: dict[str, dict[int, list[Round]]] = {name: {} for name in found}
     for connections, (number, seconds) in plan.items():
+        names = [n for n in found if connections == MAIN or n in MANY_CONNECTIONS]
         for turn in range(number):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                rounds[name][connections].append(found[name].round(connections, seconds))
+                one = found[name].round(connections, seconds)
+                rounds[name].setdefault(connections, []).append(one)
     skipped = {"nginx-lua": why} if (why := missing()) is not None else {}
     method = {
         "load": generator(),
@@ -311,8 +329,8 @@ def main() -> None:
     number = arguments.rounds or (2 if arguments.quick else 5)
     seconds = arguments.seconds or (1 if arguments.quick else 2)
     others = (1, min(seconds, 1)) if arguments.quick else (min(number, 3), seconds)
-    cores.leave_one()
-    plan = {1: others, MAIN: (number, seconds), 256: others}
+    cores.leave()
+    plan = {1: others, MAIN: (number, seconds), 256: others, 1000: (others[0], seconds + 1)}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         directory = Path(name)
         source = before.source(arguments.before, directory) if arguments.before else None

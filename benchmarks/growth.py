@@ -65,16 +65,16 @@ def grow(
             return process
 
         def sidecar(url: str, **settings: str) -> SidecarProcess:
-            process = start_sidecar(
-                directory,
-                url,
-                LIMITS__USER="100000",
-                LOG__DECISIONS="none",
-                COOLIFY__ROUTES=SMALLEST,
-                **settings,
-            )
+            with cores.for_servers():
+                process = start_sidecar(
+                    directory,
+                    url,
+                    LIMITS__USER="100000",
+                    LOG__DECISIONS="none",
+                    COOLIFY__ROUTES=SMALLEST,
+                    **settings,
+                )
             stack.callback(process.stop)
-            cores.give(process.pid)
             return process
 
         fewer, more = redis("fewer"), redis("more")

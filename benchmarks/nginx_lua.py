@@ -1,8 +1,8 @@
-"""nginx with Lua and Redis, as an operator would write it by hand: two Redis operations.
+"""nginx with Lua and Redis, as an operator would write it by hand: one script call, an access log.
 
-It reads the token (with its owner's role beside it), compares the digest, charges the same Lua
-script for the user's counter, and answers with the identity headers. It judges neither route nor
-permission, allowlist or switches.
+The script reads the token (with its owner's role beside it), compares the digest and charges the
+user's counter, by the sidecar's own exact window. nginx answers with the identity headers. It
+judges neither route nor permission, allowlist or switches.
 """
 
 import shutil
@@ -12,13 +12,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha1
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from redis import Redis
 
-from authsidecar.store.calls import charge_script
 from benchmarks.contestants import FLAT, LIMIT
+from benchmarks.pipes import read_pipe
 from tests.support.redis import RedisProcess, guarded
 
 MODULES = Path("/usr/lib/nginx/modules")
@@ -32,9 +33,9 @@ master_process off;
 worker_processes 1;
 pid {directory}/pid;
 error_log {directory}/error.log error;
-events {{ worker_connections 2048; }}
+events {{ worker_connections 8192; }}
 http {{
-  access_log off;
+  access_log /dev/stdout;
   client_body_temp_path {directory}/body;
   proxy_temp_path {directory}/proxy;
   fastcgi_temp_path {directory}/fastcgi;
@@ -49,6 +50,19 @@ http {{
 }}
 """
 
+SCRIPT = """
+local token = redis.call('HMGET', KEYS[1], 'sha256', 'user', 'team', 'role', 'permissions')
+if not token[1] or token[1] ~= ARGV[1] then return { 401 } end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local key = 'authsidecar:rate:{u:' .. token[2] .. '}:user'
+local fits, remaining, reset_at = count(key, tonumber(ARGV[2]), 60000, now)
+if not fits then return { 429, reset_at } end
+record(key, now, 60000)
+return { 200, remaining - 1, token[2], token[3], token[4], token[5] }
+"""
+"""Behind the sidecar's own sliding_window.lua."""
+
 CHECK = """
 local redis = require "nginx.redis"
 local ffi = require "ffi"
@@ -61,23 +75,26 @@ local id, secret = (ngx.var.http_authorization or ""):match("^Bearer ([1-9]%d*)|
 if not id then return ngx.exit(401) end
 local red = redis:new()
 if not red:connect("unix:{socket}") then return ngx.exit(503) end
-local token = red:hmget("{flat}" .. id, "sha256", "user", "team", "role", "permissions")
 local digest = ffi.new("unsigned char[32]")
 ffi.C.SHA256(secret, #secret, digest)
-if not token or token[1] ~= ffi.string(digest, 32) then return ngx.exit(401) end
-local answer = red:evalsha("{sha}", 1, "authsidecar:rate:{{u:" .. token[2] .. "}}:user",
-  "", 0, 0, "charge", 1, {limit}, 60000)
-red:set_keepalive(0, 512)
+local answer = red:evalsha("{sha}", 1, "{flat}" .. id, ffi.string(digest, 32), {limit})
+red:set_keepalive(0, 1024)
 if not answer then return ngx.exit(503) end
-if answer[2][1] ~= 1 then return ngx.exit(429) end
-ngx.header["X-Auth-User-Id"] = token[2]
-ngx.header["X-Auth-Team-Id"] = token[3]
-ngx.header["X-Auth-Team-Role"] = token[4]
+if answer[1] ~= 200 then return ngx.exit(answer[1]) end
+ngx.header["X-Auth-User-Id"] = answer[3]
+ngx.header["X-Auth-Team-Id"] = answer[4]
+ngx.header["X-Auth-Team-Role"] = answer[5]
 ngx.header["X-Auth-Token-Id"] = id
-ngx.header["X-Auth-Permissions"] = token[5]
-ngx.header["X-RateLimit-Remaining"] = answer[2][3]
+ngx.header["X-Auth-Permissions"] = answer[6]
+ngx.header["X-RateLimit-Remaining"] = answer[2]
 ngx.header["Content-Length"] = 0
 """
+
+
+def script() -> str:
+    """The text of the script."""
+    window = files("authsidecar.decision.ratelimit") / "sliding_window.lua"
+    return window.read_text("ascii") + SCRIPT
 
 
 def missing() -> str | None:
@@ -97,7 +114,7 @@ def rendered(directory: Path, port: int, socket: Path) -> dict[str, str]:
             socket=socket,
             flat=FLAT,
             limit=LIMIT,
-            sha=sha1(charge_script().encode(), usedforsecurity=False).hexdigest(),
+            sha=sha1(script().encode(), usedforsecurity=False).hexdigest(),
         ),
     }
 
@@ -106,14 +123,17 @@ def rendered(directory: Path, port: int, socket: Path) -> dict[str, str]:
 def nginx_lua(port: int, redis: RedisProcess) -> Iterator[int]:
     """Run it as one process until the context ends: its process id."""
     client: Any = Redis.from_url(redis.url)
-    client.script_load(charge_script())
+    client.script_load(script())
     binary = shutil.which("nginx") or "/usr/sbin/nginx"
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, read_pipe(Path(name, "lines")) as lines:
         directory = Path(name)
         for file, text in rendered(directory, port, redis.socket).items():
             (directory / file).write_text(text)
         process = subprocess.Popen(
-            guarded(binary, "-e", str(directory / "error.log"), "-c", str(directory / "nginx.conf"))
+            guarded(
+                binary, "-e", str(directory / "error.log"), "-c", str(directory / "nginx.conf")
+            ),
+            stdout=lines,
         )
         try:
             yield process.pid

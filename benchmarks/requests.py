@@ -5,13 +5,29 @@ from typing import Any
 from redis.asyncio import Redis
 
 from authsidecar.decision.model import Limit
-from authsidecar.store.keys import Keys
+from authsidecar.decision.restrictions import parse
+from authsidecar.store.keys import Keys, owner_bucket
 from benchmarks.contestants import FLAT
 from benchmarks.load import NUMBER
 from tests.support.seed import bearer, registry, token, user
 
 USERS = 500
 """Users whose tokens take turns, so that no limit is reached."""
+
+RESTRICTED = 1_000
+"""The token of user N that is restricted has this number more than the other."""
+
+RESTRICTION = parse(
+    {
+        "hours": ["Mon-Sun 00:00-12:30 Europe/Berlin", "Mon-Sun 12:30-24:00 Europe/Berlin"],
+        "uses": 1_000_000_000,
+        "rate": "100000/60s",
+    }
+)
+"""Always, so many uses and such a rate that no round reaches them."""
+
+SERVER = "server-of-team-0"
+"""The uuid of a resource that is known to be the team's."""
 
 FLOODER = USERS + 1
 """A user, and its token, far over its limit."""
@@ -41,6 +57,17 @@ def allowed() -> list[bytes]:
     return [subrequest(bearer(n)) for n in range(1, USERS + 1)]
 
 
+def restricted() -> list[bytes]:
+    """One request by the restricted token of each user."""
+    return [subrequest(bearer(RESTRICTED + n)) for n in range(1, USERS + 1)]
+
+
+def of_the_team() -> list[bytes]:
+    """One request of each user about a resource whose owner is known."""
+    uri = f"/api/v1/servers/{SERVER}"
+    return [subrequest(bearer(n), uri=uri) for n in range(1, USERS + 1)]
+
+
 def never_seen() -> list[bytes]:
     """One request of each user, for another server each time: its bytes never come again."""
     return [subrequest(bearer(n), uri=f"/api/v1/servers/{NUMBER}") for n in range(1, USERS + 1)]
@@ -64,8 +91,13 @@ async def seed(url: str) -> None:
         for number in range(1, FLOODER + 1):
             await user(state, number, t0="member")
         await state.put_tokens([token(n, user=n, team=0) for n in range(1, FLOODER + 1)])
+        numbers = range(1, USERS + 1)
+        await state.put_tokens([token(RESTRICTED + n, user=n, team=0) for n in numbers])
+        for number in numbers:
+            await state.set_restriction("token", RESTRICTED + number, RESTRICTION)
         await state.set_limit("user", FLOODER, Limit(5, 3_600_000))
         redis: Any = client
-        for number in range(1, USERS + 1):
+        await redis.hset(keys.owners(owner_bucket(SERVER)), SERVER, 0)
+        for number in numbers:
             fields = await redis.hgetall(keys.token(token(number, user=number, team=0).id))
             await redis.hset(f"{FLAT}{number}", mapping={**fields, "role": "member"})

@@ -17,15 +17,21 @@ EMPTY = "empty"
 
 CONTESTANTS = {
     EMPTY: "empty aiohttp handler",
-    "allow": "allow path: every check, all headers",
-    "before": "the same, by the commit before",
-    "allow-quiet": "the same, without log lines",
-    "flood": "over-limit flood: 429",
-    "flood-logged": "the same, a log line each",
-    "bad-token": "bad-token flood: 429",
+    "allow": "allowed, as it ships",
+    "before": "- by the commit before",
+    "allow-quiet": "- without log lines",
+    "nginx-lua": "nginx with Lua: token and limit",
+    "never-seen": "allowed, a path never seen",
+    "before-never-seen": "- by the commit before",
+    "restricted": "allowed, a restricted token",
+    "limited": "allowed, four limits",
+    "isolated": "allowed, team isolation",
+    "aiohttp": "allowed, on aiohttp's own server",
+    "flood": "over the limit: 429, a line each",
+    "flood-quiet": "- without log lines",
+    "bad-token": "unknown tokens: 429, a line each",
     "naive": "naive: two trips, no cache",
     "limits": "limits: moving window alone",
-    "nginx-lua": "nginx with Lua: token and limit",
 }
 """Names as they are shown; the order of the table."""
 
@@ -107,6 +113,13 @@ class Run:
         pairs = zip(self.rounds[name][connections], self.rounds[to][connections], strict=True)
         return Spread.of([getattr(a, what) / getattr(b, what) for a, b in pairs])
 
+    def latency(self, name: str, connections: int) -> str:
+        """p50 and p99 in milliseconds, as they are shown."""
+        if connections not in self.rounds[name]:
+            return "-"
+        p50, p99 = (self.of(name, w, connections).median for w in ("p50_ms", "p99_ms"))
+        return f"{p50:.2f} / {p99:.2f}"
+
 
 def table(run: Run) -> str:
     """What is printed: a line for each contestant, then the latencies, then the targets."""
@@ -131,11 +144,8 @@ def table(run: Run) -> str:
         "".join([f"{'p50 / p99 in ms, at connections':38}", *map("{:>18}".format, connections)]),
     ]
     for name, title in CONTESTANTS.items():
-        if name in run.rounds:
-            cells = (
-                f"{run.of(name, 'p50_ms', c).median:.2f} / {run.of(name, 'p99_ms', c).median:.2f}"
-                for c in connections
-            )
+        if len(run.rounds.get(name, ())) > 1:
+            cells = (run.latency(name, c) for c in connections)
             lines.append("".join([f"{title:38}", *map("{:>18}".format, cells)]))
     lines += ["", *growth_lines(run), *(target_line(t) for t in targets(run))]
     return "\n".join(lines)
@@ -167,16 +177,33 @@ def targets(run: Run) -> list[Target]:
     def at_most(text: str, found: float, most: float) -> Target:
         return Target(f"{text} <= {most:g}", found, found <= most)
 
+    def ratio(name: str, to: str, what: str = "per_second", connections: int = MAIN) -> float:
+        return run.ratio(name, what, to, connections).median
+
     found = [
-        at_least("allow path / empty handler", run.ratio("allow").median, 0.55),
-        at_least("allow path / naive version", run.ratio("allow", to="naive").median, 3),
-        at_least("over-limit flood / empty handler", run.ratio("flood").median, 0.70),
-        at_most("over-limit flood, commands a request", run.of("flood", "commands").median, 0.01),
-        at_most("p99, allow path / empty handler", run.ratio("allow", "p99_ms").median, 2.5),
+        at_least("allowed / empty handler", ratio("allow", EMPTY), 1.1),
+        at_most("allowed, CPU µs a request", run.of("allow", "server_us").median, 32),
+        at_least("allowed / the same without lines", ratio("allow", "allow-quiet"), 0.9),
+        at_least("allowed / naive version", ratio("allow", "naive"), 3),
+        at_least("over the limit, a line each / empty handler", ratio("flood", EMPTY), 0.75),
+        at_most("over the limit, commands a request", run.of("flood", "commands").median, 0.01),
+        at_most("p99 at 256, allowed / empty handler", ratio("allow", EMPTY, "p99_ms", 256), 2),
     ]
     if "nginx-lua" in run.rounds:
-        ratio = run.ratio("allow", to="nginx-lua").median
-        found.append(Target("allow path / nginx with Lua", ratio, None))
+        one = ratio("allow", "nginx-lua", connections=1)
+        found += [
+            at_least("allowed / nginx with Lua", ratio("allow", "nginx-lua"), 1),
+            at_least("allowed, one connection / nginx with Lua", one, 0.8),
+        ]
+    if "before" in run.rounds:
+        found += [
+            Target("allowed, CPU / the commit before", ratio("allow", "before", "server_us"), None),
+            at_most(
+                "a path never seen, CPU / the commit before",
+                ratio("never-seen", "before-never-seen", "server_us"),
+                1.05,
+            ),
+        ]
     for grown in run.growth:
         if grown.what == "tokens":
             most = max(grown.ratios)

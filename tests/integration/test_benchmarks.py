@@ -14,6 +14,7 @@ from benchmarks import before, report, requests
 from benchmarks.bench import accepting, aiohttp_server
 from benchmarks.load import drive, generator, statuses
 from benchmarks.many_tokens import one, write_owners, write_tokens
+from benchmarks.nginx_lua import missing, nginx_lua
 from benchmarks.simulate_failover import table
 from tests.support.redis import free_port
 from tests.support.seed import bearer
@@ -74,6 +75,27 @@ async def test_a_commit_before_runs_by_its_own_code(redis_url, tmp_path):
     metrics = get(sidecar.management_port, "/metrics", {}).body
     sidecar.stop()
     assert b'authsidecar_build_info{version="0.0.1"}' in metrics
+
+
+async def test_nginx_with_lua_judges_and_charges(redis_server, redis_url):
+    """It is compared for work that it does: a wrong secret is refused, a right one is counted."""
+    if (why := missing()) is not None:
+        pytest.skip(why)
+    await requests.seed(redis_url)
+    port = free_port()
+    with nginx_lua(port, redis_server):
+        accepting(port)
+        answers = [
+            get(port, "/authz/traefik", {"Authorization": bearer(1, secret)})
+            for secret in (None, "wrong", None)
+        ]
+    assert [answer.status for answer in answers] == [200, 401, 200]
+    assert [answer.header("X-RateLimit-Remaining") for answer in answers] == [
+        "99999",
+        None,
+        "99998",
+    ]
+    assert answers[0].header("X-Auth-User-Id") == "1"
 
 
 @pytest.mark.parametrize("tool", ["wrk", "benchmarks/load.py"])
