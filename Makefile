@@ -13,7 +13,7 @@ EXTRAS := demo,embedded,coolify,mail
 ACTIONLINT := v1.7.12
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean release-check sbom image-test test-aiohttp test-memo coverage mutate
+.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean release-check sbom image-test test-aiohttp test-memo coverage mutate bench-proxies
 
 help: ## Say what each task does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -88,6 +88,9 @@ test-slow: install ## Failover, chaos, long fuzz, large data: under 30 minutes
 
 bench: install ## What one check costs, as ratios within one run (ARGS=--quick)
 	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+bench-proxies: install ## What a check costs behind the shipped Traefik, nginx, Caddy and Envoy files
+	$(BIN)/python -m benchmarks.proxies $(ARGS)
 
 bench-report: install ## bench with growth, and the pages of docs that it fills: 15 minutes
 	$(BIN)/python -m benchmarks.bench --growth --json benchmarks/result.json

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -93,7 +93,7 @@ class Contestant:
     def round(self, connections: int, seconds: float) -> Round:
         """Measure one round; all of its answers are checked to be of the right sort."""
         self.check()
-        self.warm_up()  # it has rested while others ran
+        statuses(self.port, self.requests[: requests.USERS])  # it has rested while others ran
         before = self.meter.read()
         measured = drive(self.port, self.requests, connections=connections, seconds=seconds)
         after = self.meter.read()
@@ -185,11 +185,16 @@ class Servers:
         self._stack.callback(process.stop)
         return Server(process.port, process.pid, state)
 
-    def other(self, name: str) -> Server:
-        """A contestant that is no sidecar."""
+    def other(self, name: str, *, on_servers_core: bool = True) -> Server:
+        """A contestant that is no sidecar.
+
+        Args:
+            name: which one; each is used once.
+            on_servers_core: False where it is not what is measured.
+        """
         state, port = self._redis(name), free_port()
         server = nginx_lua(port, state) if name == "nginx-lua" else None
-        with cores.for_servers():
+        with cores.for_servers() if on_servers_core else nullcontext():
             pid = self._stack.enter_context(server or aiohttp_server(name, port, state.url))
         accepting(port)
         return Server(port, pid, state)

@@ -62,8 +62,11 @@ async def naive(redis_url: str) -> Handler:
     keys, policy, limits = Keys(), Policy(coolify("4.3")), {"user": Limit(LIMIT)}
     charge = client.register_script(charge_script())
 
-    async def decide(fields: Fields, decision_id: str) -> Reply:
-        access = read(fields, Proxy.TRAEFIK, Networks())
+    async def decide(request: web.Request, decision_id: str) -> Reply:
+        proxy, line = Proxy(request.match_info["proxy"]), None
+        if proxy is Proxy.ENVOY:
+            line = request.method.encode(), request.raw_path.removeprefix("/authz/envoy").encode()
+        access = read(Fields(request.raw_headers), proxy, Networks(), line)
         if isinstance(access, Deny) or isinstance(access.credential, Deny):
             raise web.HTTPBadRequest
         route = find_route(policy, access)
@@ -91,7 +94,7 @@ async def naive(redis_url: str) -> Handler:
         return render(outcome, access.client, decision_id)
 
     async def handler(request: web.Request) -> web.Response:
-        reply = await decide(Fields(request.raw_headers), secrets.token_hex(13))
+        reply = await decide(request, secrets.token_hex(13))
         return web.Response(status=reply.status, headers=list(reply.headers), body=reply.body)
 
     return handler
@@ -133,13 +136,16 @@ async def limits(redis_url: str) -> Handler:
     return handler
 
 
-CONTESTANTS = {"empty": empty, "naive": naive, "limits": limits}
+CONTESTANTS = {"empty": empty, "naive": naive, "limits": limits, "backend": empty}
+
+ENDPOINTS = "/authz/{proxy:traefik|nginx|caddy|envoy}{rest:.*}"
 
 
 async def serve(name: str, port: int, redis_url: str) -> None:
     """Serve one contestant on 127.0.0.1 until it is ended."""
     app = web.Application()
-    app.add_routes([web.route("*", "/authz/traefik", await CONTESTANTS[name](redis_url))])
+    path = "/{path:.*}" if name == "backend" else ENDPOINTS
+    app.add_routes([web.route("*", path, await CONTESTANTS[name](redis_url))])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, backlog=1024).start()

@@ -25,6 +25,7 @@ class Round:
         redis_us: CPU microseconds of Redis.
         commands: commands that Redis ran, those inside scripts included.
         scripts: script calls that Redis ran; what shares a call shares its trip.
+        requests: answered in all.
     """
 
     per_second: float
@@ -34,6 +35,7 @@ class Round:
     redis_us: float
     commands: float
     scripts: float
+    requests: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,8 @@ class Meter:
         stats = self._client.info("commandstats")
         calls = {name.removeprefix("cmdstat_"): s["calls"] for name, s in stats.items()}
         return Reading(
-            _cpu(self._server),
-            _cpu(self._redis),
+            cpu_s(self._server),
+            cpu_s(self._redis),
             sum(n for name, n in calls.items() if name not in OWN),
             calls.get("evalsha", 0) + calls.get("eval", 0),
         )
@@ -83,10 +85,11 @@ def cost(measured: Measured, before: Reading, after: Reading) -> Round:
         redis_us=(after.redis_s - before.redis_s) * 1e6 / n,
         commands=(after.commands - before.commands) / n,
         scripts=(after.scripts - before.scripts) / n,
+        requests=n,
     )
 
 
-def _cpu(process: psutil.Process) -> float:
+def cpu_s(process: psutil.Process) -> float:
     """Seconds that its threads and its workers' have run, to the nanosecond (the kernel's ticks of
     10 ms are too coarse for a second's round)."""
     return (

@@ -32,7 +32,7 @@ SERVER = "server-of-team-0"
 FLOODER = USERS + 1
 """A user, and its token, far over its limit."""
 
-ALLOWLIST = ",".join(["192.0.2.0/24", *(f"10.{n}.0.0/16" for n in range(9))])
+ALLOWLIST = ",".join(["192.0.2.0/24", "127.0.0.1", *(f"10.{n}.0.0/16" for n in range(8))])
 """Ten entries."""
 
 STRANGERS = 5_000
@@ -55,6 +55,17 @@ def subrequest(
 def allowed() -> list[bytes]:
     """One request of each user."""
     return [subrequest(bearer(n)) for n in range(1, USERS + 1)]
+
+
+def of_clients(port: int, path: str, users: int) -> list[bytes]:
+    """One request of each of the first users' clients to a proxy on 127.0.0.1."""
+    return [
+        (
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUser-Agent: curl/8.5.0\r\n"
+            f"Accept: */*\r\nAuthorization: {bearer(n)}\r\n\r\n"
+        ).encode()
+        for n in range(1, users + 1)
+    ]
 
 
 def restricted() -> list[bytes]:

@@ -12,7 +12,7 @@ import pytest
 from authsidecar.decision.model import Limit
 from authsidecar.decision.ratelimit import sliding_window
 from authsidecar.times import UnixMs
-from benchmarks import before, report, results
+from benchmarks import before, proxies, report, results
 from benchmarks.load import NUMBER, numbered, read_result
 from benchmarks.meter import Reading, Round, cost
 from benchmarks.nginx_lua import rendered
@@ -104,7 +104,7 @@ def test_a_round_costs_what_the_counters_grew_by():
     before, after = Reading(1.0, 5.0, 100, 10), Reading(1.5, 5.02, 700, 50)
     approx: Any = pytest.approx
     assert cost(measured, before, after) == Round(
-        2000.0, 0.9, 3.0, approx(250.0), approx(10.0), 0.3, 0.02
+        2000.0, 0.9, 3.0, approx(250.0), approx(10.0), 0.3, 0.02, 2000
     )
 
 
@@ -210,3 +210,30 @@ def test_a_request_that_has_a_number_never_comes_again():
     seen = [request for _ in range(3) for request in numbered(sent)]
     assert len({request for request in seen if request != sent[1]}) == 3
     assert sent[0] not in seen
+
+
+def test_behind_a_proxy_ratios_are_within_a_round():
+    """The table has who is asked, against nobody and the commit before; JSON holds it all."""
+    one = Round(0.0, 1.0, 2.0, 0.0, 10.0, 7.0, 0.9, 500)
+
+    def rounds_of(*figures: tuple[float, float]) -> list[proxies.Behind]:
+        made = (replace(one, per_second=rate, server_us=us) for rate, us in figures)
+        return [proxies.Behind(round_, 80.0) for round_ in made]
+
+    found = {
+        "nginx": {
+            32: {
+                "nobody": rounds_of((4_000, 1), (1_000, 1), (2_000, 1)),
+                "sidecar": rounds_of((2_000, 60), (600, 90), (1_000, 50)),
+                "before": rounds_of((1_000, 100), (500, 180), (900, 90)),
+            }
+        }
+    }
+    assert proxies.cells(found["nginx"][32], "sidecar") == [
+        *("1,000", "0.50", "1.00", "2.00"),
+        *("60.0", "0.56", "80.0"),
+    ]
+    text = proxies.table(found)
+    assert text.startswith("nginx, 32 connections ")
+    assert re.search(r"nobody is asked +2,000 +1.00 +1.00 +2.00 +80.0", text)
+    assert proxies.from_json(proxies.to_json(found)) == found
