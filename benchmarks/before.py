@@ -39,21 +39,23 @@ def source(commit: str, directory: Path) -> Path:
     return directory / "src"
 
 
-def table(commit: str, found: Mapping[str, tuple[Sequence[Round], Sequence[Round]]]) -> str:
-    """What is printed: by what was asked, each figure now and before, and their ratio.
+def table(
+    names: tuple[str, str], found: Mapping[str, tuple[Sequence[Round], Sequence[Round]]]
+) -> str:
+    """What is printed: by what was asked, each figure of the two, and their ratio.
 
     Args:
-        commit: the one before.
-        found: by what was asked, the rounds of now and those of before, in the order of time.
+        names: of the two, at most nine characters each.
+        found: by what was asked, the rounds of the one and of the other, in the order of time.
     """
     lines = []
-    for asked, (now, before) in found.items():
-        pairs = f"{len(now)} pairs"
+    for asked, both in found.items():
+        pairs = f"{len(both[0])} pairs"
         lines.append(
-            f"{asked + ', ' + pairs:44}{'now':>10}{commit[:9]:>11}{'ratio':>7}{'spread':>12}"
+            f"{asked + ', ' + pairs:44}{names[0]:>10}{names[1]:>11}{'ratio':>7}{'spread':>12}"
         )
         for field, title in COMPARED.items():
-            mine, theirs = ([getattr(one, field) for one in rounds] for rounds in (now, before))
+            mine, theirs = ([getattr(one, field) for one in rounds] for rounds in both)
             cells = "".join(f"{Spread.of(v).median:{w},.1f}" for v, w in ((mine, 10), (theirs, 11)))
             if not min(theirs):  # Redis has nothing to do in a flood
                 lines.append(f"  {title:42}{cells}")

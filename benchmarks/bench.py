@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from redis import Redis
 
-from benchmarks import before, cores, requests, results
+from benchmarks import before, cores, requests, results, startup
 from benchmarks.growth import grow
 from benchmarks.load import FIRST_REFUSAL, drive, generator, statuses
 from benchmarks.meter import Meter, Round, cost
@@ -248,33 +248,69 @@ def contestants(servers: Servers, source: Path | None) -> dict[str, Contestant]:
     return found
 
 
+Asked = dict[str, tuple[list[bytes], int, int]]
+"""By title: requests, the only right answer, connections."""
+
+
 def compare(
-    servers: Servers, source: Path, pairs: int, seconds: float
+    sides: tuple[Server, Server], asked: Asked, pairs: int, seconds: float
 ) -> dict[str, tuple[list[Round], list[Round]]]:
-    """Ask this tree and the commit before in turn: rounds of now and of before, by what was asked.
+    """Ask two servers in turn: the rounds of each, by what was asked.
 
     Args:
-        servers: what starts them.
-        source: `src` of the commit before.
+        sides: the two.
+        asked: what both are asked.
         pairs: rounds of each.
         seconds: of one round.
     """
-    sides = servers.sidecar("now"), servers.sidecar("before", source)
-    for side in sides:
-        Contestant.of(side, requests.flood(), 429).warm_up()
+    for sent, status, _ in asked.values():
+        for side in sides:
+            Contestant.of(side, sent, status).warm_up()
     found: dict[str, tuple[list[Round], list[Round]]] = {}
     for turn in range(pairs):
-        for title, (sent, status, connections) in {
-            "allowed, 32 connections": (requests.allowed(), 200, MAIN),
-            "allowed, 1 connection": (requests.allowed(), 200, 1),
-            "allowed, never seen": (requests.never_seen(), 200, MAIN),
-            "over the limit": (requests.flood(), 429, MAIN),
-        }.items():
+        for title, (sent, status, connections) in asked.items():
             both = found.setdefault(title, ([], []))
             for side in (0, 1) if turn % 2 else (1, 0):
                 one = Contestant.of(sides[side], sent, status)
                 both[side].append(one.round(connections, seconds))
     return found
+
+
+def compare_before(servers: Servers, commit: str, source: Path, pairs: int, seconds: float) -> str:
+    """This tree and the commit before: the table of both."""
+    asked = {
+        "allowed, 32 connections": (requests.allowed(), 200, MAIN),
+        "allowed, 1 connection": (requests.allowed(), 200, 1),
+        "allowed, never seen": (requests.never_seen(), 200, MAIN),
+        "over the limit": (requests.flood(), 429, MAIN),
+    }
+    sides = servers.sidecar("now"), servers.sidecar("before", source)
+    return before.table(("now", commit[:9]), compare(sides, asked, pairs, seconds))
+
+
+def compare_workers(servers: Servers, pairs: int, seconds: float) -> str:
+    """Two workers and one: the table of both."""
+    asked = {
+        "allowed, 256 connections": (requests.allowed(), 200, 256),
+        "allowed, 4 connections": (requests.allowed(), 200, 4),
+    }
+    sides = servers.sidecar("two", LISTEN__WORKERS="2"), servers.sidecar("one")
+    text = before.table(("2 workers", "1 worker"), compare(sides, asked, pairs, seconds))
+    if cores.enough(2):
+        return text
+    return f"{text}\nNo core is left for the load generator and Redis, so this says little."
+
+
+def compare_starts(servers: Servers, directory: Path, source: Path | None, rounds: int) -> str:
+    """An empty aiohttp application and the sidecar: the table of their starts."""
+    redis = servers.other("empty").redis
+    starts: dict[str, startup.Start] = {
+        "empty aiohttp application": ((sys.executable, "-c", startup.EMPTY, "PORT"), {}),
+        "sidecar": startup.sidecar(redis.url, directory),
+    }
+    if source is not None:
+        starts["- of the commit before"] = startup.sidecar(redis.url, directory, source)
+    return startup.table(starts, rounds)
 
 
 def measure(found: dict[str, Contestant], plan: dict[int, tuple[int, float]]) -> Run:
@@ -329,23 +365,34 @@ def main() -> None:
     parser.add_argument("--most-tokens", type=int, default=1_000_000, help="of --growth")
     parser.add_argument("--json", type=Path, help="where the result is written")
     parser.add_argument("--before", metavar="COMMIT", help="an earlier commit takes part, too")
-    parser.add_argument("--only", choices=["before"], help="this tree and that commit alone")
+    parser.add_argument(
+        "--only",
+        choices=["before", "workers", "start"],
+        help="this tree and that commit alone; two workers and one; the time to the first answer",
+    )
     arguments = parser.parse_args()
     number = arguments.rounds or (2 if arguments.quick else 5)
     seconds = arguments.seconds or (1 if arguments.quick else 2)
     others = (1, min(seconds, 1)) if arguments.quick else (min(number, 3), seconds)
-    cores.leave()
+    cores.leave(2 if arguments.only == "workers" else 1)
     plan = {1: others, MAIN: (number, seconds), 256: others, 1000: (others[0], seconds + 1)}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         directory = Path(name)
         source = before.source(arguments.before, directory) if arguments.before else None
         servers = stack.enter_context(Servers(directory))
-        if arguments.only:
-            if source is None:
+        pairs, moment = arguments.rounds or PAIRS, arguments.seconds or 1
+        text = None
+        match arguments.only:
+            case "before" if source is None:
                 parser.error("--only before: say --before COMMIT, too")
-            pairs = arguments.rounds or PAIRS
-            found = compare(servers, source, pairs, arguments.seconds or 1)
-            print(before.table(arguments.before, found))
+            case "before":
+                text = compare_before(servers, arguments.before, source, pairs, moment)
+            case "workers":
+                text = compare_workers(servers, pairs, moment)
+            case "start":
+                text = compare_starts(servers, directory, source, pairs)
+        if text is not None:
+            print(text)
             return
         run = measure(contestants(servers, source), plan)
         if arguments.growth:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from redis.asyncio import Redis
 
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import Registry
-from benchmarks import before, report, requests
+from benchmarks import before, report, requests, startup
 from benchmarks.bench import accepting, aiohttp_server
 from benchmarks.load import drive, generator, statuses
 from benchmarks.many_tokens import one, write_owners, write_tokens
@@ -100,6 +101,16 @@ async def test_nginx_with_lua_judges_and_charges(redis_server, redis_url):
         "99998",
     ]
     assert answers[0].header("X-Auth-User-Id") == "1"
+
+
+def test_a_start_is_measured_to_its_first_answer(redis_url, tmp_path):
+    """Both that are compared answer, and a process that ends at once is no measurement."""
+    empty = (sys.executable, "-c", startup.EMPTY, "PORT"), {}
+    for start in (empty, startup.sidecar(redis_url, tmp_path)):
+        wall, cpu = startup.first_answer(start)
+        assert 0 < cpu < wall * 2
+    with pytest.raises(RuntimeError, match="no first answer"):
+        startup.first_answer(((sys.executable, "-c", "raise SystemExit"), {}))
 
 
 @pytest.mark.parametrize("tool", ["wrk", "benchmarks/load.py"])

@@ -153,3 +153,13 @@ def test_what_a_worker_writes_is_in_memory(sidecar: SidecarProcess) -> None:
     """Heartbeats and metrics are files that the event loop writes: a disk could block it."""
     for pid in workers(sidecar):
         assert not written_on_disk(pid)
+
+
+def test_one_worker_needs_no_supervisor(redis_url: str, tmp_path: Path) -> None:
+    """What supervises several workers is not read at the start of one."""
+    program = ("-X", "importtime", "-m", "authsidecar")
+    sidecar = start_sidecar(tmp_path, redis_url, program=program)
+    read = sidecar.log
+    sidecar.stop()
+    assert "authsidecar.run.sidecar\n" in read
+    assert "gunicorn" not in read

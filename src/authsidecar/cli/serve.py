@@ -67,7 +67,6 @@ def _serve(load: "Callable[[], Settings]") -> None:
         from authsidecar.run.preconditions import problems
         from authsidecar.run.redis_at_start import preflight
         from authsidecar.run.sidecar import logger, serve
-        from authsidecar.run.workers import supervise
         from authsidecar.serving.listeners import ListenError, listening
         from authsidecar.serving.socket_activation import handed_over
 
@@ -80,6 +79,8 @@ def _serve(load: "Callable[[], Settings]") -> None:
                 raise RefusedError("; ".join(found))
             with listening(settings, handed_over(os.environ)) as listeners:
                 if several:
+                    from authsidecar.run.workers import supervise
+
                     run(preflight(settings))
                     supervise(load, listeners, log, manager)
                 else:
