@@ -92,9 +92,10 @@ bench: install ## What one check costs, as ratios within one run (ARGS=--quick)
 bench-proxies: install ## What a check costs behind the shipped Traefik, nginx, Caddy and Envoy files
 	$(BIN)/python -m benchmarks.proxies $(ARGS)
 
-bench-report: install ## bench with growth, and the pages of docs that it fills: 15 minutes
-	$(BIN)/python -m benchmarks.bench --growth --json benchmarks/result.json
-	$(BIN)/python -m benchmarks.report benchmarks/result.json
+bench-report: install ## bench with growth, bench-proxies, and the pages of docs that they fill: 25 minutes
+	$(BIN)/python -m benchmarks.bench --growth $(ARGS) --json benchmarks/result.json
+	$(BIN)/python -m benchmarks.proxies $(ARGS) --json benchmarks/proxies.json
+	$(BIN)/python -m benchmarks.report benchmarks/result.json benchmarks/proxies.json
 
 soak: install ## Ten minutes at half of capacity: is memory flat?
 	$(BIN)/python -m benchmarks.soak $(ARGS)

@@ -212,15 +212,14 @@ def test_a_request_that_has_a_number_never_comes_again():
     assert sent[0] not in seen
 
 
-def test_behind_a_proxy_ratios_are_within_a_round():
-    """The table has who is asked, against nobody and the commit before; JSON holds it all."""
+def behind_nginx() -> proxies.Found:
     one = Round(0.0, 1.0, 2.0, 0.0, 10.0, 7.0, 0.9, 500)
 
     def rounds_of(*figures: tuple[float, float]) -> list[proxies.Behind]:
         made = (replace(one, per_second=rate, server_us=us) for rate, us in figures)
         return [proxies.Behind(round_, 80.0) for round_ in made]
 
-    found = {
+    return {
         "nginx": {
             32: {
                 "nobody": rounds_of((4_000, 1), (1_000, 1), (2_000, 1)),
@@ -229,6 +228,11 @@ def test_behind_a_proxy_ratios_are_within_a_round():
             }
         }
     }
+
+
+def test_behind_a_proxy_ratios_are_within_a_round():
+    """The table has who is asked, against nobody and the commit before; JSON holds it all."""
+    found = behind_nginx()
     assert proxies.cells(found["nginx"][32], "sidecar") == [
         *("1,000", "0.50", "1.00", "2.00"),
         *("60.0", "0.56", "80.0"),
@@ -237,3 +241,13 @@ def test_behind_a_proxy_ratios_are_within_a_round():
     assert text.startswith("nginx, 32 connections ")
     assert re.search(r"nobody is asked +2,000 +1.00 +1.00 +2.00 +80.0", text)
     assert proxies.from_json(proxies.to_json(found)) == found
+
+
+def test_the_page_says_what_proxies_cost_and_what_each_number_is_good_for():
+    """Each figure that the page shows is among those that it explains."""
+    page = report.page(RUN, behind_nginx())
+    assert "| nginx, 32 | the sidecar | 1,000 | 0.50 | 1.00 | 2.00 | 60.0 | 0.56 | 80.0 |" in page
+    explained = page.partition("## What each number is good for")[2]
+    for figure in ("CPU µs a request", "Redis CPU µs", "without log lines", "behind a proxy"):
+        assert f"{figure}" in explained
+    assert "## Behind a proxy" not in report.page(RUN)
