@@ -95,8 +95,8 @@ def _behind(found: proxies.Found) -> str:
     lines = [
         "The shipped files of each proxy, with keep-alive from the client. The ratio is to a path",
         "that the same file leaves unguarded; CPU is that of whoever is asked, and of the proxy.",
-        "Traefik keeps two idle connections to the sidecar, and no setting of `forwardAuth` changes",
-        "that: at 32 connections more than half of its questions open a new one.",
+        "Traefik keeps two idle connections to the sidecar, which no setting of `forwardAuth`",
+        "changes: at 32 connections more than half of its questions open a new one.",
         "",
         "| proxy | asked | requests/s | ratio | p50 ms | p99 ms | CPU µs | of before | proxy µs |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -192,8 +192,8 @@ def test_a_commit_before_is_compared_pair_by_pair():
         [replace(one, server_us=us) for us in row] for row in ((30, 90, 20), (60, 100, 50))
     )
     text = before.table(("now", "012345678"), {"allowed": (now, then)})
-    assert re.search(r"allowed, 3 pairs +now +012345678 +ratio +spread", text)
-    assert re.search(r"CPU of the sidecar.* 30.0 +60.0 +0.50 +0.40-0.90", text)
+    assert re.search(r"allowed, 3 pairs +now +012345678 +ratio +spread +best", text)
+    assert re.search(r"CPU of the sidecar.* 30.0 +60.0 +0.50 +0.40-0.90 +0.40\n", text)
     assert re.search(r"CPU of Redis.* 0.0 +0.0\n", text)
 
 
