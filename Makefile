@@ -88,6 +88,7 @@ test-pythons: install ## Unit and integration tests under each newer Python of t
 			|| $$here/bin/pytest -q --last-failed --last-failed-no-failures none || exit 1; \
 	done
 
+# What measures time runs after the rest, by itself.
 test-slow: install ## Failover, chaos, long fuzz, large data: under 30 minutes
 	$(BIN)/pytest -q -n 3 --dist worksteal -m "slow and not alone" --timeout 1500; found=$$?; \
 		$(BIN)/pytest -q -m "slow and alone" --timeout 1500 && exit $$found

@@ -18,7 +18,11 @@ from tests.support.redis import guarded
 from tests.support.wire import Wire
 from tests.support.world import READ
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.slow,
+    pytest.mark.alone,
+]
 
 CALLERS = 8
 SECONDS = 3.0

@@ -9,7 +9,7 @@ import yaml
 
 from tests.support.prometheus import FILES, MISSING, PROMTOOL, rules
 
-pytestmark = pytest.mark.skipif(PROMTOOL is None, reason=MISSING)
+pytestmark = [pytest.mark.skipif(PROMTOOL is None, reason=MISSING), pytest.mark.any_python]
 
 HERE = 'job="authsidecar", instance="a:4191"'
 # Values in promtool's notation: 0x8 would be a hexadecimal number, so it is 0+0x8.

@@ -55,6 +55,7 @@ async def asked(port: int, seconds: float) -> Counter[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_a_busy_host_refuses_no_right_request(
     tmp_path: Path, tell: Callable[[str], None]
 ) -> None:

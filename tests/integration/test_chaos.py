@@ -28,6 +28,7 @@ SLACK_S = 300
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(SECONDS + SLACK_S)
 def test_after_every_event_it_admits_whom_coolifys_rows_admit(
     tmp_path: Path, tell: Callable[[str], None]

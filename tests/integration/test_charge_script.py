@@ -20,6 +20,8 @@ from tests.support.charge_script import (
     Counter,
 )
 
+pytestmark = pytest.mark.any_python
+
 NOW = 1_800_000_000_000
 MINUTE = 60_000
 USER = Counter("{u:7}user", Limit(3, MINUTE))

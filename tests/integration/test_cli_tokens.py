@@ -436,6 +436,7 @@ def test_member_gone_while_importing_leaves_no_token(redis_url):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_hundred_thousand_lines_in_a_minute_with_bounded_memory(cli, redis_url, tmp_path):
     """A whole installation is imported in under a minute and under 150 MB."""
     file = tmp_path / "tokens.jsonl"

@@ -23,6 +23,8 @@ from tests.support.decisions import LIMITS, outside_a_task, rules, sidecar, worl
 from tests.support.failover import Load
 from tests.support.topologies import RedisCluster, client, cluster, until, until_in_step
 
+pytestmark = pytest.mark.any_python
+
 KEYS = Keys()
 TEAM, USER, TOKEN = TeamId(3), UserId(7), TokenId(67)
 
@@ -380,6 +382,7 @@ async def test_a_frozen_node_is_an_outage_for_its_own_users_alone(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 async def test_a_killed_primary_under_load_lets_nobody_in_and_is_forgotten_quickly(
     tmp_path: Path, tell: Callable[[str], None]

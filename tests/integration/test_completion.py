@@ -16,6 +16,8 @@ from authsidecar.cli.main import cli
 from tests.support import seed
 from tests.support.cli import with_registry
 
+pytestmark = pytest.mark.any_python
+
 BIN = Path(sys.executable).parent
 
 # The function that a shell calls at a TAB, with what the shell itself would set for it.

@@ -28,6 +28,8 @@ from tests.support.topologies import certificates, client, cluster, sentinels
 from tests.support.waiting import eventually
 from tests.support.wire import ask, subrequest
 
+pytestmark = pytest.mark.any_python
+
 ROUNDS = int(os.environ.get("AUTHSIDECAR_TEST_ROUNDS", "200"))
 CALLERS = 48
 BUDGET_MS = 50
@@ -215,6 +217,7 @@ async def test_a_short_spell_of_noreplicas_costs_no_connection(tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_twenty_seconds_of_noreplicas_are_over_when_redis_is_well(tmp_path: Path) -> None:
     """A real process, twenty requests a second: all 503, and then all of the next second pass."""
     server = start_redis(tmp_path / "redis", *OPTIONS, port=0)
@@ -265,6 +268,7 @@ async def test_no_connection_to_be_had_is_an_error_of_its_own_and_passes(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_one_server(tmp_path: Path, tell: Callable[[str], None]) -> None:
     """Every fault there is, through a wire that breaks, too."""
     server = start_redis(tmp_path / "redis", *OPTIONS, port=0)
@@ -285,6 +289,7 @@ async def test_one_server(tmp_path: Path, tell: Callable[[str], None]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_one_server_with_a_password_behind_tls(
     tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
@@ -314,6 +319,7 @@ async def test_one_server_with_a_password_behind_tls(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_behind_sentinels(tmp_path: Path, tell: Callable[[str], None]) -> None:
     """Faults that end before the sentinels fail over; failovers have tests of their own."""
     with sentinels(tmp_path, *OPTIONS) as watched:
@@ -342,6 +348,7 @@ async def test_behind_sentinels(tmp_path: Path, tell: Callable[[str], None]) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_on_a_cluster(tmp_path: Path, tell: Callable[[str], None]) -> None:
     """All primaries at once, for less time than it takes to fail over."""
     with cluster(tmp_path, replicas=False, options=OPTIONS) as made:

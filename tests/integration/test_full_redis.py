@@ -27,6 +27,8 @@ from tests.support.decisions import READ_ROUTE, Sidecar, sidecar, world
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.topologies import client, cluster
 
+pytestmark = pytest.mark.any_python
+
 KEYS = Keys()
 TEAM, USER, TOKEN = TeamId(3), UserId(7), TokenId(67)
 WRITE_ROUTE = ("POST", "/api/v1/projects")

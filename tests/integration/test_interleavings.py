@@ -27,6 +27,8 @@ from tests.support.sidecar import SidecarProcess, start_sidecar
 from tests.support.topologies import cluster
 from tests.support.wire import Wire, subrequest
 
+pytestmark = pytest.mark.any_python
+
 TEAM = TeamId(3)
 OWNERS = {1: UserId(7), 2: UserId(8), 3: UserId(7), 4: UserId(8)}
 PERMISSIONS = (("read",), ("read", "write"), ("deploy",), ("root",), ("read:sensitive", "read"))

@@ -21,6 +21,8 @@ from tests.support.sidecar import get
 from tests.support.waiting import until
 from tests.support.wire import Wire
 
+pytestmark = pytest.mark.any_python
+
 ROOT = deploy_dir() / "kubernetes"
 DEPLOYED = [
     ROOT / "base",

@@ -12,6 +12,8 @@ from authsidecar.decision.proxies.headers import IDENTITY, TOKEN_EXPIRES
 from authsidecar.demo.proxies import deploy_dir
 from tests.support.kustomize import Document, render
 
+pytestmark = pytest.mark.any_python
+
 ROOT = deploy_dir() / "kubernetes"
 OVERLAYS = sorted(path.parent for path in ROOT.glob("overlays/*/kustomization.yaml"))
 ALL = [ROOT / "base", ROOT / "podmonitor", *OVERLAYS]

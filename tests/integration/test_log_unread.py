@@ -205,6 +205,7 @@ async def test_a_closed_standard_error_costs_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 async def test_a_hundred_thousand_requests_without_a_reader_are_as_quick_as_with_one(
     ready_redis: str, tmp_path: Path, tell: Callable[[str], None]

@@ -229,6 +229,7 @@ def decoy(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_a_flood_of_a_stranger_hardly_slows_others(
     shape: str, sidecar: SidecarProcess, decoy: SidecarProcess, tell

@@ -37,6 +37,8 @@ from tests.support.world import (
     world_of,
 )
 
+pytestmark = pytest.mark.any_python
+
 ENABLE = "/api/v1/enable"
 HERE = "192.0.2.1"
 ELSEWHERE = "203.0.113.66"

@@ -27,6 +27,8 @@ from tests.support.compose_specification import objections
 from tests.support.redis import free_port, guarded
 from tests.support.sidecar import get, start_sidecar
 
+pytestmark = pytest.mark.any_python
+
 ROOT = Path(__file__).parents[2]
 TOOLS = Path(sys.executable).parent
 DOCKERFILE = ROOT / "Dockerfile"

@@ -43,7 +43,7 @@ from tests.support.waiting import until
 from tests.support.wire import Wire, ask_all, subrequest
 from tests.support.world import READ, populate
 
-pytestmark = pytest.mark.skipif(PROMETHEUS is None, reason=MISSING)
+pytestmark = [pytest.mark.skipif(PROMETHEUS is None, reason=MISSING), pytest.mark.any_python]
 
 GOOD = subrequest(authorization=seeded(1))
 
@@ -152,6 +152,7 @@ async def test_every_query_finds_what_it_asks_for(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_random_requests_leave_prometheus_with_the_same_series(tmp_path: Path) -> None:
     """10,000 random paths, methods and tokens, after all that it can say was said once."""
     server = start_redis(tmp_path / "redis")
@@ -185,6 +186,7 @@ async def test_random_requests_leave_prometheus_with_the_same_series(tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_no_alert_fires_while_all_is_well(
     coolify_db: Coolify, redis_url: str, tmp_path: Path
 ) -> None:
@@ -335,6 +337,7 @@ async def test_bad_callers_are_seen(ready_redis: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_a_process_that_does_not_get_to_run_is_seen(ready_redis: str, tmp_path: Path) -> None:
     """It is stopped and continued, as by a host that is too busy."""
     process = start_sidecar(tmp_path, ready_redis)

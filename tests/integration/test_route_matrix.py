@@ -19,6 +19,8 @@ from tests.support import seed
 from tests.support.sidecar import Answer, start_sidecar
 from tests.support.wire import ask_all, subrequest
 
+pytestmark = pytest.mark.any_python
+
 DATA = Path(__file__).parents[1] / "data"
 RELEASES = {"4.0": 147, "4.1": 152, "4.3": 301}
 

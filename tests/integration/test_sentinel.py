@@ -19,6 +19,8 @@ from tests.support.failover import Load
 from tests.support.topologies import Watched, client, sentinels, until_in_step
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.any_python
+
 TEAM, USER = TeamId(3), UserId(7)
 TRIES = 5
 
@@ -128,6 +130,7 @@ async def test_a_service_that_no_sentinel_knows_is_a_connection_error(watched: W
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 async def test_a_killed_primary_under_load_lets_nobody_in_and_is_forgotten_quickly(
     tmp_path: Path, tell: Callable[[str], None]
@@ -177,6 +180,7 @@ async def test_a_killed_primary_under_load_lets_nobody_in_and_is_forgotten_quick
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(180)
 async def test_a_primary_that_is_demoted_alive_is_left_at_once(
     tmp_path: Path, tell: Callable[[str], None]

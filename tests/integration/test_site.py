@@ -10,6 +10,8 @@ from urllib.parse import unquote
 
 import pytest
 
+pytestmark = pytest.mark.any_python
+
 ROOT = Path(__file__).parents[2]
 
 

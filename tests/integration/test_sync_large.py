@@ -50,6 +50,7 @@ def peak_memory(pid: int) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
+@pytest.mark.alone
 async def test_a_hundred_thousand_tokens_are_followed_at_little_cost(
     coolify_db: Coolify, redis_client: Redis, redis_url: str, tmp_path: Path
 ) -> None:

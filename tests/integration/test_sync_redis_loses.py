@@ -40,6 +40,8 @@ from tests.support.sidecar import start_sidecar
 from tests.support.topologies import REPLICATION, RedisCluster, client, cluster, until
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.any_python
+
 SOON_S = 5.0
 """How soon Redis says what Coolify says after it is back."""
 

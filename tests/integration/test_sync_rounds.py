@@ -31,6 +31,8 @@ from tests.support.coolify import (
 )
 from tests.support.waiting import eventually
 
+pytestmark = pytest.mark.any_python
+
 CHANGES = (
     "DELETE FROM personal_access_tokens WHERE id = 2",
     "UPDATE personal_access_tokens SET abilities = '[\"read\"]' WHERE id = 5",

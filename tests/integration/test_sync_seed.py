@@ -11,6 +11,8 @@ from tests.support.redis import start_redis
 from tests.support.sidecar import SidecarProcess, start_sidecar
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.any_python
+
 READ = ("GET", "/api/v1/teams")
 WRITE = ("POST", "/api/v1/projects")
 DEPLOY = ("POST", "/api/v1/deploy")

@@ -17,6 +17,8 @@ from tests.support.service_manager import ServiceManager
 from tests.support.sidecar import SidecarProcess, get
 from tests.support.wire import Wire
 
+pytestmark = pytest.mark.any_python
+
 UNITS = deploy_dir() / "systemd"
 PROGRAM = "/opt/authsidecar/bin/authsidecar"
 

@@ -23,6 +23,8 @@ from tests.support.decisions import sidecar, world
 from tests.support.topologies import cluster
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.any_python
+
 # What matters here of Coolify's own tables: not all columns, and no foreign keys.
 TABLES = """
 CREATE TABLE servers (id bigserial, uuid varchar(255) NOT NULL UNIQUE, team_id bigint NOT NULL,

@@ -21,6 +21,8 @@ from tests.support.redis import RedisProcess, free_port, start_redis
 from tests.support.sidecar import start_sidecar
 from tests.support.topologies import Certificates, certificates, client, cluster, tls
 
+pytestmark = pytest.mark.any_python
+
 # What docs/how-to/redis.md tells an operator to give to the sidecar's user.
 RIGHTS = (
     *("~authsidecar:*", "resetchannels", "-@all", "+@read", "+@write", "+@scripting"),

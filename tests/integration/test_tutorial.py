@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.redis import free_port, guarded
 
+pytestmark = pytest.mark.any_python
+
 ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs/tutorial.md"
 

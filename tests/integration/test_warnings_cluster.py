@@ -2,6 +2,8 @@
 
 from ipaddress import ip_address
 
+import pytest
+
 from authsidecar.decision.model import TokenId
 from authsidecar.store.connect import Connection, connected
 from authsidecar.store.keys import Keys
@@ -10,6 +12,8 @@ from authsidecar.times import UnixMs
 from tests.integration.test_warnings import Spy, expiring, rounds
 from tests.support import seed
 from tests.support.topologies import cluster
+
+pytestmark = pytest.mark.any_python
 
 
 async def test_uses_and_warnings_work_on_a_cluster(tmp_path):
