@@ -25,6 +25,8 @@ from authsidecar.doctor.report import DoctorReport, ProbeResult
 from authsidecar.doctor.running import Examination, examine
 from authsidecar.serving.doctor_probe import REFUSALS
 from authsidecar.store.keys import Keys
+from tests.support.cli import Result as Invoked
+from tests.support.cli import invoke
 from tests.support.proxies import need
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.sidecar import SidecarProcess, start_sidecar
@@ -354,32 +356,42 @@ async def test_a_backend_reached_unasked_is_seen_without_an_echo(
     assert "answered 404 without the sidecar being asked" in failed(report)["guard-index-php"]
 
 
+@pytest.fixture(scope="module")
+def reporting(
+    own_redis: RedisProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SidecarProcess]:
+    directory = tmp_path_factory.mktemp("reporting")
+    started = start_sidecar(directory, own_redis.url, ENFORCEMENT="report")
+    yield started
+    started.stop()
+
+
 @pytest.mark.parametrize("proxy", list(RECIPES))
-async def test_report_mode_is_no_fault_of_the_proxy(proxy, own_redis, client, backend, tmp_path):
+async def test_report_mode_is_no_fault_of_the_proxy(proxy, reporting, client, backend, tmp_path):
     """What the sidecar refuses passes there, and the proxy is as good as before."""
-    reporting = start_sidecar(tmp_path / "reporting", own_redis.url, ENFORCEMENT="report")
-    try:
-        async with proxied(proxy, reporting, backend, tmp_path) as found:
-            report = await examine(
-                client, Keys(), Examination(proxy, found.url, echo_url=found.url)
-            )
-    finally:
-        reporting.stop()
+    async with proxied(proxy, reporting, backend, tmp_path) as found:
+        report = await examine(client, Keys(), Examination(proxy, found.url, echo_url=found.url))
     assert failed(report) == {}
 
 
+@pytest.fixture(scope="module")
+def down(own_redis: RedisProcess, tmp_path_factory: pytest.TempPathFactory) -> SidecarProcess:
+    """One that has run, and is stopped."""
+    started = start_sidecar(tmp_path_factory.mktemp("down"), own_redis.url)
+    started.stop()
+    return started
+
+
 @pytest.mark.parametrize("proxy", list(RECIPES))
-async def test_a_sidecar_that_is_down_is_said_to_be_down(proxy, own_redis, backend, tmp_path):
+async def test_a_sidecar_that_is_down_is_said_to_be_down(proxy, down, backend, tmp_path):
     """One line, and not a word about the proxy's file."""
-    down = start_sidecar(tmp_path / "down", own_redis.url)
     async with proxied(proxy, down, backend, tmp_path) as found:
-        down.stop()
-        code, out, err = await command(down, "--proxy", proxy.value, "--url", found.url)
-    assert (code, out) == (1, b"")
-    assert err.count(b"\n") == 1
-    assert b"no sidecar answers at 127.0.0.1:" in err
-    assert b"start the sidecar" in err
-    assert proxy.value.encode() not in err
+        done = await invoked(down, "--proxy", proxy.value, "--url", found.url)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.count("\n") == 1
+    assert "no sidecar answers at 127.0.0.1:" in done.err
+    assert "start the sidecar" in done.err
+    assert proxy.value not in done.err
 
 
 async def test_names_can_be_resolved_by_hand(sidecar, backend, tmp_path):
@@ -387,20 +399,19 @@ async def test_names_can_be_resolved_by_hand(sidecar, backend, tmp_path):
     async with proxied(Proxy.NGINX, sidecar, backend, tmp_path) as found:
         port = found.url.rpartition(":")[2]
         here = ("--proxy", "nginx", "--url", f"http://not-in-any-dns.test:{port}")
-        code, _, err = await command(sidecar, *here)
-        assert (code, b"cannot connect to not-in-any-dns.test" in err) == (1, True)
-        code, out, _ = await command(
-            sidecar, *here, "--resolve", f"not-in-any-dns.test:{port}:127.0.0.1"
-        )
-        assert b"pass  asked" in out, out
+        done = await invoked(sidecar, *here)
+        assert (done.code, "cannot connect to not-in-any-dns.test" in done.err) == (1, True)
+        resolve = f"not-in-any-dns.test:{port}:127.0.0.1"
+        done = await invoked(sidecar, *here, "--resolve", resolve)
+        assert "pass  asked" in done.out, done.out
     for resolve, said in (
-        ("other.test:80:127.0.0.1", b"--resolve names other.test:80, which is in neither"),
-        ("other.test:127.0.0.1", b"is not HOST:PORT:ADDRESS"),
-        ("other.test:80:other.test", b"'other.test' in"),
-        ("other.test:80:[::1", b"--resolve names other.test:80"),
+        ("other.test:80:127.0.0.1", "--resolve names other.test:80, which is in neither"),
+        ("other.test:127.0.0.1", "is not HOST:PORT:ADDRESS"),
+        ("other.test:80:other.test", "'other.test' in"),
+        ("other.test:80:[::1", "--resolve names other.test:80"),
     ):
-        code, _, err = await command(sidecar, *here, "--resolve", resolve)
-        assert (code, said in err) == (2, True), err
+        done = await invoked(sidecar, *here, "--resolve", resolve)
+        assert (done.code, said in done.err) == (2, True), done.err
 
 
 async def test_a_sidecar_on_another_redis_is_said_to_be_one(sidecar, backend, redis_url, tmp_path):
@@ -439,6 +450,20 @@ async def test_a_slow_moment_of_redis_is_no_fault_of_the_proxy(
     assert attempts[:3] == ["asked", "asked", "guard-bare-prefix"]
 
 
+async def invoked(sidecar: SidecarProcess, *words: str) -> Invoked:
+    """What `authsidecar doctor` says with the sidecar's own settings, without a process of its own.
+
+    In a thread, because the proxy and what is behind it are served by this loop.
+    """
+    settings = {
+        name.removeprefix("AUTHSIDECAR_"): value
+        for name, value in sidecar.environ.items()
+        if name != "AUTHSIDECAR_REDIS__URL"
+    }
+    url = sidecar.environ["AUTHSIDECAR_REDIS__URL"]
+    return await asyncio.to_thread(invoke, "doctor", *words, url=url, **settings)
+
+
 async def command(sidecar: SidecarProcess, *words: str) -> tuple[int | None, bytes, bytes]:
     """`authsidecar doctor` as an operator runs it, with the sidecar's own settings."""
     process = await asyncio.create_subprocess_exec(
@@ -469,14 +494,14 @@ async def test_the_command_tells_and_its_exit_code_says_it(sidecar, backend, tmp
         assert b"asked" in err
         assert b"fail  asked" in out
         assert b'deploy/traefik/ has: address: "http://127.0.0.1:4190/authz/traefik"' in out
-    code, _, err = await command(sidecar, "--proxy", "caddy", "--url", "http://a.test/path")
-    assert (code, b"host and port only" in err) == (2, True)
-    code, _, err = await command(sidecar, "--proxy", "apache", "--url", "http://a.test")
-    assert (code, b"not a proxy" in err) == (2, True)
-    code, _, err = await command(sidecar, "--proxy", "caddy", "--url", "http://127.0.0.1:1")
-    assert (code, b"cannot connect to 127.0.0.1:1: " in err) == (1, True)
-    code, _, err = await command(sidecar)
-    assert (code, b"--proxy and --url" in err) == (2, True)
+    for words, code, said in (
+        (("--proxy", "caddy", "--url", "http://a.test/path"), 2, "host and port only"),
+        (("--proxy", "apache", "--url", "http://a.test"), 2, "not a proxy"),
+        (("--proxy", "caddy", "--url", "http://127.0.0.1:1"), 1, "cannot connect to 127.0.0.1:1: "),
+        ((), 2, "--proxy and --url"),
+    ):
+        done = await invoked(sidecar, *words)
+        assert (done.code, said in done.err) == (code, True), done.err
 
 
 async def test_the_echo_shows_the_request_but_no_secret(sidecar):
