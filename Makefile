@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 NEWER := 3.12 3.13 3.14
+# Tests run by so many processes: one more than processors, because much of a test is waiting.
+WORKERS ?= 3
 # Finds the Python of a loop's $$version; says so and goes on with the next if there is none.
 FIND = found=; \
 	for one in python$$version $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python; do \
@@ -48,7 +50,7 @@ format: install ## Let ruff fix and format
 	$(BIN)/ruff format
 
 test: install ## unit, property, integration, end-to-end: under 5 minutes
-	$(BIN)/pytest -q -n 3 --dist loadfile -m "not slow"
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-aiohttp: install ## The scenarios of every proxy, on aiohttp's own server
 	AUTHSIDECAR_LISTEN__SERVER=aiohttp $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow" tests/e2e/test_scenarios.py
@@ -59,7 +61,7 @@ test-memo: install ## Scenarios and the order of checks, all of it answered from
 		tests/integration/test_allowlist_http.py tests/integration/test_usage.py
 
 test-unit: install ## The unit tests alone: under 10 seconds
-	$(BIN)/pytest -q tests/unit
+	$(BIN)/pytest -q -n 2 tests/unit
 
 test-failed: install ## What failed the last time, one after the other
 	$(BIN)/pytest -q --last-failed --last-failed-no-failures none --timeout 1500
@@ -84,13 +86,13 @@ test-pythons: install ## Unit and integration tests under each newer Python of t
 			touch $$here/installed || exit 1; \
 		fi; \
 		echo "Python $$version: $$($$here/bin/python --version)"; \
-		$$here/bin/pytest -q -n 3 --dist loadfile -m "not slow and not any_python" $(or $(TESTS),tests/unit tests/integration) \
+		$$here/bin/pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not any_python" $(or $(TESTS),tests/unit tests/integration) \
 			|| $$here/bin/pytest -q --last-failed --last-failed-no-failures none || exit 1; \
 	done
 
 # What measures time runs after the rest, by itself.
 test-slow: install ## Failover, chaos, long fuzz, large data: under 30 minutes
-	$(BIN)/pytest -q -n 3 --dist worksteal -m "slow and not alone" --timeout 1500; found=$$?; \
+	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "slow and not alone" --timeout 1500; found=$$?; \
 		$(BIN)/pytest -q -m "slow and alone" --timeout 1500 && exit $$found
 
 bench: install ## What one check costs, as ratios within one run (ARGS=--quick)
