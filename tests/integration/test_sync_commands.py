@@ -175,19 +175,12 @@ async def test_while_coolify_owns_the_state_commands_say_so(
     """Each command that would fight the sync is refused and changes nothing; a release frees it."""
     await sync_once(coolify_db.dsn, redis_client)
     before = await contents(redis_client)
-    environ = {**os.environ, "AUTHSIDECAR_REDIS__URL": redis_url}
 
     async def command(*arguments: str) -> tuple[int, str]:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "authsidecar", *arguments),
-            env=environ,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        _, err = await process.communicate()
-        return process.returncode or 0, err.decode()
+        found = await asyncio.to_thread(invoke, *arguments, url=redis_url)
+        return found.code, found.err
 
-    refused = await asyncio.gather(*(command(*words) for words in CHANGES))
+    refused = [await command(*words) for words in CHANGES]
     assert [code for code, _ in refused] == [1] * len(CHANGES)
     assert all("Coolify owns" in said for _, said in refused)
     assert await contents(redis_client) == before
