@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
@@ -15,46 +16,36 @@ from authsidecar.coolify.lease import Lease
 from authsidecar.coolify.sync import Follower
 from authsidecar.store.keys import Keys
 from authsidecar.tasks import end
-from tests.support.cli import invoke
+from tests.support.cli import Result, invoke
 from tests.support.coolify import Coolify, contents, state, sync_once
+
+Command = Callable[..., Awaitable[Result]]
 
 
 @pytest.fixture
-def command(coolify_db: Coolify, redis_url: str, tmp_path: Path):
+def command(coolify_db: Coolify, redis_url: str) -> Command:
     """Runs `authsidecar ...` on Coolify's database and an empty Redis."""
-    environ = {
-        **os.environ,
-        "AUTHSIDECAR_REDIS__URL": redis_url,
-        "AUTHSIDECAR_SYNC__DSN": coolify_db.dsn,
-        "AUTHSIDECAR_DATA_DIR": str(tmp_path),
-    }
 
-    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "authsidecar", *words],
-            env={**environ, **more},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+    async def run(*words: str, dsn: str = coolify_db.dsn) -> Result:
+        # In a thread, because this one has a loop already.
+        return await asyncio.to_thread(invoke, *words, url=redis_url, SYNC__DSN=dsn)
 
     return run
 
 
-async def test_look_sync_and_look_again(command, redis_client: Redis) -> None:
+async def test_look_sync_and_look_again(command: Command, redis_client: Redis) -> None:
     """A dry run says it all and writes nothing; a round does it; then there is nothing to do."""
-    first = command("sync", "coolify", "--once", "--dry-run")
+    first = await command("sync", "coolify", "--once", "--dry-run")
     assert await redis_client.dbsize() == 0
-    done = command("sync", "coolify", "--once", "--json")
-    second = command("sync", "coolify", "--once", "--dry-run", "--json")
+    done = await command("sync", "coolify", "--once", "--json")
+    second = await command("sync", "coolify", "--once", "--dry-run", "--json")
 
-    assert [first.returncode, done.returncode, second.returncode] == [0, 0, 0]
-    lines = first.stdout.splitlines()
+    assert [first.code, done.code, second.code] == [0, 0, 0]
+    lines = first.out.splitlines()
     assert "+ token 2 of user 1, team 1: read" in lines
     assert lines[-1] == "41 new, 0 gone, 1 changed; nothing was written"
-    assert json.loads(done.stdout)["applied"]["token_put"] == 25
-    assert json.loads(second.stdout) == {"items": [], "new": 0, "gone": 0, "changed": 0}
+    assert json.loads(done.out)["applied"]["token_put"] == 25
+    assert json.loads(second.out) == {"items": [], "new": 0, "gone": 0, "changed": 0}
     assert len((await state(redis_client))["tokens"]) == 25
 
 
@@ -73,47 +64,47 @@ def test_a_follower_that_ends_by_itself_ends_the_command(
 
 
 async def test_an_emptied_database_is_refused_until_it_is_confirmed(
-    command, coolify_db: Coolify, redis_client: Redis
+    command: Command, coolify_db: Coolify, redis_client: Redis
 ) -> None:
     """Exit code 1, one line that names the flag, and nothing lost."""
-    command("sync", "coolify", "--once")
+    await command("sync", "coolify", "--once")
     await coolify_db.run("TRUNCATE users, teams, team_user, personal_access_tokens")
 
     for words in (["--once"], ["--once", "--dry-run"]):
-        refused = command("sync", "coolify", *words, "--quiet")
-        said = refused.stderr.splitlines()[-1]
-        assert refused.returncode == 1
+        refused = await command("sync", "coolify", *words, "--quiet")
+        said = refused.err.splitlines()[-1]
+        assert refused.code == 1
         assert "users is empty" in said
         assert "--allow-empty" in said
         assert len((await state(redis_client))["tokens"]) == 25
 
-    assert command("sync", "coolify", "--once", "--allow-empty").returncode == 0
+    assert (await command("sync", "coolify", "--once", "--allow-empty")).code == 0
     assert (await state(redis_client))["tokens"] == []
 
 
 async def test_triggers_are_installed_and_removed(
-    command, coolify_db: Coolify, tmp_path: Path
+    command: Command, coolify_db: Coolify, tmp_path: Path
 ) -> None:
     """By whoever owns the tables; the DSN comes from a file, and is never shown."""
     count = "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal"
     file = tmp_path / "dsn"
     file.write_text(coolify_db.dsn + "\n")
 
-    installed = command("sync", "coolify", "install-triggers", "--dsn-file", str(file))
-    assert (installed.returncode, await coolify_db.connection.fetchval(count)) == (0, 10)
-    removed = command("sync", "coolify", "remove-triggers")
-    assert (removed.returncode, await coolify_db.connection.fetchval(count)) == (0, 0)
+    installed = await command("sync", "coolify", "install-triggers", "--dsn-file", str(file))
+    assert (installed.code, await coolify_db.connection.fetchval(count)) == (0, 10)
+    removed = await command("sync", "coolify", "remove-triggers")
+    assert (removed.code, await coolify_db.connection.fetchval(count)) == (0, 0)
 
     await coolify_db.run("DROP ROLE IF EXISTS guest")
     await coolify_db.run("CREATE ROLE guest LOGIN")
     try:
         file.write_text(coolify_db.dsn.replace("postgres@", "guest@"))
-        refused = command("sync", "coolify", "install-triggers", "--dsn-file", str(file))
+        refused = await command("sync", "coolify", "install-triggers", "--dsn-file", str(file))
     finally:
         await coolify_db.run("DROP ROLE guest")
-    assert refused.returncode == 1
-    assert refused.stderr.count("\n") == 1
-    assert "InsufficientPrivilege" in refused.stderr
+    assert refused.code == 1
+    assert refused.err.count("\n") == 1
+    assert "InsufficientPrivilege" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -124,22 +115,37 @@ async def test_triggers_are_installed_and_removed(
     ],
 )
 async def test_a_database_that_is_not_there_is_said_in_one_line(
-    command, dsn: str, code: int
+    command: Command, dsn: str, code: int
 ) -> None:
     """Without the password, and without a traceback."""
-    failed = command("sync", "coolify", "--once", AUTHSIDECAR_SYNC__DSN=dsn)
+    failed = await command("sync", "coolify", "--once", dsn=dsn)
 
-    assert failed.returncode == code
-    assert failed.stderr.count("\n") == 1
-    assert "hunter2" not in failed.stderr
+    assert failed.code == code
+    assert failed.err.count("\n") == 1
+    assert "hunter2" not in failed.err
 
 
-async def test_without_asyncpg_it_says_what_to_install(command, tmp_path: Path) -> None:
+def test_without_asyncpg_it_says_what_to_install(redis_url: str, tmp_path: Path) -> None:
     """The driver is an extra; `serve` with a sync refuses to start without it, too."""
     (tmp_path / "asyncpg.py").write_text("raise ImportError('not here')\n")
 
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(tmp_path),
+        "AUTHSIDECAR_REDIS__URL": redis_url,
+        "AUTHSIDECAR_SYNC__DSN": "postgresql://x@127.0.0.1:1/x",
+        "AUTHSIDECAR_SYNC__SOURCE": "coolify",
+        "AUTHSIDECAR_DATA_DIR": str(tmp_path),
+    }
     for words in (["sync", "coolify"], ["serve"]):
-        failed = command(*words, PYTHONPATH=str(tmp_path), AUTHSIDECAR_SYNC__SOURCE="coolify")
+        failed = subprocess.run(
+            [sys.executable, "-m", "authsidecar", *words],
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
         assert failed.returncode == 1
         assert "pip install '.[coolify]' in a checkout" in failed.stderr.splitlines()[-1]
 
