@@ -134,6 +134,8 @@ def spent(process: SidecarProcess) -> int:
     return int((Path("/proc") / str(process.pid) / "schedstat").read_text().split()[0])
 
 
+@pytest.mark.slow
+@pytest.mark.alone
 async def test_the_worst_request_costs_a_few_plain_ones(
     process: SidecarProcess, tell: Callable[[str], None]
 ) -> None:

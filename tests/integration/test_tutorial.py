@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs/tutorial.md"
 
 
+@pytest.mark.slow  # it makes an environment, and installs
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
 def test_the_tutorial_answers_as_it_says(tmp_path: Path, redis_url: str):
     """Every block, in one shell; the statuses are those of the text.
