@@ -92,7 +92,7 @@ test-pythons: install ## Unit and integration tests under each newer Python of t
 
 # What measures time runs after the rest, by itself.
 test-slow: install ## Failover, chaos, long fuzz, large data: under 30 minutes
-	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "slow and not alone" --timeout 1500; found=$$?; \
+	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "slow and not alone" --timeout 1500; found=$$?; \
 		$(BIN)/pytest -q -m "slow and alone" --timeout 1500 && exit $$found
 
 bench: install ## What one check costs, as ratios within one run (ARGS=--quick)
