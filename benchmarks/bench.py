@@ -32,7 +32,7 @@ START_S = 15
 PAIRS = 9
 """Rounds of this tree and of the commit before, where these alone take part: two minutes."""
 
-EVERY_LIMIT = {
+EVERY_LIMIT: dict[str, Any] = {
     f"LIMITS__{bucket}__{name}": value
     for bucket in ("TOKEN", "TEAM", "ADDRESS")
     for name, value in (("LIMIT", "100000"), ("WINDOW_SECONDS", "1"))
@@ -276,7 +276,9 @@ def compare(
     return found
 
 
-def compare_before(servers: Servers, commit: str, source: Path, pairs: int, seconds: float) -> str:
+def compare_before(
+    servers: Servers, commit: str, source: Path | None, pairs: int, seconds: float
+) -> str:
     """This tree and the commit before: the table of both."""
     asked = {
         "allowed, 32 connections": (requests.allowed(), 200, MAIN),
