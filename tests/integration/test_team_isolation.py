@@ -402,7 +402,7 @@ async def test_what_is_kept_is_bounded_in_number_and_in_age(
     async with sidecar(redis_url, cache_records=3) as one:
         for number in range(10):
             assert await one.ask(67, "GET", f"/api/v1/servers/{number}", rules=ON) == "allow"
-        assert len(one.store._owners) == 3
+        assert len(one.store._places) == 3
     async with sidecar(redis_url, cache_max_age_s=0.0) as one:
         assert await one.ask(67, *THEIRS, rules=ON) == "resource_not_found"
         await own(redis_world, theirs=3)

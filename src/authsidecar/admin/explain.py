@@ -22,7 +22,6 @@ from authsidecar.decision.authorize import (
     authorize,
 )
 from authsidecar.decision.checks import CHECKS, NOT_TEAM_MEMBER
-from authsidecar.decision.isolation import named
 from authsidecar.decision.model import (
     AccessRequest,
     Address,
@@ -31,7 +30,6 @@ from authsidecar.decision.model import (
     Deny,
     Proxy,
     Quota,
-    TeamId,
     TokenRecord,
     Verdict,
 )
@@ -48,6 +46,7 @@ from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER, read
 from authsidecar.decision.proxies.headers import FORWARDED_FOR, Fields
 from authsidecar.decision.proxies.target import AMBIGUOUS_TARGET
 from authsidecar.decision.ratelimit.charges import USES
+from authsidecar.decision.resources import Places, named
 from authsidecar.decision.routes import Guard, Route
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.registry import Registry
@@ -108,7 +107,7 @@ class _Peeking:
     store: DecisionStore
     instance_seen: Instance | None = None
     record_seen: TokenRecord | None = None
-    owner_seen: TeamId | None = None
+    places_seen: Places = field(default_factory=dict)
     charged: Charged | None = None
     error: StoreError | None = None
     asked: bool = field(default=False)
@@ -140,13 +139,13 @@ class _Peeking:
             raise
         return self.record_seen
 
-    async def owner(self, uuid: str) -> TeamId | None:
+    async def places(self, keys: tuple[str, ...]) -> Places:
         try:
-            self.owner_seen = await self.store.owner(uuid)
+            self.places_seen = await self.store.places(keys)
         except StoreError as error:
             self.error = error
             raise
-        return self.owner_seen
+        return self.places_seen
 
     async def charge(self, claim: Claim, *, repeat_key: bytes | None) -> Charged | Stale:
         self.asked = True
@@ -272,10 +271,9 @@ def _with_token(
     found["token"] = (Result.PASS, _token(proven))
     if peeking.charged is None or not peeking.charged.admitted:
         return found
-    resource = named(route, access.path) if rules.policy.team_isolation else None
-    if resource is not None:
-        resource = resource._replace(team=peeking.owner_seen)
-    case = Case(rules.policy, access.client, route, instance, proven, resource, now)
+    names = named(route, access.path, access.target) if rules.policy.team_isolation else None
+    places = peeking.places_seen
+    case = Case(rules.policy, access.client, route, instance, proven, names, places, now)
     for check in CHECKS:
         denial = check.denial(case)
         if denial is not None:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from authsidecar.coolify import rows, source
 from authsidecar.coolify.rows import Read, Row
-from authsidecar.decision.model import Role, TeamId, TokenId, UserId
+from authsidecar.decision.model import Place, Role, TeamId, TokenId, UserId
 from authsidecar.store.bulk import Bulk, Owner
 from authsidecar.store.entities import Member, Team, Token, User
 from authsidecar.store.keys import Keys, owner_bucket
@@ -261,7 +261,7 @@ class _Owners(Entity[str, Owner]):
         return new
 
     def shown(self, fact: Owner) -> str:
-        return f"of {fact.uuid!a}: team {fact.team}"
+        return f"of {fact.uuid!a}: team {fact.place.team}{_where(fact.place)}"
 
     async def held(self, bulk: Bulk) -> Sequence[str]:
         return await bulk.owned()
@@ -274,6 +274,13 @@ class _Owners(Entity[str, Owner]):
 
     async def drop(self, bulk: Bulk, facts: Sequence[Owner]) -> None:
         await bulk.drop_owners(facts)
+
+
+def _where(place: Place) -> str:
+    """What of the tree a place says."""
+    lies = place.within or place.environment or place.environment_name or place.project
+    kind = "" if place.kind is None else f", {place.kind}"
+    return f"{kind} in {lies!a}" if lies else kind
 
 
 def _within(one: Token, other: Token) -> bool:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar
 
 from authsidecar.decision.allowlist import parse_lenient
-from authsidecar.decision.model import Permission, Role, TeamId, TokenId, UserId
+from authsidecar.decision.model import Permission, Place, Role, TeamId, TokenId, UserId
 from authsidecar.store.bulk import Owner
 from authsidecar.store.entities import Member, Team, Token, User
 from authsidecar.times import UnixMs
@@ -141,7 +141,7 @@ def owner(row: Row) -> Read[Owner]:
     """Whose a resource is; the id of a team that no token can name is nobody's."""
     if row["team_id"] < 0:
         return Read(None)
-    return Read(Owner(row["uuid"], TeamId(row["team_id"])))
+    return Read(Owner(row["uuid"], Place(TeamId(row["team_id"]))))
 
 
 def settings(row: Row | None) -> InstanceSettings:

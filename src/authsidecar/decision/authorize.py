@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
 from authsidecar.decision.checks import judge
-from authsidecar.decision.isolation import named
 from authsidecar.decision.model import (
     AccessRequest,
     Address,
@@ -18,7 +17,6 @@ from authsidecar.decision.model import (
     Deny,
     Limit,
     Quota,
-    TeamId,
     TokenRecord,
     Verdict,
 )
@@ -34,6 +32,7 @@ from authsidecar.decision.policy import (
 )
 from authsidecar.decision.ratelimit import charges
 from authsidecar.decision.ratelimit.charges import Charge
+from authsidecar.decision.resources import MOST_NAMED, Places, named
 from authsidecar.decision.restrictions import TOKEN_RESTRICTED, depends_on_time, refusal_now
 from authsidecar.decision.routes import Route
 from authsidecar.times import UnixMs
@@ -120,8 +119,8 @@ class Store(Protocol):
             repeat_key: identifies a client request that the proxy may ask about again.
         """
 
-    async def owner(self, uuid: str) -> TeamId | None:
-        """The team of a resource, as of a few seconds ago; None if it is not known."""
+    async def places(self, keys: tuple[str, ...]) -> Places:
+        """Where resources lie, by their keys, as of a few seconds ago; None: not known."""
 
     def may_look_up(self, address: str, credential: Credential) -> bool:
         """Whether this token from this address may cost a look-up now."""
@@ -332,17 +331,18 @@ def _of_address(bucket: str | None, request: AccessRequest, rules: Rules) -> tup
 
 
 async def _isolated(judged: Judged, request: AccessRequest, store: Store) -> Judgement:
-    """The judgement when the team of what the path names is looked at too.
+    """The judgement when the teams of what is named are looked at too.
 
     Last of all, so that nobody who is refused anyway costs a trip for it.
     """
     case = judged.case
     if case is None or isinstance(judged.judgement.verdict, Deny):
         return judged.judgement
-    found = named(case.route, request.path)
-    if found is None:
+    names = named(case.route, request.path, request.target)
+    keys = names.keys
+    if not keys:
         return judged.judgement
-    return judge(case._replace(resource=found._replace(team=await store.owner(found.uuid))))
+    return judge(case._replace(names=names, places=await store.places(keys[:MOST_NAMED])))
 
 
 def _known(request: AccessRequest, store: Store) -> TokenRecord | None:

@@ -7,7 +7,6 @@ CHECKS is the one place that lists them. The order of the decision, the rows and
 from collections.abc import Callable
 from typing import Final, NamedTuple, assert_never
 
-from authsidecar.decision.isolation import NOUNS
 from authsidecar.decision.model import (
     Allow,
     Deny,
@@ -20,6 +19,7 @@ from authsidecar.decision.model import (
 )
 from authsidecar.decision.permissions import satisfies
 from authsidecar.decision.policy import Case, Judgement
+from authsidecar.decision.resources import MOST_NAMED, owned
 from authsidecar.decision.restrictions import TOKEN_RESTRICTED, narrowed, refusal, refusal_now
 from authsidecar.decision.routes import ROUTE_UNKNOWN, Guard
 
@@ -234,24 +234,38 @@ def _instance_team_passed(case: Case) -> Passed:
 
 
 def _team_isolation(case: Case) -> Deny | None:
-    """Row 11: what the path names is not known to be another team's; unknown, Coolify decides."""
-    resource = case.resource
-    if resource is None or resource.team is None or resource.team == case.record.team:
+    """Row 11: nothing that is named is known to be another team's; unknown, Coolify decides."""
+    if case.names is None or not case.policy.team_isolation:
         return None
-    reason = RESOURCE_NOT_FOUND._replace(message=f"{resource.noun} {RESOURCE_NOT_FOUND.message}")
     mine = f"the token's team is {case.record.team}"
-    return Deny(reason, f"{resource.uuid} belongs to team {resource.team}, {mine}")
+    for one in (*case.names.resources, *case.names.others):
+        place = owned(one, case.places)
+        if place is not None and place.team != case.record.team:
+            return not_found(one.noun, f"{one.text} belongs to team {place.team}, {mine}")
+    if len(case.names.keys) > MOST_NAMED:
+        return not_found("Resource", f"more than {MOST_NAMED} resources are named at once")
+    return None
+
+
+def not_found(noun: str, detail: str) -> Deny:
+    """Coolify's 404 for something that it does not find."""
+    reason = RESOURCE_NOT_FOUND._replace(message=f"{noun} {RESOURCE_NOT_FOUND.message}")
+    return Deny(reason, detail)
 
 
 def _team_isolation_passed(case: Case) -> Passed:
     if not case.policy.team_isolation:
         return Passed("sync.team_isolation is off", needed=False)
-    if case.resource is None:
-        return Passed(f"the path names none of {', '.join(NOUNS)}", needed=False)
-    noun, uuid, team = case.resource
-    if team is None:
-        return Passed(f"{noun} {uuid} is not known to be any team's")
-    return Passed(f"{noun} {uuid} belongs to team {team}")
+    if case.names is None or not case.names.keys:
+        return Passed("the request names no resource", needed=False)
+    said = []
+    for one in (*case.names.resources, *case.names.others):
+        place = owned(one, case.places)
+        whose = (
+            "is not known to be any team's" if place is None else f"belongs to team {place.team}"
+        )
+        said.append(f"{one.noun} {one.text} {whose}")
+    return Passed("; ".join(said))
 
 
 CHECKS: Final = (

@@ -45,6 +45,42 @@ class Role(StrEnum):
     MEMBER = "member"
 
 
+class ResourceKind(StrEnum):
+    """What of Coolify's has a uuid that the sync follows, from the outside in."""
+
+    __hash__ = str.__hash__  # Enum's own is written in Python
+
+    PROJECT = "project"
+    ENVIRONMENT = "environment"
+    SERVER = "server"
+    APPLICATION = "application"
+    DATABASE = "database"
+    SERVICE = "service"
+    SERVICE_APPLICATION = "service-application"
+    SERVICE_DATABASE = "service-database"
+    DEPLOYMENT = "deployment"
+
+
+class Place(NamedTuple):
+    """Where one resource lies in Coolify's tree, as far as that is known.
+
+    Attributes:
+        team: whose it is.
+        kind: what it is; None if only its team is known.
+        project: the uuid of its project, its own of a project; empty where there is none.
+        environment: the same of its environment; older releases have none.
+        environment_name: what its environment is called.
+        within: the uuid of the service that it is a part of, or the application that it deploys.
+    """
+
+    team: TeamId
+    kind: ResourceKind | None = None
+    project: str = ""
+    environment: str = ""
+    environment_name: str = ""
+    within: str = ""
+
+
 class Proxy(StrEnum):
     """Who asks: the proxies that the sidecar has an endpoint for, and `direct`."""
 

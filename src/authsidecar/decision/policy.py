@@ -8,10 +8,10 @@ to, whatever the verdict, and authorize.py charges it. Pure: time and state are 
 from dataclasses import dataclass
 from functools import lru_cache
 from hmac import compare_digest
+from types import MappingProxyType
 from typing import Final, NamedTuple, assert_never
 
 from authsidecar.decision.allowlist import Allowlist
-from authsidecar.decision.isolation import Resource
 from authsidecar.decision.model import (
     METHODS,
     AccessRequest,
@@ -25,6 +25,7 @@ from authsidecar.decision.model import (
     TokenRecord,
     Verdict,
 )
+from authsidecar.decision.resources import Names, Places
 from authsidecar.decision.routes import FRONT_CONTROLLER, ROUTE_UNKNOWN, Guard, Route, RouteTable
 from authsidecar.times import UnixMs
 
@@ -83,7 +84,8 @@ class Instance:
 class Case(NamedTuple):
     """Everything that the checks after authentication look at.
 
-    Without `now` the hours and the days of restrictions are left aside.
+    Without `now` the hours and the days of restrictions are left aside; without `names` and
+    `places` so is what the request names.
     """
 
     policy: Policy
@@ -91,7 +93,8 @@ class Case(NamedTuple):
     route: Route
     instance: Instance
     record: TokenRecord
-    resource: Resource | None = None
+    names: Names | None = None
+    places: Places = MappingProxyType({})
     now: UnixMs | None = None
 
 

@@ -36,7 +36,7 @@ class AbsentStore:
         """Redis is not there."""
         raise _absent("charge")
 
-    async def owner(self, uuid: str) -> NoReturn:
+    async def places(self, keys: tuple[str, ...]) -> NoReturn:
         """Redis is not there."""
         raise _absent("owner")
 

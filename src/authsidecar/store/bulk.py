@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
 
-from authsidecar.decision.model import TeamId, TokenId, UserId
+from authsidecar.decision.model import Place, TeamId, TokenId, UserId
 from authsidecar.store import records
 from authsidecar.store.changes import Changes
 from authsidecar.store.entities import Member, Team, Token, User
@@ -41,10 +41,15 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose one of Coolify's resources is."""
+    """Whose one of Coolify's resources is, and where it lies.
+
+    Attributes:
+        uuid: its own; of an environment, also `PROJECT/NAME`.
+        place: its place in the tree.
+    """
 
     uuid: str
-    team: TeamId
+    place: Place
 
 
 class FencedChanges(Changes):
@@ -223,9 +228,9 @@ class Bulk(Registry):
             list(uuids), lambda pipe, uuid: pipe.hget(self._keys.owners(owner_bucket(uuid)), uuid)
         )
         return [
-            Owner(uuid, TeamId(team))
+            Owner(uuid, place)
             async for uuid, text in answers
-            if (team := records.number(text)) is not None
+            if (place := records.place(text)) is not None
         ]
 
     async def put_users(self, users: Sequence[User]) -> None:
@@ -273,7 +278,7 @@ class Bulk(Registry):
             async with self._changes.multi() as pipe:
                 for owner in batch:
                     key = self._keys.owners(owner_bucket(owner.uuid))
-                    pipe.hset(key, owner.uuid, owner.team)
+                    pipe.hset(key, owner.uuid, records.write_place(owner.place))
                 await pipe.execute()
 
     async def drop_owners(self, owners: Sequence[Owner]) -> None:

@@ -8,14 +8,14 @@ that proof, so a change is seen by the very next request.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from math import inf
 from typing import Any, Final
 
 from redis.asyncio import Redis
 
 from authsidecar.decision.authorize import Charged, Claim, Stale, StoreError
-from authsidecar.decision.model import Credential, Limit, TeamId, TokenRecord
+from authsidecar.decision.model import Credential, Limit, Place, TokenRecord
 from authsidecar.decision.policy import Instance
 from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.decision.ratelimit.pace import AddressPace
@@ -28,7 +28,7 @@ from authsidecar.store.instance_cache import InstanceCache
 from authsidecar.store.keys import Keys
 from authsidecar.store.loading import Loader, Unreadable
 from authsidecar.store.near_cache import NearCache
-from authsidecar.store.owner_cache import OwnerCache
+from authsidecar.store.place_cache import PlaceCache
 from authsidecar.store.shared_loads import SharedLoads
 from authsidecar.store.trips import Observe, Trips
 from authsidecar.times import UnixMs
@@ -37,8 +37,8 @@ INSTANCE_AGE_S: Final = 1.0
 """How long the allowlist and the switches are taken as read on Redis Cluster, in seconds: they are
 in another slot than the counters and cannot be proven with a charge."""
 
-OWNER_AGE_S: Final = 5.0
-"""How long the owner of a resource is taken as read, in seconds: nothing proves it."""
+PLACE_AGE_S: Final = 5.0
+"""How long it is taken as read where a resource lies, in seconds: nothing proves whose it is."""
 
 _READY_LIMIT: Final = Limit(1_000_000, 1000)
 """Of the counter that tells whether Redis is well: never reached, and forgotten in a second."""
@@ -67,7 +67,7 @@ class DecisionStore:
             client: redis-py's asyncio client, decode_responses off, no retries of its own.
             keys: the key names.
             budget_ms: how long one trip may take, in milliseconds.
-            cache_records: how many records, and how many owners of resources, are kept at the
+            cache_records: how many records, and how many places of resources, are kept at the
                 most; 0 keeps none.
             cache_max_age_s: after how many seconds they are read again in any case.
             pace: bounds the look-ups of addresses that send bad tokens.
@@ -92,7 +92,7 @@ class DecisionStore:
         )
         self._charging = Charging(self._calls, keys, self._clock, outdated=self._outdate)
         self._records = NearCache(cache_records, cache_max_age_s)
-        self._owners = OwnerCache(cache_records, min(cache_max_age_s, OWNER_AGE_S))
+        self._places = PlaceCache(cache_records, min(cache_max_age_s, PLACE_AGE_S))
         age_s = min(cache_max_age_s, INSTANCE_AGE_S if self._clustered else inf)
         self._instance = InstanceCache(self._loader, self._trips, max_age_s=age_s, synced=synced)
         self._loads = SharedLoads()
@@ -175,12 +175,15 @@ class DecisionStore:
             record = await self._loads.joined(credential, lambda: self._load_record(credential))
         return record
 
-    async def owner(self, uuid: str) -> TeamId | None:
-        """The team of a resource, or None; kept unproven, since resources do not change teams."""
-        held = self._owners.find(uuid, time.monotonic())
-        if held is not None:
-            return held[0]
-        return await self._loads.joined(("owner", uuid), lambda: self._load_owner(uuid))
+    async def places(self, keys: tuple[str, ...]) -> Mapping[str, Place | None]:
+        """Where resources lie, by their keys, as of a few seconds ago; None: not known."""
+        now = time.monotonic()
+        held = {key: known[0] for key in keys if (known := self._places.find(key, now))}
+        missing = tuple([key for key in keys if key not in held])
+        if not missing:
+            return held
+        read = await self._loads.joined(("places", missing), lambda: self._load_places(missing))
+        return {**held, **read}
 
     def may_look_up(self, address: str, credential: Credential) -> bool:
         """Whether this token from this address may cost a look-up now.
@@ -253,8 +256,9 @@ class DecisionStore:
             self._records.hold(record, asked)
         return record
 
-    async def _load_owner(self, uuid: str) -> TeamId | None:
+    async def _load_places(self, keys: tuple[str, ...]) -> Mapping[str, Place | None]:
         asked = time.monotonic()
-        team = await self._trips.make("owner", self._loader.owner(uuid))
-        self._owners.hold(uuid, team, asked)
-        return team
+        read = await self._trips.make("owner", self._loader.places(keys))
+        for key, place in read.items():
+            self._places.hold(key, place, asked)
+        return read

@@ -124,7 +124,7 @@ class Keys:
         return f"{self.prefix}team:{team}:members"
 
     def owners(self, bucket: int) -> str:
-        """HASH: the uuids of some of Coolify's resources to the ids of their teams."""
+        """HASH: the uuids of some of Coolify's resources to their teams and their places."""
         return f"{self.prefix}owners:{bucket}"
 
     def warning(self, warning: str) -> str:

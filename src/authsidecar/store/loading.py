@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from hmac import compare_digest
 from typing import Any, Final
 
-from authsidecar.decision.model import Credential, TeamId, TokenRecord, UserId
+from authsidecar.decision.model import Credential, Place, TeamId, TokenRecord, UserId
 from authsidecar.decision.policy import Instance
 from authsidecar.store import records
 from authsidecar.store.keys import Keys, owner_bucket
@@ -98,11 +98,12 @@ class Loader:
             return None, digest
         return record, digest
 
-    async def owner(self, uuid: str) -> TeamId | None:
-        """The team of a resource, or None if it is not known."""
-        found = await self._client.hget(self._keys.owners(owner_bucket(uuid)), uuid)
-        team = records.number(found)
-        return None if team is None else TeamId(team)
+    async def places(self, keys: Sequence[str]) -> dict[str, Place | None]:
+        """Where resources lie, by their keys; None if it is not known."""
+        async with self._client.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.hget(self._keys.owners(owner_bucket(key)), key)
+            return dict(zip(keys, map(records.place, await pipe.execute()), strict=True))
 
     def _tell(self, key: str, names: Sequence[str], values: Sequence[records.Field]) -> None:
         for name in records.unreadable(names, values):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from typing import Final, TypeVar
+from urllib.parse import quote, unquote
 
 from authsidecar.decision import restrictions
 from authsidecar.decision.allowlist import Allowlist, parse_lenient
@@ -12,6 +13,8 @@ from authsidecar.decision.model import (
     UNREADABLE_LIMIT,
     Limit,
     Permission,
+    Place,
+    ResourceKind,
     Restriction,
     Role,
     TeamId,
@@ -50,6 +53,8 @@ INSTANCE_FIELDS: Final = ("api_enabled", "allowlist", "mcp_enabled")
 _BIGINT_DIGITS: Final = 19
 
 _ROLES: Final = {role.value.encode(): role for role in Role}
+
+_KINDS: Final = {kind.value.encode(): kind for kind in ResourceKind}
 
 Snapshot = TypeVar("Snapshot", TokenRecord, Instance)
 
@@ -99,6 +104,26 @@ def limit(value: Field) -> Limit | None:
 def write_limit(value: Limit) -> str:
     """The text that `limit` reads."""
     return f"{value.requests}/{value.window_ms}"
+
+
+def place(value: Field) -> Place | None:
+    """Where a resource lies; only whose it is, where the rest can't be read; None: not known."""
+    team, *words = (value or b"").split(b" ")
+    owner = number(team)
+    if owner is None:
+        return None
+    found = Place(TeamId(owner))
+    if not 1 <= len(words) <= len(Place._fields) - 1 or words[0] not in _KINDS:
+        return found
+    texts = [unquote(word.decode("ascii", "replace")) for word in words[1:]]
+    return Place(found.team, _KINDS[words[0]], *texts)
+
+
+def write_place(place: Place) -> str:
+    """The text that `place` reads: few characters, since there are many of them."""
+    kind = "" if place.kind is None else place.kind.value
+    words = [str(place.team), kind, *(quote(text, safe="") for text in place[2:])]
+    return " ".join(words).rstrip(" ")
 
 
 def token_record(

@@ -6,7 +6,7 @@ from authsidecar.coolify import entities
 from authsidecar.coolify.owners import DELETED, NEEDS, NOTHING, PLACED, reading
 from authsidecar.coolify.rows import owner
 from authsidecar.coolify.source import BUCKET
-from authsidecar.decision.model import TeamId
+from authsidecar.decision.model import Place, TeamId
 from authsidecar.store.bulk import Owner
 from authsidecar.store.keys import OWNER_BUCKETS
 
@@ -76,7 +76,7 @@ def test_deleted_rows_are_left_out_where_the_column_is_there() -> None:
 def test_a_resource_of_an_impossible_team_is_nobodys() -> None:
     """A negative id is no team's."""
     assert owner({"uuid": "x", "team_id": -1}).fact is None
-    assert owner({"uuid": "x", "team_id": 0}).fact == Owner("x", TeamId(0))
+    assert owner({"uuid": "x", "team_id": 0}).fact == Owner("x", Place(TeamId(0)))
 
 
 def test_every_uuid_has_its_bucket() -> None:

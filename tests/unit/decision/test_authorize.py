@@ -23,12 +23,14 @@ from authsidecar.decision.model import (
     Credential,
     Deny,
     Limit,
+    Place,
     Quota,
     Role,
     TeamId,
     TokenRecord,
 )
 from authsidecar.decision.policy import Instance, Policy
+from authsidecar.decision.resources import MOST_NAMED, Places
 from authsidecar.decision.routes import coolify
 from authsidecar.times import UnixMs
 from tests.support.cases import NOW, OPEN, record, request
@@ -87,9 +89,9 @@ class MemoryStore:
         quotas = tuple(Quota(c.scope, c.limit, left, UnixMs(NOW + 5)) for c in claim.counters)
         return Charged(self.admits, quotas, NOW)
 
-    async def owner(self, uuid: str) -> TeamId | None:
-        self.calls.append(f"owner {uuid}")
-        return self.team
+    async def places(self, keys: tuple[str, ...]) -> Places:
+        self.calls.append(f"places {' '.join(keys)}")
+        return dict.fromkeys(keys, None if self.team is None else Place(self.team))
 
     def may_look_up(self, address: str, credential: Credential) -> bool:
         self.looked_up.append((address, credential))
@@ -307,8 +309,33 @@ async def test_team_isolation_looks_at_the_owner(team: TeamId | None, expected: 
     """What nobody is known to own is Coolify's to decide."""
     store = MemoryStore(team=team)
     assert await code(store, request("GET", SERVER), ISOLATED) == expected
-    assert store.calls == ["owner abc"]
+    assert store.calls == ["places abc"]
     assert await code(MemoryStore(team=team), request("GET", SERVER)) == "allow"
+
+
+async def test_team_isolation_looks_at_what_a_query_names_too() -> None:
+    """Coolify's controllers look into the input first; deploy looks nowhere else."""
+    for target, asked in (
+        (f"{SERVER}?u%75id[]=d", "places abc d"),
+        ("/api/v1/deploy?uuid=a,b", "places a b"),
+        ("/api/v1/projects/p/prod", "places p p/prod prod"),
+    ):
+        path = target.partition("?")[0]
+        one = request("GET", path, target=target.encode())
+        if "deploy" in target:
+            one = one._replace(method="POST")
+        store = MemoryStore(team=TeamId(4), record=record("root"))
+        assert await code(store, one, ISOLATED) == "resource_not_found", target
+        assert store.calls == [asked]
+
+
+async def test_more_resources_than_anybody_names_are_not_looked_for() -> None:
+    """Not one is passed on unjudged."""
+    many = ",".join(f"u{i}" for i in range(MOST_NAMED + 1))
+    one = request("POST", "/api/v1/deploy", target=f"/api/v1/deploy?uuid={many}".encode())
+    store = MemoryStore(record=record("root"))
+    assert await code(store, one, ISOLATED) == "resource_not_found"
+    assert len(store.calls[0].split(" ")) == 1 + MOST_NAMED
 
 
 async def test_whoever_is_refused_anyway_costs_no_look_at_the_owner() -> None:

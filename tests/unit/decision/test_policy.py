@@ -9,13 +9,14 @@ import pytest
 from authsidecar.decision.allowlist import parse
 from authsidecar.decision.checks import CHECKS, ELEVATED, Check, first_denial
 from authsidecar.decision.credentials import TOKEN_MISSING
-from authsidecar.decision.isolation import Resource
 from authsidecar.decision.model import (
     DAMAGED,
     METHODS,
     Allow,
     Deny,
     Permission,
+    Place,
+    ResourceKind,
     Role,
     TeamId,
     TokenId,
@@ -23,6 +24,7 @@ from authsidecar.decision.model import (
 )
 from authsidecar.decision.permissions import INCLUDED_BY
 from authsidecar.decision.policy import Case, Judgement, Policy, find_route
+from authsidecar.decision.resources import Named, Names
 from authsidecar.decision.routes import Guard, Route, RouteTable, coolify, extra
 from authsidecar.times import UnixMs
 from tests.support.cases import (
@@ -46,6 +48,13 @@ ISOLATING = replace(POLICY, team_isolation=True)
 
 def needing(permission: str) -> Route:
     return Route("GET", "/api/v1/thing", Guard.ORDINARY, Permission(permission))
+
+
+def of_team(team: int | None) -> dict[str, Any]:
+    """A request that names a server of this team; None: it is not known whose it is."""
+    names = Names((Named(frozenset({ResourceKind.SERVER}), "u1"),))
+    place = None if team is None else Place(TeamId(team), ResourceKind.SERVER)
+    return {"policy": ISOLATING, "names": names, "places": {"u1": place}}
 
 
 def outcome(policy: Policy, method: str, path: str, **changed: object) -> tuple[str, str | None]:
@@ -398,7 +407,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "permission": {"route": needing("write")},
     "restriction": {"route": READ, "held": record("read", restrictions={"token": DAMAGED})},
     "instance_team": {"route": ENABLE, "held": record("root")},
-    "team_isolation": {"resource": Resource("Server", "u1", TeamId(9))},
+    "team_isolation": of_team(9),
 }
 
 
@@ -453,17 +462,17 @@ PASSED = [
         "team_isolation",
         {"policy": ISOLATING},
         False,
-        "the path names none of servers, projects, applications, databases, services",
+        "the request names no resource",
     ),
     (
         "team_isolation",
-        {"policy": ISOLATING, "resource": Resource("Server", "u1", TeamId(3))},
+        of_team(3),
         True,
         "Server u1 belongs to team 3",
     ),
     (
         "team_isolation",
-        {"policy": ISOLATING, "resource": Resource("Server", "u1")},
+        of_team(None),
         True,
         "Server u1 is not known to be any team's",
     ),
@@ -478,7 +487,13 @@ def case_of(how: dict[str, Any]) -> Case:
         "held": record("read"),
     } | how
     return Case(
-        full["policy"], CLIENT, full["route"], full["instance"], full["held"], full.get("resource")
+        full["policy"],
+        CLIENT,
+        full["route"],
+        full["instance"],
+        full["held"],
+        full.get("names"),
+        full.get("places", {}),
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from authsidecar.decision.authorize import STALE, UNSYNCED, Charged, Claim, StoreError
-from authsidecar.decision.model import Limit, Role
+from authsidecar.decision.model import Limit, Place, Role
 from authsidecar.decision.ratelimit.charges import Charge, of_user
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys, owner_bucket
@@ -164,14 +164,13 @@ async def test_those_who_ask_at_the_same_time_share_a_load(
     assert first is second
 
 
-async def test_an_owner_is_kept_for_a_while(redis: MemoryRedis, store: DecisionStore) -> None:
+async def test_a_place_is_kept_for_a_while(redis: MemoryRedis, store: DecisionStore) -> None:
     """Also that there is none."""
     key = KEYS.owners(owner_bucket("u1"))
     redis.set_hash(key, u1=TEAM)
-    assert await store.owner("u1") == TEAM
+    assert await store.places(("u1",)) == {"u1": Place(TEAM)}
     redis.set_hash(key, u1=9)
-    assert await store.owner("u1") == TEAM
-    assert await store.owner("u2") is None
+    assert await store.places(("u1", "u2")) == {"u1": Place(TEAM), "u2": None}
 
 
 async def test_a_known_token_takes_no_place_in_the_pace(store: DecisionStore) -> None:

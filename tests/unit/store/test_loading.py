@@ -2,7 +2,7 @@
 
 import pytest
 
-from authsidecar.decision.model import Role, UserId
+from authsidecar.decision.model import Place, ResourceKind, Role, UserId
 from authsidecar.store.keys import Keys, owner_bucket
 from authsidecar.store.loading import Loader
 from tests.support.decisions import credential
@@ -132,13 +132,25 @@ async def test_a_sync_is_followed_once_it_has_told(redis: MemoryRedis) -> None:
     assert await loader.followed()
 
 
-@pytest.mark.parametrize(("text", "team"), [("3", 3), ("x", None), (None, None), ("-3", None)])
-async def test_an_owner_that_cannot_be_read_is_not_known(
-    redis: MemoryRedis, text: str | None, team: int | None
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("3", Place(TEAM)),
+        ("3 server", Place(TEAM, ResourceKind.SERVER)),
+        ("3 application p e a%20b", Place(TEAM, ResourceKind.APPLICATION, "p", "e", "a b")),
+        ("3 planet p", Place(TEAM)),
+        ("3 server a b c d e", Place(TEAM)),
+        ("x server", None),
+        (None, None),
+        ("-3", None),
+    ],
+)
+async def test_a_place_that_cannot_be_read_is_not_known(
+    redis: MemoryRedis, text: str | None, place: Place | None
 ) -> None:
-    """A team's id, or nothing."""
+    """A team's id and what lies around it, or the team alone, or nothing."""
     redis.set_hash(KEYS.owners(owner_bucket("u1")), u1=text)
-    assert await Loader(redis, KEYS).owner("u1") == team
+    assert await Loader(redis, KEYS).places(("u1", "u2")) == {"u1": place, "u2": None}
 
 
 async def test_values_that_cannot_be_read_are_told_with_their_key(redis: MemoryRedis) -> None:

@@ -1,0 +1,103 @@
+"""What a route names: by which parameters of its path, and by which keys of its query.
+
+The data is `resources.tsv`, a row for each template of every shipped release line. A parameter of
+kind `-` lies within what stands before it, where Coolify looks for it, or is the team's.
+"""
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from typing import Final, NamedTuple
+
+from authsidecar.decision.model import ResourceKind
+from authsidecar.decision.routes.table import is_parameter
+
+COLUMNS: Final = ("path", "parameters", "query")
+
+WITHIN: Final = "-"
+"""The kind of a parameter that names nothing by itself."""
+
+DEPLOYABLE: Final = frozenset(
+    {ResourceKind.APPLICATION, ResourceKind.DATABASE, ResourceKind.SERVICE}
+)
+"""What `deploy` takes by its query."""
+
+_NOUNS: Final = {
+    "servers": ResourceKind.SERVER,
+    "projects": ResourceKind.PROJECT,
+    "applications": ResourceKind.APPLICATION,
+    "databases": ResourceKind.DATABASE,
+    "services": ResourceKind.SERVICE,
+}
+"""What is named by the parameter behind these, on a template that the data does not have."""
+
+
+class Parameter(NamedTuple):
+    """One parameter of a path.
+
+    Attributes:
+        segment: where it stands in the path split at its slashes, which begins with an empty one.
+        name: as the template spells it, and as a key of the input would replace it.
+        kind: what it names, or None.
+    """
+
+    segment: int
+    name: str
+    kind: ResourceKind | None
+
+
+class Naming(NamedTuple):
+    """What the requests of one route name.
+
+    Attributes:
+        parameters: of the path, in order.
+        deploys: whether the query's `uuid` and `tag` name what is to be deployed.
+        known: False for a template that the data does not have: the kinds are a guess.
+    """
+
+    parameters: tuple[Parameter, ...] = ()
+    deploys: bool = False
+    known: bool = True
+
+    @property
+    def names(self) -> bool:
+        """Whether there is anything that the sync follows among it."""
+        return self.deploys or any(one.kind is not None for one in self.parameters)
+
+
+@cache
+def naming(template: str) -> Naming:
+    """What a template names."""
+    row = rows().get(template)
+    if row is None:
+        return _guess(template)
+    kinds = dict(part.split("=") for part in row["parameters"].split(" ") if part != WITHIN)
+    found = tuple(
+        Parameter(at, name, None if kinds[name] == WITHIN else ResourceKind(kinds[name]))
+        for at, name in _parameters(template)
+    )
+    return Naming(found, deploys=row["query"] != WITHIN)
+
+
+@cache
+def rows() -> Mapping[str, Mapping[str, str]]:
+    """The data by template."""
+    text = files("authsidecar.decision.routes").joinpath("resources.tsv").read_text("ascii")
+    head, *lines = (tuple(line.split("\t")) for line in text.splitlines())
+    assert head == COLUMNS  # noqa: S101  # a test holds the whole file
+    return {line[0]: dict(zip(COLUMNS, line, strict=True)) for line in lines}
+
+
+def _guess(template: str) -> Naming:
+    """The first parameter, if it stands behind a noun: so far an operator's own row is judged."""
+    found = _parameters(template)
+    parameters = [Parameter(at, name, None) for at, name in found]
+    if parameters:
+        at = parameters[0].segment
+        parameters[0] = parameters[0]._replace(kind=_NOUNS.get(template.split("/")[at - 1]))
+    return Naming(tuple(parameters), known=False)
+
+
+def _parameters(template: str) -> list[tuple[int, str]]:
+    segments = enumerate(template.split("/"))
+    return [(at, segment[1:-1]) for at, segment in segments if is_parameter(segment)]

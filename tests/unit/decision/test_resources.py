@@ -1,0 +1,239 @@
+"""Which resources a request names, on every row of every release line, and by any spelling."""
+
+import pytest
+
+from authsidecar.decision.model import Place, ResourceKind, TeamId
+from authsidecar.decision.resources import (
+    LONGEST_NAME,
+    NOTHING,
+    NOUNS,
+    Named,
+    Names,
+    environment_key,
+    found,
+    named,
+)
+from authsidecar.decision.routes import RELEASES, Guard, Route, coolify
+from authsidecar.decision.routes.naming import DEPLOYABLE, naming, rows
+from authsidecar.decision.routes.table import is_parameter
+
+ROWS = [(release, route) for release in sorted(RELEASES) for route in coolify(release)]
+TEMPLATES = sorted({route.template for _, route in ROWS})
+BEHIND = {
+    "servers": ResourceKind.SERVER,
+    "projects": ResourceKind.PROJECT,
+    "applications": ResourceKind.APPLICATION,
+    "databases": ResourceKind.DATABASE,
+    "services": ResourceKind.SERVICE,
+}
+
+
+def one(kind: ResourceKind, text: str, project: str | None = None) -> Named:
+    return Named(frozenset({kind}), text, project)
+
+
+def ask(path: str, query: str = "", method: str = "GET") -> Names:
+    """What a request to a route of 4.3 names."""
+    route = coolify("4.3").find(method, path)
+    assert route is not None
+    return named(route, path, f"{path}?{query}".encode())
+
+
+def test_the_data_has_every_template_of_every_release_line_and_no_other() -> None:
+    """With each of its parameters, in order: what is new in a table must be judged by a person."""
+    assert sorted(rows()) == TEMPLATES
+    for template, row in rows().items():
+        listed = [part.partition("=")[0] for part in row["parameters"].split(" ") if part != "-"]
+        assert listed == [s[1:-1] for s in template.split("/") if is_parameter(s)], template
+
+
+def test_what_stands_behind_a_noun_is_one() -> None:
+    """On each template; what is not named lies within what is, or belongs to the team."""
+    for template in TEMPLATES:
+        segments = template.split("/")
+        for at, name, kind in naming(template).parameters:
+            before = segments[at - 1]
+            within_service = segments[3] == "services" and at > 4
+            if before in BEHIND and not within_service:
+                assert kind is BEHIND[before], template
+            elif within_service and before in {"applications", "databases"}:
+                assert kind is not None, template
+                assert kind.startswith("service-"), template
+            elif name == "environment_name_or_uuid":
+                assert kind is ResourceKind.ENVIRONMENT, template
+            elif segments[3] == "deployments":
+                assert kind is ResourceKind.DEPLOYMENT, template
+            else:
+                assert kind is None, template
+
+
+def test_collections_creations_and_what_is_the_teams_name_nothing() -> None:
+    """Keys, tokens, storages, GitHub apps, MCP."""
+    nothing = {t for t in TEMPLATES if not naming(t).names}
+
+    assert {"/api/v1/applications", "/api/v1/services", "/mcp", "/api/v1/servers"} <= nothing
+    assert {"/api/v1/security/keys/{uuid}", "/api/v1/teams/{id}", "/api/v1/tags/{uuid}"} <= nothing
+    assert {"/api/v1/deployments", "/api/v1/applications/public", "/api/v1/resources"} <= nothing
+    assert not any(t.split("/")[-1].startswith("{") and "/servers/" in t for t in nothing)
+
+
+def test_only_deploy_names_by_its_query() -> None:
+    """Of all templates."""
+    assert [t for t in TEMPLATES if naming(t).deploys] == ["/api/v1/deploy"]
+
+
+def test_a_template_that_nobody_knows_is_only_guessed() -> None:
+    """An operator's own row: team isolation judges it as before, a restriction refuses it."""
+    what = naming("/api/v1/servers/{server}/reboot/{how}")
+
+    assert not what.known
+    assert [p.kind for p in what.parameters] == [ResourceKind.SERVER, None]
+    assert not naming("/api/v1/others/{server}").names
+
+
+def test_a_path_names_all_of_its_resources() -> None:
+    """From the outside in; an environment is looked for in its project."""
+    assert ask("/api/v1/services/s/applications/a/logs").resources == (
+        one(ResourceKind.SERVICE, "s"),
+        one(ResourceKind.SERVICE_APPLICATION, "a"),
+    )
+    assert ask("/api/v1/projects/p/prod").resources == (
+        one(ResourceKind.PROJECT, "p"),
+        one(ResourceKind.ENVIRONMENT, "prod", "p"),
+    )
+    assert ask("/api/v1/projects/p/prod").keys == ("p", environment_key("p", "prod"), "prod")
+    assert ask("/api/v1/applications/a/envs/e", method="DELETE").keys == ("a",)
+    assert ask("/api/v1/deployments/d").resources == (one(ResourceKind.DEPLOYMENT, "d"),)
+    assert ask("/api/v1/applications") == NOTHING
+
+
+SPELLINGS = (
+    "uuid=b",
+    "u%75id=b",
+    "%75%75%69%64=b",
+    "%20uuid=b",
+    "+uuid=b",
+    "uuid[]=b",
+    "uuid%5B%5D=b",
+    "uuid[x]=b",
+    "uuid%00x=b",
+    "uuid",
+    "uuid=",
+    "uuid=a&uuid=b",
+    "uuid=b&uuid=a",
+    "x=1;uuid=b",
+    "uuid=a%20",
+    "uuid=+a",
+    "uuid=a%00",
+    "uuid=A",
+    "uuid[]=a",
+)
+
+
+@pytest.mark.parametrize("query", SPELLINGS)
+def test_a_key_that_says_something_else_is_unclear(query: str) -> None:
+    """However PHP lets it be spelled, and whatever trimming would make of it."""
+    assert ask("/api/v1/applications/a", query).unclear is not None
+
+
+@pytest.mark.parametrize("query", ["uuid=a", "u%75id=a", "uuid=a&uuid=a", "+uuid=a", "lines=100"])
+def test_a_key_that_says_the_same_is_clear(query: str) -> None:
+    """In any spelling that PHP makes the same of."""
+    assert ask("/api/v1/applications/a", query).unclear is None
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/api/v1/projects/p/prod", "environment_name_or_uuid=dev"),
+        ("/api/v1/projects/p/prod", "environment.name or_uuid=dev"),
+        ("/api/v1/projects/p/prod", "environment[name_or_uuid=dev"),
+        ("/api/v1/applications/a/scheduled-tasks/t/executions", "task_uuid=b"),
+        ("/api/v1/services/s/applications/a/logs", "app.uuid=b"),
+    ],
+)
+def test_every_parameter_of_a_path_can_be_replaced(path: str, query: str) -> None:
+    """Not the first alone; `.`, a blank and an open bracket are `_`."""
+    assert ask(path, query.replace(" ", "%20")).unclear is not None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("project_uuid", "environment_uuid", "environment_name", "server_uuid", "tags", "id"),
+        *("destination_uuid", "destination", "resource_uuid", "s3_storage_uuid"),
+        *("private_key_uuid", "github_app_id", "environment[name]", "server.uuid", "PROJECT_UUID"),
+    ],
+)
+def test_a_key_that_may_name_another_resource_is_unclear(key: str) -> None:
+    """A query is input on every method: POST /move?environment_uuid= moves."""
+    assert ask("/api/v1/applications/a/move", f"{key}=b", "POST").unclear is not None
+
+
+@pytest.mark.parametrize("key", ["force", "lines", "skip", "take", "docker_tag", "pull_request_id"])
+def test_other_keys_are_clear(key: str) -> None:
+    """They name nothing."""
+    assert ask("/api/v1/applications/a", f"{key}=1").unclear is None
+
+
+def test_deploy_names_what_its_query_says() -> None:
+    """Each uuid of the list, each tag; of two equal keys both, though the last one wins."""
+    names = ask("/api/v1/deploy", "uuid=a,b&uuid=c&force=true&docker_tag=x", "POST")
+    assert names == Names((Named(DEPLOYABLE, "a"), Named(DEPLOYABLE, "b"), Named(DEPLOYABLE, "c")))
+    assert ask("/api/v1/deploy", "tag=shop,blog", "POST") == Names(tags=("shop", "blog"))
+    assert ask("/api/v1/deploy", "", "POST") == NOTHING
+    assert ask("/api/v1/deploy", "uuid=", "POST") == NOTHING
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["uuid[]=a", "uuid[0]=a", "uuid=a,+b", "uuid=a%00", "tag[]=x", "tag=x,+y", "uuids=a", "tags=x"],
+)
+def test_what_deploy_may_read_in_two_ways_is_unclear(query: str) -> None:
+    """Arrays, blanks in a list, keys of nearly the same name."""
+    assert ask("/api/v1/deploy", query, "POST").unclear is not None
+
+
+def test_what_a_query_names_in_place_of_the_path_is_told() -> None:
+    """So that team isolation judges it too, in any spelling."""
+    for spelling in ("uuid=b", "u%75id=b", "uuid[]=b", "uuid=%20b%20", "x=1;uuid=b"):
+        names = ask("/api/v1/applications/a", spelling)
+        assert names.resources == (one(ResourceKind.APPLICATION, "a"),)
+        assert one(ResourceKind.APPLICATION, "b") in names.others, spelling
+
+
+def test_a_text_that_is_too_long_is_nobodys_uuid() -> None:
+    """So nothing that long is ever looked up or kept."""
+    route = Route("GET", "/api/v1/servers/{uuid}", Guard.ORDINARY)
+    for length, there in ((LONGEST_NAME, True), (LONGEST_NAME + 1, False)):
+        path = "/api/v1/servers/" + "x" * length
+        assert bool(named(route, path, b"").resources) is there
+
+
+def test_every_kind_has_a_noun() -> None:
+    """For the 404 that names it."""
+    assert set(NOUNS) == set(ResourceKind)
+    assert Named(DEPLOYABLE, "x").noun == "Resource"
+
+
+APP = Place(TeamId(1), ResourceKind.APPLICATION, "p", "e", "prod")
+PROD = Place(TeamId(1), ResourceKind.ENVIRONMENT, "p", "e", "prod")
+DEV = Place(TeamId(1), ResourceKind.ENVIRONMENT, "p", "prod", "dev")
+
+
+def test_something_of_another_kind_is_not_found() -> None:
+    """A uuid is unique in its table alone."""
+    assert found(one(ResourceKind.APPLICATION, "a"), {"a": APP}) is APP
+    assert found(one(ResourceKind.DATABASE, "a"), {"a": APP}) is None
+    assert found(one(ResourceKind.APPLICATION, "a"), {"a": None}) is None
+    assert found(one(ResourceKind.APPLICATION, "a"), {"a": Place(TeamId(1))}) is None
+
+
+def test_an_environment_is_found_by_name_or_uuid_within_its_project() -> None:
+    """Where a name is another one's uuid, it is not known which is meant."""
+    by_name, by_uuid = environment_key("p", "prod"), "e"
+    assert found(one(ResourceKind.ENVIRONMENT, "prod", "p"), {by_name: PROD}) == PROD
+    assert found(one(ResourceKind.ENVIRONMENT, "e", "p"), {by_uuid: PROD}) == PROD
+    assert found(one(ResourceKind.ENVIRONMENT, "e", "q"), {by_uuid: PROD}) is None
+    both = {by_name: PROD, "prod": DEV}
+    assert found(one(ResourceKind.ENVIRONMENT, "prod", "p"), both) is None
