@@ -8,12 +8,13 @@ from urllib.parse import urlsplit
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.coolify.owners import NEEDS, PLACED
+from authsidecar.coolify.owners import DEPLOYMENTS, NEEDS, NEWEST, PARTS, PLACED
 from authsidecar.coolify.sync import planned
 from authsidecar.decision.authorize import Rules
-from authsidecar.decision.model import Limit
+from authsidecar.decision.model import Limit, Place, ResourceKind, TeamId
 from authsidecar.decision.policy import Policy
 from authsidecar.decision.routes import coolify
+from authsidecar.store import records
 from authsidecar.store.connect import Connection, connected
 from authsidecar.store.keys import OWNER_BUCKETS, Keys, owner_bucket
 from tests.integration.test_sync_live import sidecar as followed
@@ -26,29 +27,72 @@ from tests.support.waiting import until
 pytestmark = pytest.mark.any_python
 
 # What matters here of Coolify's own tables: not all columns, and no foreign keys.
-TABLES = """
+TABLES = (
+    """
 CREATE TABLE servers (id bigserial, uuid varchar(255) NOT NULL UNIQUE, team_id bigint NOT NULL,
   deleted_at timestamp(0));
 CREATE TABLE projects (id bigserial, uuid varchar(255) NOT NULL UNIQUE, team_id bigint NOT NULL);
-CREATE TABLE environments (id bigserial, project_id bigint NOT NULL);
-""" + "".join(
-    f"CREATE TABLE {table} (id bigserial, uuid varchar(255) NOT NULL UNIQUE,"
-    " environment_id bigint NOT NULL, deleted_at timestamp(0));"
-    for table in PLACED
+CREATE TABLE environments (id bigserial, uuid varchar(255) UNIQUE,
+  name varchar(255) NOT NULL, project_id bigint NOT NULL);
+CREATE TABLE application_deployment_queues (id bigserial PRIMARY KEY,
+  deployment_uuid varchar(255) NOT NULL UNIQUE, application_id varchar(255) NOT NULL);
+"""
+    + "".join(
+        f"CREATE TABLE {table} (id bigserial, uuid varchar(255) NOT NULL UNIQUE,"
+        " environment_id bigint NOT NULL, deleted_at timestamp(0));"
+        for table in PLACED
+    )
+    + "".join(
+        f"CREATE TABLE {table} (id bigserial, uuid varchar(255) NOT NULL UNIQUE,"
+        " service_id bigint NOT NULL, deleted_at timestamp(0));"
+        for table in PARTS
+    )
 )
 
 # Teams 1 and 3 have a server, a project and one of everything in it; `-1` and `-3` name the team.
-ROWS = """
+ROWS = (
+    """
 INSERT INTO servers(uuid, team_id) VALUES ('server-1', 1), ('server-3', 3);
 INSERT INTO projects(id, uuid, team_id) VALUES (10, 'project-1', 1), (30, 'project-3', 3);
-INSERT INTO environments(id, project_id) VALUES (100, 10), (300, 30);
-""" + "".join(
-    f"INSERT INTO {table}(uuid, environment_id) VALUES ('{table}-1', 100), ('{table}-3', 300);"
-    for table in PLACED
+INSERT INTO environments(id, uuid, name, project_id)
+  VALUES (100, 'environment-1', 'prod', 10), (300, 'environment-3', 'prod', 30);
+INSERT INTO application_deployment_queues(deployment_uuid, application_id)
+  VALUES ('deployment-1', '1'), ('deployment-3', '2'), ('deployment-4', '99');
+"""
+    + "".join(
+        f"INSERT INTO {table}(uuid, environment_id) VALUES ('{table}-1', 100), ('{table}-3', 300);"
+        for table in PLACED
+    )
+    + "".join(
+        f"INSERT INTO {table}(uuid, service_id) VALUES ('{table}-1', 1), ('{table}-3', 2);"
+        for table in PARTS
+    )
 )
 
-NAMES = ("server", "project", *PLACED)
-OWNERS = {f"{name}-{team}": team for name in NAMES for team in (1, 3)}
+NAMES = ("server", "project", "environment", *PLACED, *PARTS, "deployment")
+OWNERS = {f"{name}-{team}": team for name in NAMES for team in (1, 3)} | {
+    "project-1/prod": 1,
+    "project-3/prod": 3,
+}
+BELOW = ("environment", *PLACED, *PARTS, "deployment")
+"""What lies in an environment."""
+
+
+def place(name: str, team: int) -> Place:
+    """Where one of these lies."""
+    if name == "server":
+        return Place(TeamId(team), ResourceKind.SERVER)
+    if name == "project":
+        return Place(TeamId(team), ResourceKind.PROJECT, f"project-{team}")
+    kind, within = ResourceKind.ENVIRONMENT, ""
+    if name in PLACED:
+        kind = PLACED[name]
+    elif name in PARTS:
+        kind, within = PARTS[name], f"services-{team}"
+    elif name == "deployment":
+        kind, within = ResourceKind.DEPLOYMENT, f"applications-{team}"
+    return Place(TeamId(team), kind, f"project-{team}", f"environment-{team}", "prod", within)
+
 
 OF_TEAM_1 = 2
 OF_TEAM_3 = 27
@@ -62,7 +106,7 @@ PATHS = (
     ("/api/v1/applications/{applications}/envs", "Application"),
     ("/api/v1/deployments/applications/{applications}", "Application"),
     ("/api/v1/services/{services}", "Service"),
-    *((f"/api/v1/databases/{{{table}}}", "Database") for table in PLACED[2:]),
+    *((f"/api/v1/databases/{{{table}}}", "Database") for table in list(PLACED)[2:]),
 )
 
 
@@ -73,11 +117,19 @@ def path(template: str, team: int) -> str:
 
 async def owners(client: Redis) -> dict[str, int]:
     """What Redis says of who owns what."""
-    found: dict[str, int] = {}
+    return {uuid: place.team for uuid, place in (await places(client)).items()}
+
+
+async def places(client: Redis) -> dict[str, Place]:
+    """What Redis says of what lies where."""
+    found: dict[str, Place] = {}
     for bucket in range(OWNER_BUCKETS):
         held = await client.hgetall(Keys().owners(bucket))
         assert all(owner_bucket(uuid.decode()) == bucket for uuid in held)
-        found |= {uuid.decode(): int(team) for uuid, team in held.items()}
+        for uuid, text in held.items():
+            where = records.place(text)
+            assert where is not None
+            found[uuid.decode()] = where
     return found
 
 
@@ -99,10 +151,15 @@ async def owned(coolify_db: Coolify) -> AsyncIterator[Coolify]:
 
 
 async def test_every_table_is_followed_to_its_team(owned: Coolify, redis_client: Redis) -> None:
-    """Servers and projects name it; applications, services and databases by their environment."""
+    """Servers and projects name it; all else by its environment, and where it lies is told."""
     await sync_once(owned.dsn, redis_client, owned=True)
 
     assert await owners(redis_client) == OWNERS
+    found = await places(redis_client)
+    for team in (1, 3):
+        for name in NAMES:
+            assert found[f"{name}-{team}"] == place(name, team)
+        assert found[f"project-{team}/prod"] == place("environment", team)
 
 
 async def test_nothing_is_followed_unless_it_is_switched_on(
@@ -126,17 +183,26 @@ CHANGES: tuple[tuple[str, dict[str, int | None]], ...] = (
     ("UPDATE servers SET deleted_at = now() WHERE uuid = 'new'", {"new": None}),
     (
         "UPDATE applications SET environment_id = 300 WHERE uuid = 'applications-1'",
-        {"applications-1": 3},
+        {"applications-1": 3, "deployment-1": 3},
     ),
-    ("DELETE FROM services WHERE uuid = 'services-3'", {"services-3": None}),
+    (
+        "DELETE FROM services WHERE uuid = 'services-3'",
+        {"services-3": None, **{f"{table}-3": None for table in PARTS}},
+    ),
     (
         "UPDATE projects SET team_id = 2 WHERE id = 30",
-        {uuid: 2 for uuid in OWNERS if uuid.endswith("-3") and uuid != "server-3"}
-        | {"services-3": None, "applications-1": 2},
+        {uuid: 2 for uuid in OWNERS if "-3" in uuid and uuid != "server-3"}
+        | {"services-3": None, **{f"{table}-3": None for table in PARTS}}
+        | {"applications-1": 2, "deployment-1": 2},
+    ),
+    (
+        "UPDATE environments SET name = 'live' WHERE id = 100",
+        {"project-1/prod": None, "project-1/live": 1},
     ),
     (
         "DELETE FROM environments WHERE id = 100",
-        {f"{name}-1": None for name in PLACED if name != "applications"},
+        {f"{name}-1": None for name in BELOW if name not in {"applications", "deployment"}}
+        | {"project-1/live": None},
     ),
     ("UPDATE servers SET uuid = 'SERVER-3' WHERE uuid = 'server-3'", {"server-3": None}),
     ("DROP TABLE standalone_keydbs", {"standalone_keydbs-3": None}),
@@ -175,6 +241,56 @@ async def test_a_uuid_of_two_teams_is_nobodys(owned: Coolify, redis_client: Redi
     found = await owners(redis_client)
     assert "server-1" not in found
     assert found["server-3"] == 3
+    assert (await places(redis_client))["server-3"] == Place(TeamId(3))
+
+
+async def test_only_the_newest_deployments_are_followed(
+    owned: Coolify, redis_client: Redis
+) -> None:
+    """Coolify keeps them all: a round must not cost more each day."""
+    await owned.run(
+        f"INSERT INTO {DEPLOYMENTS}(deployment_uuid, application_id) "
+        f"SELECT 'more-' || i, '1' FROM generate_series(1, {NEWEST - 1}) i"
+    )
+    one = follower(owned.dsn, redis_client, owned=True)
+    await one.once()
+    found = await places(redis_client)
+    assert sum(where.kind is ResourceKind.DEPLOYMENT for where in found.values()) == NEWEST - 1
+    assert not {"deployment-1", "deployment-3"} & found.keys()
+
+
+async def test_a_move_within_a_team_changes_the_place(owned: Coolify, redis_client: Redis) -> None:
+    """Of all that lies below it too, within one round."""
+    one = follower(owned.dsn, redis_client, owned=True)
+    await one.once()
+    await owned.run(
+        "INSERT INTO projects(id, uuid, team_id) VALUES (11, 'project-9', 1);"
+        "INSERT INTO environments(id, uuid, name, project_id) VALUES (110, 'new', 'a b/ü', 11);"
+        "UPDATE services SET environment_id = 110 WHERE uuid = 'services-1'"
+    )
+    await one.once()
+    found = await places(redis_client)
+    assert found["services-1"] == Place(
+        TeamId(1), ResourceKind.SERVICE, "project-9", "new", "a b/ü"
+    )
+    assert found["service_databases-1"].environment == "new"
+    assert found["project-9/a b/ü"] == found["new"]
+
+
+async def test_an_older_coolify_has_environments_without_a_uuid(
+    owned: Coolify, redis_client: Redis
+) -> None:
+    """They are found by their names; whose everything is stays known."""
+    await owned.run("ALTER TABLE environments DROP COLUMN uuid; DROP TABLE service_databases")
+    lines = Lines()
+    await follower(owned.dsn, redis_client, lines, owned=True).once()
+    found = await places(redis_client)
+    assert found["project-1/prod"] == Place(
+        TeamId(1), ResourceKind.ENVIRONMENT, "project-1", "", "prod"
+    )
+    assert found["applications-1"].environment_name == "prod"
+    missing = lines.all("sync_owners_incomplete")[0]["missing"]
+    assert missing == ["environments.uuid", "service_databases"]
 
 
 async def test_what_cannot_be_read_is_told_once_and_the_rest_followed(
@@ -190,7 +306,7 @@ async def test_what_cannot_be_read_is_told_once_and_the_rest_followed(
 
     told = lines.all("sync_owners_incomplete")
     assert [line["missing"] for line in told] == [["services.uuid", "standalone_clickhouses"]]
-    left = {"standalone_clickhouses", "services"}
+    left = {"standalone_clickhouses", "services", *PARTS}
     assert set(await owners(redis_client)) == {
         u for u in OWNERS if u.rpartition("-")[0] not in left
     }
@@ -215,7 +331,7 @@ async def test_a_dry_run_names_owners(owned: Coolify, redis_client: Redis) -> No
 
     texts = [c.text async for c in planned(options, redis_client, Keys()) if c.entity == "owner"]
 
-    assert "of 'server-1': team 1" in texts
+    assert "of 'server-1': team 1, server" in texts
     assert len(texts) == len(OWNERS)
     assert await redis_client.dbsize() == 0
 

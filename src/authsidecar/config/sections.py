@@ -412,6 +412,11 @@ class Sync(Section):
         description="Refuse a token the resources of other teams, by the owners that the sync "
         "reads.",
     )
+    resources: bool = Field(
+        default=False,
+        description="Follow projects, environments, servers, applications, databases and services "
+        "too, so that tokens can be restricted to them; so does team_isolation.",
+    )
     allow_empty: bool = Field(
         default=False,
         description="Believe a table that is suddenly empty, and remove everything; else keep.",

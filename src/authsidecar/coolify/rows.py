@@ -12,7 +12,15 @@ from enum import StrEnum
 from typing import Any, Final, Generic, TypeVar
 
 from authsidecar.decision.allowlist import parse_lenient
-from authsidecar.decision.model import Permission, Place, Role, TeamId, TokenId, UserId
+from authsidecar.decision.model import (
+    Permission,
+    Place,
+    ResourceKind,
+    Role,
+    TeamId,
+    TokenId,
+    UserId,
+)
 from authsidecar.store.bulk import Owner
 from authsidecar.store.entities import Member, Team, Token, User
 from authsidecar.times import UnixMs
@@ -138,10 +146,14 @@ def member(row: Row) -> Read[Member]:
 
 
 def owner(row: Row) -> Read[Owner]:
-    """Whose a resource is; the id of a team that no token can name is nobody's."""
+    """Whose a resource is, and where it lies; a team that no token can name is nobody's."""
     if row["team_id"] < 0:
         return Read(None)
-    return Read(Owner(row["uuid"], Place(TeamId(row["team_id"]))))
+    place = Place(TeamId(row["team_id"]))
+    if row["kind"]:
+        around = (row[name] for name in ("project", "environment", "environment_name", "within"))
+        place = Place(place.team, ResourceKind(row["kind"]), *around)
+    return Read(Owner(row["uuid"], place))
 
 
 def settings(row: Row | None) -> InstanceSettings:

@@ -195,7 +195,7 @@ OWNED: Final = "owners o"
 
 OWNERS: Final = Table(
     name="owners",
-    columns={"uuid": "o.uuid", "team_id": "o.team_id"},
+    columns={name: f"o.{name}" for name in owners.COLUMNS},
     source=OWNED,
     # As store.keys.owner_bucket: a uuid has no number, and Redis spreads them in the same way.
     id=f"(get_byte(sha256(convert_to(o.uuid, 'UTF8')), 0) * {BUCKET})::bigint",

@@ -103,7 +103,7 @@ class SyncOptions:
             interval_s=section.interval_seconds,
             instant=section.instant,
             allow_empty=section.allow_empty,
-            owned=section.team_isolation,
+            owned=section.team_isolation or section.resources,
             wait_replicas=settings.redis.wait_replicas,
             wait_timeout_ms=settings.redis.wait_timeout_ms,
             again=partial(_dsn_now, settings) if settings.files else None,

@@ -77,6 +77,7 @@ RUN = {
     "sync.interval_seconds": ("0.5", 0.5),
     "sync.instant": ("1", True),
     "sync.team_isolation": ("true", True),
+    "sync.resources": ("true", True),
     "sync.allow_empty": ("true", True),
     "shutdown.delay_seconds": ("5", 5.0),
     **{f"limits.{scope}.limit": ("77", 77) for scope in SCOPES},
@@ -339,6 +340,7 @@ WRONG = [
     ("sync.interval_seconds", "0", "a number from 0.1 to 3600"),
     ("sync.instant", "instant", "true or false"),
     ("sync.team_isolation", "5", "true or false"),
+    ("sync.resources", "5", "true or false"),
     ("sync.allow_empty", "5", "true or false"),
 ]
 """A setting, a text that it must not take, and a part of what is said to be allowed."""

@@ -3,14 +3,26 @@
 import pytest
 
 from authsidecar.coolify import entities
-from authsidecar.coolify.owners import DELETED, NEEDS, NOTHING, PLACED, reading
+from authsidecar.coolify.owners import (
+    COLUMNS,
+    DELETED,
+    DEPLOYMENTS,
+    MORE,
+    NEEDS,
+    NOTHING,
+    PARTS,
+    PLACED,
+    reading,
+)
 from authsidecar.coolify.rows import owner
 from authsidecar.coolify.source import BUCKET
-from authsidecar.decision.model import Place, TeamId
+from authsidecar.decision.model import Place, ResourceKind, TeamId
 from authsidecar.store.bulk import Owner
 from authsidecar.store.keys import OWNER_BUCKETS
 
-ALL = {(table, column) for table, columns in NEEDS.items() for column in columns}
+ALL = {(table, column) for table, columns in NEEDS.items() for column in columns} | {
+    (table, column) for table, columns in MORE.items() for column in columns
+}
 
 
 def without(table: str, *columns: str) -> set[tuple[str, str]]:
@@ -23,8 +35,10 @@ def test_all_tables_are_read_where_all_are_there() -> None:
     found = reading(ALL)
 
     assert found.missing == ()
-    for table in NEEDS.keys() - {"environments"}:
+    for table in NEEDS.keys() - {"environments", DEPLOYMENTS}:
         assert found.source.count(f"FROM {table} r") == 1
+    assert found.source.count(f"FROM {DEPLOYMENTS}") == 1
+    assert found.source.count("FROM environments e") == 2
 
 
 def test_without_any_table_nothing_is_read() -> None:
@@ -35,14 +49,14 @@ def test_without_any_table_nothing_is_read() -> None:
     assert set(found.missing) == set(NEEDS)
 
 
-@pytest.mark.parametrize("table", PLACED)
+@pytest.mark.parametrize("table", [*(PLACED.keys() - {"applications", "services"}), *PARTS])
 def test_a_table_that_is_missing_is_left_out_and_named(table: str) -> None:
     """An older Coolify has fewer kinds of databases; the others are read."""
     found = reading(without(table))
 
     assert found.missing == (table,)
     assert f"FROM {table} r" not in found.source
-    assert found.source.count(" UNION ALL ") == len(PLACED)
+    assert found.source.count(" UNION ALL ") == reading(ALL).source.count(" UNION ALL ") - 1
 
 
 @pytest.mark.parametrize(
@@ -71,12 +85,44 @@ def test_deleted_rows_are_left_out_where_the_column_is_there() -> None:
     found = reading(ALL | {("servers", DELETED), ("applications", DELETED)})
 
     assert found.source.count("r.deleted_at IS NULL") == 2
+    assert found.source.count("s.deleted_at IS NULL") == 1  # of the deployments' applications
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "gone"),
+    [
+        ("environments", "uuid", ["e.uuid"]),
+        ("environments", "name", ["e.name"]),
+        ("services", "id", [*PARTS]),
+        ("applications", "id", [DEPLOYMENTS]),
+        ("services", "uuid", ["services r", *PARTS]),
+    ],
+)
+def test_without_a_column_less_is_known(table: str, column: str, gone: list[str]) -> None:
+    """An older release, or a grant that is missing: what does not need it is read all the same."""
+    found = reading(without(table, column))
+
+    assert found.missing == (f"{table}.{column}",)
+    assert not [text for text in gone if text in found.source]
+    assert "FROM standalone_redis r" in found.source
+
+
+def row(**columns: object) -> dict[str, object]:
+    return {**dict.fromkeys(COLUMNS, ""), **columns}
+
+
+def test_a_row_says_where_something_lies() -> None:
+    """Or whose it is alone, where a team has the uuid in two tables."""
+    full = row(uuid="x", team_id=1, kind="service-database", project="p", within="s")
+    place = Place(TeamId(1), ResourceKind.SERVICE_DATABASE, "p", "", "", "s")
+    assert owner(full).fact == Owner("x", place)
+    assert owner(row(uuid="x", team_id=1)).fact == Owner("x", Place(TeamId(1)))
 
 
 def test_a_resource_of_an_impossible_team_is_nobodys() -> None:
     """A negative id is no team's."""
-    assert owner({"uuid": "x", "team_id": -1}).fact is None
-    assert owner({"uuid": "x", "team_id": 0}).fact == Owner("x", Place(TeamId(0)))
+    assert owner(row(uuid="x", team_id=-1)).fact is None
+    assert owner(row(uuid="x", team_id=0)).fact == Owner("x", Place(TeamId(0)))
 
 
 def test_every_uuid_has_its_bucket() -> None:
