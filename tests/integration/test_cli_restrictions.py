@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from authsidecar.decision.model import DAMAGED, TokenId
-from authsidecar.store.keys import Keys
+from authsidecar.decision.model import DAMAGED, Place, ResourceKind, TeamId, TokenId
+from authsidecar.store.keys import Keys, owner_bucket
+from authsidecar.store.records import write_place
 from tests.support import seed
 from tests.support.cli import Result, invoke, with_registry
 
@@ -21,6 +22,15 @@ async def _world(registry):
         [seed.token(67, user=7, team=3, permissions=held), seed.token(68, user=7, team=3)]
     )
     await registry.set_instance(api_enabled=True)
+    places = {
+        "p1": Place(TeamId(3), ResourceKind.PROJECT, "p1"),
+        "p1/prod": Place(TeamId(3), ResourceKind.ENVIRONMENT, "p1", "e1", "prod"),
+        "app1": Place(TeamId(3), ResourceKind.APPLICATION, "p1", "e1", "prod"),
+        "theirs": Place(TeamId(9), ResourceKind.SERVER),
+    }
+    for key, place in places.items():
+        name = registry._keys.owners(owner_bucket(key))
+        await registry._client.hset(name, key, write_place(place))
 
 
 @pytest.fixture
@@ -49,6 +59,7 @@ def test_every_option_is_stored_shown_and_taken_back(cli):
     done = cli(
         *("token", "restrict", 67, "--permission", "read", "--permission", "deploy"),
         *("--route", DEPLOY, "--route", "* /api/v1/teams", "--from", "192.0.2.7/24"),
+        *("--project", "p1", "--environment", "p1/prod", "--resource", "app1", "--tag", "shop"),
         *("--rate", "10/1m", "--uses", 5, "--hours", "Mon-Fri 08:00-18:00 Europe/Berlin"),
         *("--not-before", "2026-01-01T01:00:00+01:00", "--until", "2099-01-01T00:00:00Z"),
         *("--note", "the CI of the shop", "--json"),
@@ -56,6 +67,10 @@ def test_every_option_is_stored_shown_and_taken_back(cli):
     expected = {
         "permissions": ["deploy", "read"],
         "routes": ["* /api/v1/teams", DEPLOY],
+        "projects": ["p1"],
+        "environments": ["p1/prod"],
+        "resources": ["app1"],
+        "tags": ["shop"],
         "from": ["192.0.2.0/24"],
         "rate": "10/60s",
         "uses": 5,
@@ -115,6 +130,11 @@ def test_it_holds_for_the_next_request_and_a_ceiling_for_all_tokens(cli):
         (("--route", "* /api/v1/team/member"), "did you mean '* /api/v1/team/members'?"),
         (("--route", "GET /api/health"), "no table has the route 'GET /api/health'"),
         (("--permission", "write"), "a restriction can't widen: the token holds deploy read, not"),
+        (("--project", "p2"), "the sync knows no p2 for --project; did you mean p1?"),
+        (("--project", "app1"), "the sync knows no app1 for --project"),
+        (("--environment", "p1/prot"), "no p1/prot for --environment; did you mean p1/prod?"),
+        (("--resource", "ap1"), "the sync knows no ap1 for --resource; did you mean app1?"),
+        (("--resource", "theirs"), "--resource theirs is of team 9, the token of team 3"),
     ],
 )
 def test_what_names_nothing_is_refused_unless_forced(cli, words, why):
@@ -155,6 +175,8 @@ def test_a_wider_one_is_said_to_be_wider(cli):
         (("--hours", "always"), "is not such as"),
         (("--hours", "Mon 08:00-09:00 Berlin"), "is no time zone"),
         (("--route", "deploy"), "is no METHOD and template"),
+        (("--environment", "prod"), "is no PROJECT/NAME"),
+        (("--resource", "a/b"), "is no uuid"),
     ],
 )
 def test_bad_input_is_one_line(cli, words, why):
@@ -266,3 +288,30 @@ def test_a_note_cannot_steer_a_terminal(cli, redis_url):
 
     asyncio.run(with_registry(redis_url, plant))
     assert "\x1b" not in cli("token", "show", 67).out + cli("token", "list").out
+
+
+def test_a_token_that_is_restricted_to_an_application_is_explained(cli):
+    """By the path, by the query, and what would let it in."""
+    assert cli("token", "restrict", 67, "--resource", "app1").code == 0
+    assert status(cli, 67, "GET", "/api/v1/applications/app1") == 200
+    assert status(cli, 67, "POST", "/api/v1/deploy?uuid=app1") == 200
+    assert status(cli, 67, "GET", "/api/v1/applications/app1?uuid=app2") == 403
+    assert status(cli, 67, "GET", "/api/v1/servers/theirs") == 404
+    assert status(cli, 67, "GET", "/api/v1/applications") == 403
+    text = f"67|{seed.secret_of(67)}\n".encode()
+    words = ("--token-file", "-", "--client-ip", "192.0.2.1")
+    shown = cli("explain", "GET", "/api/v1/servers/theirs", *words, stdin=text).out
+    assert "the token's restriction has not Server theirs within it" in shown
+
+
+def test_without_a_sync_no_resource_is_known(cli, redis_url):
+    """It says what is to be switched on."""
+
+    async def forget(registry):
+        for key in await registry.located():
+            await registry._client.delete(registry._keys.owners(owner_bucket(key)))
+
+    asyncio.run(with_registry(redis_url, forget))
+    refused = cli("token", "restrict", 67, "--project", "p1")
+    assert refused.code == 1
+    assert "no resource is known; does a sync run, with sync.resources?" in refused.err

@@ -49,18 +49,21 @@ def request(
     *,
     client: str = "192.0.2.1",
     request_id: str | None = None,
+    body: bool = False,
 ) -> AccessRequest:
     """One request; `who` is a token's id, what the parser made of another, or None for none."""
-    method, path = route
+    method, target = route
+    path = target.partition("?")[0]
     held = Deny(TOKEN_MISSING) if who is None else credential(who) if isinstance(who, int) else who
     return AccessRequest(
         proxy=Proxy.NGINX,
         method=method,
         path=path,
-        target=path.encode(),
+        target=target.encode(),
         client=ip_address(client),
         credential=held,
         request_id=request_id,
+        body=body,
     )
 
 

@@ -46,7 +46,7 @@ from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER, read
 from authsidecar.decision.proxies.headers import FORWARDED_FOR, Fields
 from authsidecar.decision.proxies.target import AMBIGUOUS_TARGET
 from authsidecar.decision.ratelimit.charges import USES
-from authsidecar.decision.resources import Places, named
+from authsidecar.decision.resources import Names, Places, named
 from authsidecar.decision.routes import Guard, Route
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.registry import Registry
@@ -142,6 +142,14 @@ class _Peeking:
     async def places(self, keys: tuple[str, ...]) -> Places:
         try:
             self.places_seen = await self.store.places(keys)
+        except StoreError as error:
+            self.error = error
+            raise
+        return self.places_seen
+
+    async def provable_places(self, keys: tuple[str, ...], *, fresh: bool) -> Places:
+        try:
+            self.places_seen = await self.store.provable_places(keys, fresh=fresh)
         except StoreError as error:
             self.error = error
             raise
@@ -271,7 +279,10 @@ def _with_token(
     found["token"] = (Result.PASS, _token(proven))
     if peeking.charged is None or not peeking.charged.admitted:
         return found
-    names = named(route, access.path, access.target) if rules.policy.team_isolation else None
+    names: Names | None = None
+    narrowed = any(one.to_resources for one in proven.restrictions.values())
+    if narrowed or rules.policy.team_isolation:
+        names = named(route, access.path, access.target)._replace(body=access.body)
     places = peeking.places_seen
     case = Case(rules.policy, access.client, route, instance, proven, names, places, now)
     for check in CHECKS:

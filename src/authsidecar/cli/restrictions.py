@@ -38,6 +38,22 @@ _PARTS: Final = (
         metavar="'METHOD TEMPLATE'",
         multiple=True,
     ),
+    _part(
+        *("project", "projects", "Only what lies in this project of Coolify's."),
+        metavar="UUID",
+        multiple=True,
+    ),
+    _part(
+        *("environment", "environments", "Only what lies in this environment."),
+        metavar="PROJECT/NAME",
+        multiple=True,
+    ),
+    _part(
+        *("resource", "resources", "Only this server, application, database or service."),
+        metavar="UUID",
+        multiple=True,
+    ),
+    _part("tag", "tags", "Deploy what has this tag, too.", metavar="NAME", multiple=True),
     _part("from", "from", "Only from this network.", metavar="CIDR", multiple=True),
     _part("not-before", "not_before", "Not before this time (RFC 3339).", metavar="T"),
     _part("until", "until", "Not after this time (RFC 3339).", metavar="T"),
@@ -99,13 +115,18 @@ async def _restrict_token(session: Session, /, number: int | None, **given: Any)
     It replaces what narrowed it before; `token show` tells that. Coolify knows nothing of it:
     whoever reaches Coolify past the proxy is not narrowed.
 
-    A file has {tokens: {ID: {permissions: [...], routes: [...], from: [...], rate: N/WINDOW,
-    uses: N, not_before: T, until: T, hours: [...], note: TEXT}}}; it is carried out whole or not
-    at all, and tokens that it does not name stay as they are.
+    Projects, environments and resources add up; what else a request names, or may name unseen, is
+    refused: collections, creations, bodies. The sync must follow them (sync.resources).
+
+    A file has {tokens: {ID: {permissions: [...], routes: [...], projects: [...],
+    environments: [...], resources: [...], tags: [...], from: [...], rate: N/WINDOW, uses: N,
+    not_before: T, until: T, hours: [...], note: TEXT}}}; it is carried out whole or not at all,
+    and tokens that it does not name stay as they are.
 
     \b
     Examples:
       authsidecar token restrict 67 --route 'POST /api/v1/deploy' --from 192.0.2.0/24
+      authsidecar token restrict 67 --resource bo8s4k4g0kw4kgsg8wk8wcow --permission deploy
       authsidecar token restrict 67 --permission read --hours 'Mon-Fri 08:00-18:00 Europe/Berlin'
       authsidecar token restrict --file ci.yaml --dry-run
     """

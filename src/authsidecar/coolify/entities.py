@@ -264,7 +264,7 @@ class _Owners(Entity[str, Owner]):
         return f"of {fact.uuid!a}: team {fact.place.team}{_where(fact.place)}"
 
     async def held(self, bulk: Bulk) -> Sequence[str]:
-        return await bulk.owned()
+        return await bulk.located()
 
     async def facts(self, bulk: Bulk, keys: Iterable[str]) -> Sequence[Owner]:
         return await bulk.owners_of(keys)

@@ -16,6 +16,7 @@ from authsidecar.decision.model import (
     Credential,
     Deny,
     Limit,
+    Place,
     Quota,
     TokenRecord,
     Verdict,
@@ -32,7 +33,7 @@ from authsidecar.decision.policy import (
 )
 from authsidecar.decision.ratelimit import charges
 from authsidecar.decision.ratelimit.charges import Charge
-from authsidecar.decision.resources import MOST_NAMED, Places, named
+from authsidecar.decision.resources import MOST_NAMED, Names, Places, named
 from authsidecar.decision.restrictions import TOKEN_RESTRICTED, depends_on_time, refusal_now
 from authsidecar.decision.routes import Route
 from authsidecar.times import UnixMs
@@ -62,11 +63,13 @@ class Claim:
         counters: what to charge; may be empty.
         instance: to be proven current, or None.
         record: to be proven current, or None.
+        places: where resources lie, by their keys, to be proven current.
     """
 
     counters: tuple[Charge, ...]
     instance: Instance | None = None
     record: TokenRecord | None = None
+    places: tuple[tuple[str, Place | None], ...] = ()
 
 
 class Charged(NamedTuple):
@@ -121,6 +124,9 @@ class Store(Protocol):
 
     async def places(self, keys: tuple[str, ...]) -> Places:
         """Where resources lie, by their keys, as of a few seconds ago; None: not known."""
+
+    async def provable_places(self, keys: tuple[str, ...], *, fresh: bool) -> Places:
+        """The same, to be proven by the charge; `fresh` reads Redis for this call alone."""
 
     def may_look_up(self, address: str, credential: Credential) -> bool:
         """Whether this token from this address may cost a look-up now."""
@@ -214,10 +220,8 @@ async def authorize(request: AccessRequest, rules: Rules, store: Store) -> Outco
                 if paced:
                     return _paced(store.now(), found)
             judged = _judged(request, rules, found, instance, record, now=store.now())
-            if judged.paid and rules.policy.team_isolation:
-                # What only an admitted request pays for must not be charged before this is known.
-                found_out = await _isolated(judged, request, store)
-                judged = _rejudged(judged, found_out, request, rules)
+            if judged.paid or judged.to_resources:
+                judged = await _looked_up(judged, request, rules, store, fresh=last)
             claim = Claim(judged.claim.counters) if last else judged.claim
             charged = await store.charge(claim, repeat_key=repeat_key(request))
             if isinstance(charged, Stale):
@@ -266,6 +270,7 @@ class Judged(NamedTuple):
         case: what it was judged by, or None: it has no known token.
         timed: whether it is to be judged again by the time.
         paid: whether it is charged what only an admitted request is.
+        to_resources: whether it is to be judged again by what it names.
     """
 
     judgement: Judgement
@@ -273,6 +278,7 @@ class Judged(NamedTuple):
     case: Case | None
     timed: bool = False
     paid: bool = False
+    to_resources: bool = False
 
 
 def _judged(
@@ -299,9 +305,13 @@ def _settled(
     case = Case(rules.policy, client, route, instance, record)
     judgement = judge(case)
     counters = charges.of_principal(record, client, rules.limits, rules.ipv6_prefix)
-    own = charges.of_restriction(record) if isinstance(judgement.verdict, Allow) else ()
-    timed = any(map(depends_on_time, record.restrictions.values()))
-    return Judged(judgement, Claim(counters + own, instance, record), case, timed, bool(own))
+    allowed = isinstance(judgement.verdict, Allow)
+    own = charges.of_restriction(record) if allowed else ()
+    narrowed = record.restrictions.values()
+    timed = any(map(depends_on_time, narrowed))
+    to_resources = allowed and any(one.to_resources for one in narrowed)
+    claim = Claim(counters + own, instance, record)
+    return Judged(judgement, claim, case, timed, bool(own), to_resources)
 
 
 def _rejudged_at(now: UnixMs, judged: Judged, request: AccessRequest, rules: Rules) -> Judged:
@@ -313,6 +323,58 @@ def _rejudged_at(now: UnixMs, judged: Judged, request: AccessRequest, rules: Rul
     return judged
 
 
+async def _looked_up(
+    judged: Judged, request: AccessRequest, rules: Rules, store: Store, *, fresh: bool
+) -> Judged:
+    """The same when what the request names was looked at, as far as that matters yet."""
+    if judged.to_resources:
+        return await _located(judged, request, rules, store, fresh=fresh)
+    if not rules.policy.team_isolation:
+        return judged
+    # What only an admitted request pays for must not be charged before this is known.
+    return _rejudged(judged, await _isolated(judged, request, store), request, rules)
+
+
+async def _located(
+    judged: Judged, request: AccessRequest, rules: Rules, store: Store, *, fresh: bool
+) -> Judged:
+    """The same when it is known where the resources lie that the request names."""
+    case = judged.case
+    assert case is not None  # noqa: S101  # there is a restriction
+    names = named(case.route, request.path, request.target)
+    if request.body:
+        names = names._replace(body=True)
+    keys = names.keys[:MOST_NAMED]
+    places = await store.provable_places(keys, fresh=fresh) if keys else {}
+    found = tuple([(key, places.get(key)) for key in keys])
+    settled = _settled_there(
+        *(rules, request.client, case.route, case.instance, case.record), names=names, places=found
+    )
+    return _rejudged_at(store.now(), settled, request, rules) if settled.timed else settled
+
+
+@lru_cache(maxsize=8192)
+def _settled_there(
+    rules: Rules,
+    client: Address,
+    route: Route,
+    instance: Instance,
+    record: TokenRecord,
+    *,
+    names: Names,
+    places: tuple[tuple[str, Place | None], ...],
+) -> Judged:
+    """What was settled, judged again by what is named: the same for the same places."""
+    judged = _settled(rules, client, route, instance, record)
+    assert judged.case is not None  # noqa: S101  # it was settled
+    case = judged.case._replace(names=names, places=dict(places))
+    judgement, counters = judge(case), judged.claim.counters
+    if isinstance(judgement.verdict, Deny):
+        counters = charges.of_principal(record, client, rules.limits, rules.ipv6_prefix)
+    proven = Claim(counters, instance, record, places)
+    return Judged(judgement, proven, case, judged.timed, judged.paid)
+
+
 def _rejudged(judged: Judged, judgement: Judgement, request: AccessRequest, rules: Rules) -> Judged:
     """The same with another judgement; one that refuses costs what a refusal costs."""
     if judgement is judged.judgement or isinstance(judgement.verdict, Allow):
@@ -320,7 +382,8 @@ def _rejudged(judged: Judged, judgement: Judgement, request: AccessRequest, rule
     claim = judged.claim
     assert claim.record is not None  # noqa: S101  # it has a case
     counters = charges.of_principal(claim.record, request.client, rules.limits, rules.ipv6_prefix)
-    return Judged(judgement, Claim(counters, claim.instance, claim.record), judged.case)
+    proven = Claim(counters, claim.instance, claim.record, claim.places)
+    return Judged(judgement, proven, judged.case)
 
 
 def _of_address(bucket: str | None, request: AccessRequest, rules: Rules) -> tuple[Charge, ...]:
@@ -336,7 +399,7 @@ async def _isolated(judged: Judged, request: AccessRequest, store: Store) -> Jud
     Last of all, so that nobody who is refused anyway costs a trip for it.
     """
     case = judged.case
-    if case is None or isinstance(judged.judgement.verdict, Deny):
+    if case is None or case.names is not None or isinstance(judged.judgement.verdict, Deny):
         return judged.judgement
     names = named(case.route, request.path, request.target)
     keys = names.keys

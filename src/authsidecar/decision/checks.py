@@ -20,7 +20,13 @@ from authsidecar.decision.model import (
 from authsidecar.decision.permissions import satisfies
 from authsidecar.decision.policy import Case, Judgement
 from authsidecar.decision.resources import MOST_NAMED, owned
-from authsidecar.decision.restrictions import TOKEN_RESTRICTED, narrowed, refusal, refusal_now
+from authsidecar.decision.restrictions import (
+    TOKEN_RESTRICTED,
+    narrowed,
+    outside,
+    refusal,
+    refusal_now,
+)
 from authsidecar.decision.routes import ROUTE_UNKNOWN, Guard
 
 NOT_TEAM_MEMBER: Final = Reason("not_team_member", Kind.UNAUTHENTICATED, 401, "Invalid token.")
@@ -207,6 +213,13 @@ def restriction(case: Case) -> Deny | None:
             why = refusal_now(narrower, case.now)
         if why is not None:
             return Deny(TOKEN_RESTRICTED, f"the {holder}'s restriction {why}")
+        if case.names is not None:
+            refused = outside(narrower, case.route, case.names, case.places)
+            if refused is not None:
+                detail = f"the {holder}'s restriction {refused.why}"
+                if refused.noun is not None:
+                    return not_found(refused.noun, detail)
+                return Deny(TOKEN_RESTRICTED, detail, advice=refused.advice)
     return None
 
 

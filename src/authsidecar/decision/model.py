@@ -134,12 +134,14 @@ class Deny:
         missing: the permissions that were missing, for the reason permission_missing.
         allowed: the methods that are taken here, for the reason method_not_allowed; empty: all
             of METHODS.
+        advice: what the client is told beside the message: how to ask instead.
     """
 
     reason: Reason
     detail: str = ""
     missing: tuple[Permission, ...] = ()
     allowed: tuple[str, ...] = ()
+    advice: str = ""
 
     def __bool__(self) -> NoReturn:
         """Refuse to be a condition."""
@@ -207,6 +209,7 @@ class AccessRequest(NamedTuple):
         credential: the parsed token, or the 401 refusal that its text earned.
         preflight: a CORS preflight (OPTIONS, Origin, Access-Control-Request-Method, no token).
         request_id: the proxy's own id of the client request, or None where it cannot set one.
+        body: whether its Content-Type makes PHP or Laravel read a body as input.
     """
 
     proxy: Proxy
@@ -217,6 +220,7 @@ class AccessRequest(NamedTuple):
     credential: Credential | Deny
     preflight: bool = False
     request_id: str | None = None
+    body: bool = False
 
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -256,6 +260,11 @@ class Restriction:
         not_before: the first millisecond.
         until: the last millisecond.
         hours: in any of these.
+        projects: the uuids of the projects within which it may name something.
+        environments: the same of environments, each `PROJECT/NAME` or `PROJECT/UUID`.
+        resources: the uuids of the servers, applications, databases and services that it may
+            name; the three add up.
+        tags: which tags it may deploy, whatever has them.
         rate: a counter of its own.
         uses: how many requests in all.
         note: why, and for whom.
@@ -267,9 +276,18 @@ class Restriction:
     not_before: UnixMs | None = None
     until: UnixMs | None = None
     hours: tuple[Hours, ...] = ()
+    projects: frozenset[str] = frozenset()
+    environments: frozenset[str] = frozenset()
+    resources: frozenset[str] = frozenset()
+    tags: frozenset[str] = frozenset()
     rate: Limit | None = None
     uses: int | None = None
     note: str = ""
+
+    @property
+    def to_resources(self) -> bool:
+        """Whether it narrows what a request may name."""
+        return bool(self.projects or self.environments or self.resources or self.tags)
 
 
 DAMAGED: Final = Restriction(routes=frozenset())

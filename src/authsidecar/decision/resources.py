@@ -85,12 +85,14 @@ class Names(NamedTuple):
             sure that PHP reads them so.
         tags: that it deploys.
         unclear: why the query may name something else, or None.
+        body: whether a body, which can't be seen, may name something else.
     """
 
     resources: tuple[Named, ...] = ()
     others: tuple[Named, ...] = ()
     tags: tuple[str, ...] = ()
     unclear: str | None = None
+    body: bool = False
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -99,6 +101,7 @@ class Names(NamedTuple):
 
 
 NOTHING: Final = Names()
+"""Of a request that names nothing."""
 
 
 def environment_key(project: str, name: str) -> str:
@@ -131,6 +134,8 @@ def _named(template: str, path: str, query: bytes) -> Names:
     what = naming(template)
     said = _of_path(what, path)
     resources = _resources(what, said)
+    if any(one.kind and not _is_name(said[one.name]) for one in what.parameters):
+        return Names(resources, unclear="a part of the path is too long for a name")
     if not query:
         return Names(resources) if resources else NOTHING
     keys = tuple(_keys(query))

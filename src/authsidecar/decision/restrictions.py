@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 from authsidecar.decision.addresses import parse_network
@@ -23,11 +23,15 @@ from authsidecar.decision.model import (
     Kind,
     Limit,
     Permission,
+    Place,
     Reason,
+    ResourceKind,
     Restriction,
 )
 from authsidecar.decision.permissions import satisfies
+from authsidecar.decision.resources import LONGEST_NAME, MOST_NAMED, Named, Names, Places, found
 from authsidecar.decision.routes import Guard, Route
+from authsidecar.decision.routes.naming import naming
 from authsidecar.times import UnixMs, parse_rfc3339, rfc3339
 
 TOKEN_RESTRICTED: Final = Reason(
@@ -46,6 +50,7 @@ LONGEST_WINDOW_MS: Final = 86_400_000
 
 DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
+_UUID: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
 _DAY_MINUTES: Final = 24 * 60
 _UNITS_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _RATE: Final = re.compile(r"([0-9]{1,6})/([0-9]{0,5})([smhd]?)")
@@ -72,6 +77,8 @@ def refusal(restriction: Restriction, route: Route, client: Address) -> str | No
     routes = restriction.routes
     if routes is not None and not _names(routes, route):
         return f"does not name {route.method} {route.template}"
+    if restriction.to_resources and not naming(route.template).judged and routes is None:
+        return f"can't tell what {route.method} {route.template} touches; --route names it"
     held = restriction.permissions
     if held is not None:
         if route.guard is Guard.MCP and routes is None:
@@ -82,6 +89,86 @@ def refusal(restriction: Restriction, route: Route, client: Address) -> str | No
     if restriction.networks and not any(client in network for network in restriction.networks):
         return f"does not admit {client}"
     return None
+
+
+class Refused(NamedTuple):
+    """Why what a request names is refused.
+
+    Attributes:
+        why: what follows "the token's restriction".
+        noun: what Coolify would call what it does not find; None: it is no matter of finding.
+        advice: what the client is told to do instead.
+    """
+
+    why: str
+    noun: str | None = None
+    advice: str = ""
+
+
+HIDDEN_BODY: Final = (
+    "This token is restricted to resources, and a body could name another one: send the request "
+    "without a body and without this Content-Type; what it needs may stand in the query."
+)
+
+
+def outside(restriction: Restriction, route: Route, names: Names, places: Places) -> Refused | None:
+    """Why what a request names is not all known to lie inside, or None.
+
+    Of a path the innermost resource counts, and what is around it must be: a part of a service is
+    the service's. A route that names nothing is `refusal`'s to judge.
+
+    Args:
+        restriction: any.
+        route: that serves the request.
+        names: what it names.
+        places: what is known of that.
+    """
+    what = naming(route.template)
+    if not restriction.to_resources or not what.judged:
+        return None
+    if (hidden := _hidden(restriction, route, names)) is not None:
+        return hidden
+    around = () if what.deploys else names.resources[:-1]
+    for one in names.resources[len(around) :]:
+        place = found(one, places)
+        if place is None:
+            return Refused(f"does not know {one.noun} {one.text}")
+        if not _inside(restriction, one, place):
+            return Refused(f"has not {one.noun} {one.text} within it", one.noun)
+        for outer in around:
+            if outer.text not in {place.project, place.within}:
+                return Refused(f"knows {one.text} elsewhere than in {outer.text}", one.noun)
+    return None
+
+
+def _hidden(restriction: Restriction, route: Route, names: Names) -> Refused | None:
+    """Why it can't be seen what is named, wherever that would lie, or None."""
+    if names.body:
+        return Refused("does not admit a body that can't be seen", advice=HIDDEN_BODY)
+    if names.unclear is not None:
+        return Refused(f"can't tell what is named: {names.unclear}", advice=f"{names.unclear}.")
+    if not names.resources and not names.tags:
+        return Refused(f"can't tell what {route.method} {route.template} touches: no uuid is given")
+    if len(names.keys) > MOST_NAMED:
+        return Refused(f"admits {MOST_NAMED} resources at once")
+    for tag in names.tags:
+        if tag not in restriction.tags:
+            return Refused("does not name a tag that is to be deployed")
+    return None
+
+
+def _inside(restriction: Restriction, one: Named, place: Place) -> bool:
+    """Whether a resource lies in one of these projects or environments, or is one of these."""
+    if place.project and place.project in restriction.projects:
+        return True
+    environments = (place.environment, place.environment_name)
+    if any(name and f"{place.project}/{name}" in restriction.environments for name in environments):
+        return True
+    if place.kind in {ResourceKind.PROJECT, ResourceKind.ENVIRONMENT}:
+        return False
+    return one.text in restriction.resources or (
+        bool(place.within) and place.within in restriction.resources
+    )
 
 
 def refusal_now(restriction: Restriction, now: UnixMs) -> str | None:
@@ -164,26 +251,23 @@ def read(text: bytes) -> Restriction:
 
 def as_mapping(restriction: Restriction) -> dict[str, Any]:
     """A restriction as files and --json have it: only what it limits."""
-    found: dict[str, Any] = {}
-    if restriction.permissions is not None:
-        found["permissions"] = sorted(restriction.permissions)
-    if restriction.routes is not None:
-        found["routes"] = sorted(restriction.routes)
-    if restriction.networks:
-        found["from"] = [str(network) for network in restriction.networks]
-    if restriction.rate is not None:
-        found["rate"] = rate_text(restriction.rate)
-    if restriction.uses is not None:
-        found["uses"] = restriction.uses
-    if restriction.not_before is not None:
-        found["not_before"] = rfc3339(restriction.not_before)
-    if restriction.until is not None:
-        found["until"] = rfc3339(restriction.until)
-    if restriction.hours:
-        found["hours"] = [hours_text(hours) for hours in restriction.hours]
-    if restriction.note:
-        found["note"] = restriction.note
-    return found
+    one = restriction
+    parts: dict[str, Any] = {
+        "permissions": None if one.permissions is None else sorted(one.permissions),
+        "routes": None if one.routes is None else sorted(one.routes),
+        "projects": sorted(one.projects) or None,
+        "environments": sorted(one.environments) or None,
+        "resources": sorted(one.resources) or None,
+        "tags": sorted(one.tags) or None,
+        "from": [str(network) for network in one.networks] or None,
+        "rate": None if one.rate is None else rate_text(one.rate),
+        "uses": one.uses,
+        "not_before": None if one.not_before is None else rfc3339(one.not_before),
+        "until": None if one.until is None else rfc3339(one.until),
+        "hours": [hours_text(hours) for hours in one.hours] or None,
+        "note": one.note or None,
+    }
+    return {name: value for name, value in parts.items() if value is not None}
 
 
 def parse(given: object) -> Restriction:
@@ -239,6 +323,38 @@ def _route(text: str) -> str:
     return text
 
 
+def _uuids(value: object) -> frozenset[str]:
+    return frozenset(_uuid(text) for text in _texts(value))
+
+
+def _uuid(text: str) -> str:
+    if not _UUID.fullmatch(text):
+        raise ValueError(f"{text!a} is no uuid")
+    return text
+
+
+def _environments(value: object) -> frozenset[str]:
+    for text in _texts(value):
+        project, slash, name = text.partition("/")
+        if not slash or not _UUID.fullmatch(project) or not 0 < len(name) <= LONGEST_NAME:
+            raise ValueError(f"{text!a} is no PROJECT/NAME, with the uuid of a project")
+        _printable(name)
+    return frozenset(_texts(value))
+
+
+def _tags(value: object) -> frozenset[str]:
+    for text in _texts(value):
+        if not text.strip() or text != text.strip() or "," in text or len(text) > LONGEST_NAME:
+            raise ValueError(f"{text!a} is no name of a tag")
+        _printable(text)
+    return frozenset(_texts(value))
+
+
+def _printable(text: str) -> None:
+    if not text.isprintable():
+        raise ValueError(f"{text!a} holds a control character")
+
+
 def _networks(value: object) -> tuple[Any, ...]:
     found = []
     for text in _texts(value):
@@ -290,6 +406,10 @@ def _texts(value: object) -> list[str]:
 _PARTS: Final[Mapping[str, tuple[str, Callable[[object], Any]]]] = {
     "permissions": ("permissions", _permissions),
     "routes": ("routes", _routes),
+    "projects": ("projects", _uuids),
+    "environments": ("environments", _environments),
+    "resources": ("resources", _uuids),
+    "tags": ("tags", _tags),
     "from": ("networks", _networks),
     "rate": ("rate", _rate),
     "uses": ("uses", _uses),
@@ -379,15 +499,20 @@ def _days(text: str) -> frozenset[int]:
 # -------------------------------------------------------------------------- whether it is wider
 
 
-def widened(old: Restriction, new: Restriction) -> str | None:
+def widened(old: Restriction, new: Restriction, places: Places | None = None) -> str | None:
     """In which part a restriction would admit what the one before did not, or None.
 
     Hours are compared as they are written.
+
+    Args:
+        old: what is there.
+        new: what is to be there.
+        places: where the resources lie that the new one names.
     """
-    return next((part for part, wider in _wider(old, new) if wider), None)
+    return next((part for part, wider in _wider(old, new, places or {}) if wider), None)
 
 
-def _wider(old: Restriction, new: Restriction) -> Iterable[tuple[str, bool]]:
+def _wider(old: Restriction, new: Restriction, places: Places) -> Iterable[tuple[str, bool]]:
     if old is DAMAGED:
         return
     yield (
@@ -403,6 +528,14 @@ def _wider(old: Restriction, new: Restriction) -> Iterable[tuple[str, bool]]:
         old.routes is not None
         and (new.routes is None or not all(_is_named(route, old.routes) for route in new.routes)),
     )
+    if old.to_resources:
+        yield "resources", not new.to_resources
+        yield "projects", not new.projects <= old.projects
+        within = old.projects
+        beyond = {one for one in new.environments if one.partition("/")[0] not in within}
+        yield "environments", not beyond <= old.environments
+        yield "resources", not all(_covered(old, uuid, places) for uuid in new.resources)
+        yield "tags", not new.tags <= old.tags
     yield (
         "from",
         bool(old.networks)
@@ -429,6 +562,15 @@ def _wider(old: Restriction, new: Restriction) -> Iterable[tuple[str, bool]]:
         ),
     )
     yield "uses", old.uses is not None and (new.uses is None or new.uses > old.uses)
+
+
+def _covered(old: Restriction, uuid: str, places: Places) -> bool:
+    """Whether a resource is one of these, or known to lie within them."""
+    place = places.get(uuid)
+    if uuid in old.resources or place is None:
+        return uuid in old.resources
+    kinds = frozenset() if place.kind is None else frozenset({place.kind})
+    return _inside(old, Named(kinds, uuid), place)
 
 
 def _is_named(route: str, routes: frozenset[str]) -> bool:

@@ -40,6 +40,10 @@ class AbsentStore:
         """Redis is not there."""
         raise _absent("owner")
 
+    async def provable_places(self, keys: tuple[str, ...], *, fresh: bool) -> NoReturn:
+        """Redis is not there."""
+        raise _absent("owner")
+
     def may_look_up(self, address: str, credential: Credential) -> bool:
         """Nobody can guess a token where none is known."""
         return True

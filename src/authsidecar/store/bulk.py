@@ -25,7 +25,7 @@ from authsidecar.store.epoch import (
     FenceBroken,
     epoch,
 )
-from authsidecar.store.keys import OWNER_BUCKETS, Keys, owner_bucket
+from authsidecar.store.keys import Keys, owner_bucket
 from authsidecar.store.registry import Registry
 from authsidecar.store.scan import Scan
 
@@ -171,13 +171,6 @@ class Bulk(Registry):
             await self.user_ids(), lambda pipe, user: pipe.smembers(self._keys.user_teams(user))
         )
         return [(TeamId(int(team)), user) async for user, teams in indexes for team in teams]
-
-    async def owned(self) -> list[str]:
-        """The uuid of every resource whose owner is there."""
-        buckets = self._answers(
-            range(OWNER_BUCKETS), lambda pipe, bucket: pipe.hkeys(self._keys.owners(bucket))
-        )
-        return [records.text(uuid) async for _, uuids in buckets for uuid in uuids]
 
     async def unlisted(self, named: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
         """Those of these that are not in their index: each a set's key and a member."""

@@ -3,8 +3,8 @@
 --
 -- ARGV[1]  the time in milliseconds, '' for Redis's own clock (anything else: tests only)
 -- then, for each request, in step with its KEYS:
---   P             number of proofs          KEYS: P nonce keys
---   P values      the nonces expected
+--   P             number of proofs          KEYS: P keys of nonces or hashes
+--   P values      the nonces expected; of a hash ' field', a field and its value, '' if there is none
 --   D             milliseconds that a repeat of the same request id is free, 0: no id, no key
 --                                           KEYS: one marker key if D > 0
 --   M             'charge', or 'peek' to look and charge nothing
@@ -36,8 +36,15 @@ while a < #ARGV do
   local stale = 0
   local bit = 1
   for _ = 1, tonumber(arg()) do
-    -- A missing nonce is false here, which equals no text: missing means stale.
-    if redis.call('GET', key()) ~= arg() then stale = stale + bit end
+    local proof, expected, found = key(), arg(), nil
+    if expected == ' field' then
+      found = redis.call('HGET', proof, arg()) or ''
+      expected = arg()
+    else
+      -- A missing nonce is false here, which equals no text: missing means stale.
+      found = redis.call('GET', proof)
+    end
+    if found ~= expected then stale = stale + bit end
     bit = bit * 2
   end
   local free = tonumber(arg())

@@ -10,7 +10,8 @@ from authsidecar.decision.ratelimit.charges import Charge, slot_of_user
 from authsidecar.store.calls import ChargeCalls, Part, Result, Waiter, bulk
 from authsidecar.store.clock import RedisClock
 from authsidecar.store.cluster_calls import ClusterCalls
-from authsidecar.store.keys import Keys
+from authsidecar.store.keys import Keys, owner_bucket
+from authsidecar.store.records import write_place
 from authsidecar.store.refusals import Refusals
 from authsidecar.times import UnixMs
 
@@ -19,6 +20,9 @@ REPEAT_FREE_MS: Final = 10_000
 
 PACKED: Final = 8192
 """How many claims are kept packed; as many as authorize.py keeps judgements."""
+
+_HASH: Final = " field"
+"""Stands in the place of a nonce where a field of a hash is to be proven."""
 
 _STATUS_STALE: Final = 0
 _STATUS_REFUSED: Final = 2
@@ -42,8 +46,8 @@ class Charging:
             calls: runs the script.
             keys: the key names.
             clock: set by each answer.
-            outdated: told of each claim whose proof failed: bit 0 is the first proof that it has,
-                bit 1 the second.
+            outdated: told of each claim whose proofs failed: bit 0 is the first proof that it has,
+                bit 1 the second, and so on.
         """
         self._calls = calls
         self._keys = keys
@@ -201,23 +205,26 @@ class Charging:
         after = whole.packed_keys[len(before) + len(marker) :]
         return slot_of_user(claim.record.user), before, whole._replace(packed_keys=after)
 
-    def _proofs(self, claim: Claim) -> tuple[list[str], list[bytes]]:
+    def _proofs(self, claim: Claim) -> tuple[list[str], list[str | bytes | int]]:
         """The keys of what proves that a claim's state is current, and what they should hold."""
         keys: list[str] = []
-        nonces: list[bytes] = []
+        proofs: list[str | bytes | int] = []
         if claim.instance is not None:
             keys.append(self._keys.instance_nonce)
-            nonces.append(claim.instance.nonce)
+            proofs.append(claim.instance.nonce)
         if claim.record is not None:
             keys.append(self._keys.user_nonce(claim.record.user))
-            nonces.append(claim.record.nonce)
-        return keys, nonces
+            proofs.append(claim.record.nonce)
+        for key, place in claim.places:
+            keys.append(self._keys.owners(owner_bucket(key)))
+            proofs += [_HASH, key, "" if place is None else write_place(place)]
+        return keys, proofs
 
     def _packed(self, claim: Claim, repeat_key: bytes | None, mode: str) -> Part:
         """KEYS and ARGV in the order that charge.lua reads."""
         names, record, counters = self._keys, claim.record, claim.counters
-        keys, nonces = self._proofs(claim)
-        args: list[str | bytes | int] = [len(nonces), *nonces]
+        keys, proofs = self._proofs(claim)
+        args: list[str | bytes | int] = [len(keys), *proofs]
         if repeat_key is not None:
             home = slot_of_user(record.user) if record is not None else counters[0].tag
             keys.append(names.repeat(home, repeat_key))
@@ -236,7 +243,7 @@ class Charging:
 def _by_slot(claim: Claim) -> tuple[Claim, ...]:
     """A claim on a cluster, by slot: the user's own first, with the proof of the record.
 
-    The instance-wide state is in a slot of its own and cannot be proven.
+    The instance-wide state and the places are in slots of their own and cannot be proven.
     """
     slots: dict[str, list[Charge]] = {}
     if claim.record is not None:

@@ -185,6 +185,17 @@ class DecisionStore:
         read = await self._loads.joined(("places", missing), lambda: self._load_places(missing))
         return {**held, **read}
 
+    async def provable_places(
+        self, keys: tuple[str, ...], *, fresh: bool
+    ) -> Mapping[str, Place | None]:
+        """The same, to be proven by the charge; `fresh` reads Redis for this call alone.
+
+        On a cluster they are always read, since they are in other slots than the counters.
+        """
+        if fresh or self._clustered:
+            return await asyncio.ensure_future(self._load_places(keys))
+        return await self.places(keys)
+
     def may_look_up(self, address: str, credential: Credential) -> bool:
         """Whether this token from this address may cost a look-up now.
 
@@ -236,14 +247,20 @@ class DecisionStore:
         self._trips.close()
 
     def _outdate(self, claim: Claim, stale: int) -> None:
-        """Drop what failed its proof: bit 0 is the first proof, bit 1 the second."""
+        """Drop what failed its proof: bit 0 is the first proof, bit 1 the second, and so on."""
         self._looked_up("stale")
         if claim.instance is not None:
             if stale & 1:
                 self._instance.outdate(claim.instance)
             stale >>= 1
-        if claim.record is not None and stale & 1:
-            self._records.outdate(claim.record)
+        if claim.record is not None:
+            if stale & 1:
+                self._records.outdate(claim.record)
+            stale >>= 1
+        for key, _ in claim.places:
+            if stale & 1:
+                self._places.drop(key)
+            stale >>= 1
 
     async def _load_record(self, credential: Credential) -> TokenRecord | None:
         asked = time.monotonic()  # what is read is at least as new

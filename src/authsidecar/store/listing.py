@@ -9,12 +9,12 @@ from typing import Any, Final, TypeVar
 from redis.asyncio import Redis
 
 from authsidecar.decision import restrictions
-from authsidecar.decision.model import Limit, Restriction, Role, TeamId, TokenId, UserId
+from authsidecar.decision.model import Limit, Place, Restriction, Role, TeamId, TokenId, UserId
 from authsidecar.decision.policy import Instance
 from authsidecar.decision.ratelimit import charges
 from authsidecar.store import records
 from authsidecar.store.entities import Member, Team, Token, User
-from authsidecar.store.keys import Keys
+from authsidecar.store.keys import OWNER_BUCKETS, Keys, owner_bucket
 from authsidecar.times import UnixMs
 
 _PAGE: Final = 500
@@ -231,6 +231,20 @@ class Listing:
         """Those that are there, in the order of the ids."""
         rows = self._answers(list(ids), lambda pipe, i: pipe.hmget(key(i), fields))
         return [noun async for i, row in rows if (noun := read(i, row)) is not None]
+
+    async def located(self) -> list[str]:
+        """The key of every resource of which it is known whose it is."""
+        buckets = self._answers(
+            range(OWNER_BUCKETS), lambda pipe, bucket: pipe.hkeys(self._keys.owners(bucket))
+        )
+        return [records.text(key) async for _, keys in buckets for key in keys]
+
+    async def places(self, keys: Sequence[str]) -> dict[str, Place | None]:
+        """Where resources lie, by their keys; None: not known."""
+        answers = self._answers(
+            keys, lambda pipe, key: pipe.hget(self._keys.owners(owner_bucket(key)), key)
+        )
+        return {key: records.place(text) async for key, text in answers}
 
     async def _answers(
         self, asked: Sequence[_I], ask: Callable[[Any, _I], object]

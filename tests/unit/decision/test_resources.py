@@ -69,7 +69,7 @@ def test_what_stands_behind_a_noun_is_one() -> None:
 
 def test_collections_creations_and_what_is_the_teams_name_nothing() -> None:
     """Keys, tokens, storages, GitHub apps, MCP."""
-    nothing = {t for t in TEMPLATES if not naming(t).names}
+    nothing = {t for t in TEMPLATES if not naming(t).judged}
 
     assert {"/api/v1/applications", "/api/v1/services", "/mcp", "/api/v1/servers"} <= nothing
     assert {"/api/v1/security/keys/{uuid}", "/api/v1/teams/{id}", "/api/v1/tags/{uuid}"} <= nothing
@@ -88,7 +88,7 @@ def test_a_template_that_nobody_knows_is_only_guessed() -> None:
 
     assert not what.known
     assert [p.kind for p in what.parameters] == [ResourceKind.SERVER, None]
-    assert not naming("/api/v1/others/{server}").names
+    assert not naming("/api/v1/others/{server}").judged
 
 
 def test_a_path_names_all_of_its_resources() -> None:

@@ -6,7 +6,20 @@ from typing import Any
 
 import pytest
 
-from authsidecar.decision.model import DAMAGED, Allow, Deny, Limit, Permission, Restriction
+from authsidecar.decision.checks import judge
+from authsidecar.decision.model import (
+    DAMAGED,
+    Allow,
+    Deny,
+    Limit,
+    Permission,
+    Place,
+    ResourceKind,
+    Restriction,
+    TeamId,
+)
+from authsidecar.decision.policy import Case, Judgement
+from authsidecar.decision.resources import named
 from authsidecar.decision.restrictions import (
     RestrictionError,
     as_mapping,
@@ -19,13 +32,17 @@ from authsidecar.decision.restrictions import (
     within,
     write,
 )
-from authsidecar.decision.routes import Guard, Route
+from authsidecar.decision.routes import Guard, Route, coolify
 from authsidecar.times import UnixMs
-from tests.support.cases import ENABLE, MCP, NOW, READ, code, judged, record
+from tests.support.cases import ENABLE, MCP, NOW, OPEN, POLICY, READ, code, judged, record, request
 
 WHOLE = {
     "permissions": ["deploy", "read"],
     "routes": ["* /api/v1/teams", "POST /api/v1/deploy"],
+    "projects": ["p1", "p2"],
+    "environments": ["p3/a b/ü", "p3/prod"],
+    "resources": ["r1"],
+    "tags": ["my shop"],
     "from": ["192.0.2.0/24", "2001:db8::/32"],
     "rate": "10/60s",
     "uses": 5,
@@ -59,7 +76,7 @@ def test_what_is_written_is_read_again() -> None:
         b'{"permissions": []}',
         b'{"permissions": ["*"]}',
         b'{"permissions": "read"}',
-        b'{"projects": ["x"]}',
+        b'{"planets": ["x"]}',
         b'{"uses": 0}',
         b'{"uses": true}',
         b'{"uses": 5',
@@ -99,6 +116,13 @@ def test_what_cannot_be_read_admits_nothing(text: bytes) -> None:
         ({"hours": ["Mon 08:00-08:00 UTC"]}, "the whole day is 00:00-24:00"),
         ({"hours": ["Mon 08:00-18:00 Europe/Berlyn"]}, "is no time zone"),
         ({"hours": ["Mon 08:00-18:00 ../../etc/passwd"]}, "is no time zone"),
+        ({"projects": ["a/b"]}, "projects: 'a/b' is no uuid"),
+        ({"resources": ["a b"]}, "resources: 'a b' is no uuid"),
+        ({"environments": ["prod"]}, "environments: 'prod' is no PROJECT/NAME"),
+        ({"environments": ["p/"]}, "is no PROJECT/NAME"),
+        ({"environments": ["p/a\x1b"]}, "holds a control character"),
+        ({"tags": ["a,b"]}, "tags: 'a,b' is no name of a tag"),
+        ({"tags": [" "]}, "is no name of a tag"),
         ({"note": "\x1b[2J", "uses": 1}, "control character"),
         ({"note": "only a note"}, "it limits nothing"),
         (
@@ -291,3 +315,197 @@ def test_what_would_be_wider_is_named(
 def test_whatever_replaces_a_damaged_one_is_wider_in_nothing() -> None:
     """It admits nothing, and must be put right."""
     assert widened(DAMAGED, Restriction(rate=Limit(1))) is None
+
+
+# ------------------------------------------------------------------------ what a request names
+
+TEAM = TeamId(3)
+PROD = ("p", "e1", "prod")
+DEV = ("p", "e2", "dev")
+TREE = {
+    "p": Place(TEAM, ResourceKind.PROJECT, "p"),
+    "q": Place(TEAM, ResourceKind.PROJECT, "q"),
+    "e1": Place(TEAM, ResourceKind.ENVIRONMENT, *PROD),
+    "p/prod": Place(TEAM, ResourceKind.ENVIRONMENT, *PROD),
+    "p/dev": Place(TEAM, ResourceKind.ENVIRONMENT, *DEV),
+    "app": Place(TEAM, ResourceKind.APPLICATION, *PROD),
+    "other": Place(TEAM, ResourceKind.APPLICATION, *DEV),
+    "db": Place(TEAM, ResourceKind.DATABASE, *PROD),
+    "svc": Place(TEAM, ResourceKind.SERVICE, *PROD),
+    "part": Place(TEAM, ResourceKind.SERVICE_DATABASE, *PROD, "svc"),
+    "srv": Place(TEAM, ResourceKind.SERVER),
+    "run": Place(TEAM, ResourceKind.DEPLOYMENT, *PROD, "app"),
+}
+
+
+def asked(
+    given: dict[str, Any], method: str, target: str, *, body: bool = False, held: str = "root"
+) -> Deny | Allow:
+    """What a restriction says of a request, by the tree."""
+    path = target.partition("?")[0]
+    route = coolify("4.3").find(method, path)
+    assert route is not None
+    names = named(route, path, target.encode())._replace(body=body)
+    one = record(held, restrictions={"token": parse(given)})
+    return judge(Case(POLICY, request().client, route, OPEN, one, names, TREE)).verdict
+
+
+def answer(given: dict[str, Any], method: str, target: str, **more: Any) -> str:
+    return code(Judgement(asked(given, method, target, **more), None))
+
+
+INSIDE = [
+    ({"projects": ["p"]}, "GET", "/api/v1/projects/p"),
+    ({"projects": ["p"]}, "GET", "/api/v1/projects/p/prod"),
+    ({"projects": ["p"]}, "GET", "/api/v1/projects/p/e1"),
+    ({"projects": ["p"]}, "PATCH", "/api/v1/applications/app"),
+    ({"projects": ["p"]}, "GET", "/api/v1/services/svc/databases/part"),
+    ({"projects": ["p"]}, "GET", "/api/v1/deployments/run"),
+    ({"projects": ["p"]}, "POST", "/api/v1/deploy?uuid=app,svc,db"),
+    ({"environments": ["p/prod"]}, "GET", "/api/v1/projects/p/prod"),
+    ({"environments": ["p/prod"]}, "GET", "/api/v1/projects/p/e1"),
+    ({"environments": ["p/e1"]}, "GET", "/api/v1/projects/p/prod"),
+    ({"environments": ["p/prod"]}, "POST", "/api/v1/databases/db/stop"),
+    ({"resources": ["app"]}, "POST", "/api/v1/applications/app/restart"),
+    ({"resources": ["app"]}, "GET", "/api/v1/applications/app/logs?lines=5"),
+    ({"resources": ["app"]}, "GET", "/api/v1/deployments/applications/app?skip=0&take=5"),
+    ({"resources": ["app"]}, "POST", "/api/v1/deployments/run/cancel"),
+    ({"resources": ["app"]}, "POST", "/api/v1/deploy?uuid=app&force=true"),
+    ({"resources": ["svc"]}, "GET", "/api/v1/services/svc/databases/part/logs"),
+    ({"resources": ["part"]}, "GET", "/api/v1/services/svc/databases/part/logs"),
+    ({"resources": ["srv"]}, "GET", "/api/v1/servers/srv/domains"),
+    ({"tags": ["shop"]}, "POST", "/api/v1/deploy?tag=shop"),
+    ({"resources": ["app"], "routes": ["GET /api/v1/servers"]}, "GET", "/api/v1/servers"),
+    ({"resources": ["app"], "routes": ["* /mcp"]}, "POST", "/mcp"),
+]
+
+
+@pytest.mark.parametrize(("given", "method", "target"), INSIDE)
+def test_what_lies_inside_passes(given: dict[str, Any], method: str, target: str) -> None:
+    """By its project, its environment, itself, or what it is a part of."""
+    assert answer(given, method, target) == "allow"
+
+
+ELSEWHERE = [
+    ({"projects": ["q"]}, "GET", "/api/v1/projects/p", "Project not found."),
+    ({"projects": ["q"]}, "GET", "/api/v1/applications/app", "Application not found."),
+    ({"projects": ["p"]}, "GET", "/api/v1/servers/srv", "Server not found."),
+    ({"environments": ["p/prod"]}, "GET", "/api/v1/projects/p", "Project not found."),
+    ({"environments": ["p/prod"]}, "GET", "/api/v1/projects/p/dev", "Environment not found."),
+    ({"environments": ["q/prod"]}, "GET", "/api/v1/databases/db", "Database not found."),
+    ({"resources": ["app"]}, "GET", "/api/v1/applications/other", "Application not found."),
+    ({"resources": ["app"]}, "GET", "/api/v1/projects/p/prod", "Environment not found."),
+    ({"resources": ["db"]}, "GET", "/api/v1/deployments/run", "Deployment not found."),
+    ({"resources": ["part"]}, "GET", "/api/v1/services/svc", "Service not found."),
+    (
+        {"resources": ["part"]},
+        *("GET", "/api/v1/services/app/databases/part"),
+        "Service database not found.",
+    ),
+    ({"resources": ["app"]}, "POST", "/api/v1/deploy?uuid=app,other", "Resource not found."),
+]
+
+
+@pytest.mark.parametrize(("given", "method", "target", "message"), ELSEWHERE)
+def test_what_lies_outside_is_not_found(
+    given: dict[str, Any], method: str, target: str, message: str
+) -> None:
+    """In Coolify's own words; a route that is named opens no other resource."""
+    route = coolify("4.3").find(method, target.partition("?")[0])
+    assert route is not None
+    for more in ({}, {"routes": [f"* {route.template}"]}):
+        verdict = asked({**given, **more}, method, target)
+        assert isinstance(verdict, Deny)
+        assert (verdict.reason.code, verdict.reason.status) == ("resource_not_found", 404)
+        assert verdict.reason.message == message
+
+
+REFUSED = [
+    ("GET", "/api/v1/applications"),
+    ("POST", "/api/v1/applications/public"),
+    ("POST", "/mcp"),
+    ("GET", "/api/v1/security/keys/app"),
+    ("GET", "/api/v1/teams/1"),
+    ("GET", "/api/v1/deployments"),
+    ("POST", "/api/v1/disable"),
+    ("GET", "/api/v1/applications/unknown"),
+    ("GET", "/api/v1/databases/app"),
+    ("POST", "/api/v1/deploy"),
+    ("POST", "/api/v1/deploy?uuid="),
+    ("POST", "/api/v1/deploy?tag=shop"),
+    ("POST", "/api/v1/deploy?uuid=app&tag=shop"),
+    ("POST", "/api/v1/deploy?uuid=srv"),
+    ("GET", "/api/v1/applications/app?uuid=other"),
+    ("GET", "/api/v1/applications/app?u%75id[]=other"),
+    ("POST", "/api/v1/applications/app/move?environment_uuid=e2"),
+    ("GET", "/api/v1/applications/" + "x" * 300),
+]
+
+
+@pytest.mark.parametrize(("method", "target"), REFUSED)
+def test_what_cannot_be_told_is_refused(method: str, target: str) -> None:
+    """Collections, creations, MCP, what is the team's, what nobody knows, and odd queries."""
+    assert answer({"resources": ["app"]}, method, target) == "token_restricted"
+
+
+@pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
+def test_a_body_that_would_be_input_is_refused_with_advice(method: str) -> None:
+    """On every method, since Laravel reads JSON on GET as well; a named route is no way around."""
+    for given in ({"projects": ["p"]}, {"projects": ["p"], "routes": [f"{method} {APP}"]}):
+        verdict = asked(given, method, "/api/v1/applications/app", body=True)
+        assert isinstance(verdict, Deny)
+        assert verdict.reason.code == "token_restricted"
+        assert "without a body and without this Content-Type" in verdict.advice
+    plain = {"permissions": ["write", "read"]}
+    assert answer(plain, method, "/api/v1/applications/app", body=True) == "allow"
+
+
+APP = "/api/v1/applications/{uuid}"
+
+
+def test_a_named_creation_may_have_a_body() -> None:
+    """Whoever names it accepts what can't be seen."""
+    given = {"projects": ["p"], "routes": ["POST /api/v1/applications/public"]}
+    assert answer(given, "POST", "/api/v1/applications/public", body=True) == "allow"
+
+
+def test_each_restriction_must_admit_what_is_named() -> None:
+    """The token's, its user's and its team's."""
+    route = coolify("4.3").find("GET", "/api/v1/applications/app")
+    assert route is not None
+    names = named(route, "/api/v1/applications/app", b"/api/v1/applications/app")
+    wide, narrow = parse({"projects": ["p"]}), parse({"environments": ["p/dev"]})
+    for restrictions, expected in (
+        ({"token": wide, "user": wide}, "allow"),
+        ({"token": wide, "team": narrow}, "resource_not_found"),
+        ({"token": narrow, "team": wide}, "resource_not_found"),
+    ):
+        case = Case(
+            POLICY, request().client, route, OPEN, record(restrictions=restrictions), names, TREE
+        )
+        assert code(judge(case)) == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "wider"),
+    [
+        ({"projects": ["p"]}, {"projects": ["p"]}, None),
+        ({"projects": ["p", "q"]}, {"projects": ["p"]}, None),
+        ({"projects": ["p"]}, {"projects": ["q"]}, "projects"),
+        ({"projects": ["p"]}, {"uses": 1}, "resources"),
+        ({"projects": ["p"]}, {"environments": ["p/prod"]}, None),
+        ({"projects": ["p"]}, {"environments": ["q/prod"]}, "environments"),
+        ({"projects": ["p"]}, {"resources": ["app"]}, None),
+        ({"projects": ["q"]}, {"resources": ["app"]}, "resources"),
+        ({"projects": ["p"]}, {"resources": ["unknown"]}, "resources"),
+        ({"environments": ["p/prod"]}, {"resources": ["db"]}, None),
+        ({"resources": ["svc"]}, {"resources": ["part"]}, None),
+        ({"resources": ["app"]}, {"resources": ["app"], "tags": ["x"]}, "tags"),
+        ({"uses": 1}, {"uses": 1, "projects": ["p"]}, None),
+    ],
+)
+def test_what_lies_within_is_not_wider(
+    old: dict[str, Any], new: dict[str, Any], wider: str | None
+) -> None:
+    """As far as it is known where it lies."""
+    assert widened(parse(old), parse(new), TREE) == wider

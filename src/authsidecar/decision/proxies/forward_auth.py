@@ -79,7 +79,24 @@ def read(
     )
     request_id = _request_id(fields.request_id) if proxy in _WITH_REQUEST_ID else None
     credential = find(fields.authorization)
-    return AccessRequest(proxy, method, path, target, client, credential, preflight, request_id)
+    return AccessRequest(
+        *(proxy, method, path, target, client, credential, preflight, request_id),
+        body=bool(fields.content_type) and makes_input(fields.content_type),
+    )
+
+
+def makes_input(content_types: list[bytes]) -> bool:
+    """Whether PHP or Laravel would read a body of one of these types as the request's input.
+
+    Source: laravel-input.md: JSON by `/json` and `+json` anywhere in it, forms by their names.
+
+    >>> makes_input([b"application/json"]), makes_input([b"text/plain"]), makes_input([])
+    (True, False, False)
+    """
+    return any(word in one.lower() for one in content_types for word in _INPUT)
+
+
+_INPUT: Final = (b"/json", b"+json", b"application/x-www-form-urlencoded", b"multipart/form-data")
 
 
 def _request_id(values: list[bytes]) -> str | None:

@@ -58,6 +58,7 @@ class Field(StrEnum):
     ORIGIN = "origin"
     PREFLIGHT_METHOD = "preflight_method"
     OVERRIDE = "override"
+    CONTENT_TYPE = "content_type"
     RESERVED = "reserved"
 
 
@@ -67,6 +68,7 @@ _FIELDS: Final = {
     FORWARDED_URI.lower().encode(): Field.URI,
     FORWARDED_FOR.lower().encode(): Field.FOR,
     b"origin": Field.ORIGIN,
+    b"content-type": Field.CONTENT_TYPE,
     b"access-control-request-method": Field.PREFLIGHT_METHOD,
     REQUEST_ID.lower().encode(): Field.REQUEST_ID,
     METHOD_OVERRIDE.lower().encode(): Field.OVERRIDE,
@@ -88,6 +90,7 @@ class Fields:
         self.origin: list[bytes] = []
         self.preflight_method: list[bytes] = []
         self.override: list[bytes] = []
+        self.content_type: list[bytes] = []
         self.reserved: list[bytes] = []
         for name, value in raw:
             field = _SEEN.get(name)
@@ -101,7 +104,7 @@ class Fields:
 
 # The first letters of all names that mean anything here.
 _OURS: Final = re.compile(
-    rb"(?i:x[-_.](?:auth|forwarded|http[-_.]method)|authorization|origin|access[-_.]control)"
+    rb"(?i:x[-_.](?:auth|forwarded|http[-_.]method)|authorization|origin|access[-_.]control|content[-_.]type)"
 )
 
 
@@ -114,8 +117,8 @@ def _classify(name: bytes) -> Field:
     folded = lower.replace(b"_", b"-").replace(b".", b"-")
     if folded == lower:
         return Field.OTHER
-    if _FIELDS.get(folded) is Field.OVERRIDE:
-        return Field.OVERRIDE
+    if (field := _FIELDS.get(folded)) in {Field.OVERRIDE, Field.CONTENT_TYPE}:
+        return field  # what may be meant counts as if it were
     return Field.RESERVED if folded.startswith(RESERVED_PREFIXES) else Field.OTHER
 
 

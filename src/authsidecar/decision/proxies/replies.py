@@ -197,12 +197,15 @@ def refuse(
     fields = _refusal(reason, mcp=mcp)
     if reason is METHOD_NOT_ALLOWED:
         fields = lines(("Allow", ", ".join(deny.allowed or sorted(METHODS)))) + fields
-    body = f'{_body(reason, deny.missing, limit_name)}, "decision_id": "{decision_id}"}}'
+    said = _body(reason, deny.missing, limit_name, deny.advice)
+    body = f'{said}, "decision_id": "{decision_id}"}}'
     return Reply(reason.status, fields, body.encode("ascii"))
 
 
 @lru_cache(maxsize=256)
-def _body(reason: Reason, missing: tuple[Permission, ...], limit_name: str | None) -> str:
+def _body(
+    reason: Reason, missing: tuple[Permission, ...], limit_name: str | None, advice: str
+) -> str:
     """A refusal's JSON, up to what is different each time."""
     body: dict[str, object] = {"message": reason.message}
     if reason == ROUTE_UNKNOWN:
@@ -212,6 +215,8 @@ def _body(reason: Reason, missing: tuple[Permission, ...], limit_name: str | Non
         body["missing_permissions"] = list(missing)
     if limit_name is not None:
         body["limit_name"] = limit_name
+    if advice:
+        body["detail"] = advice
     return json.dumps(body)[:-1]
 
 

@@ -60,9 +60,9 @@ class Naming(NamedTuple):
     known: bool = True
 
     @property
-    def names(self) -> bool:
-        """Whether there is anything that the sync follows among it."""
-        return self.deploys or any(one.kind is not None for one in self.parameters)
+    def judged(self) -> bool:
+        """Whether it is known what is named, and there is anything that the sync follows."""
+        return self.known and (self.deploys or any(one.kind is not None for one in self.parameters))
 
 
 @cache
