@@ -234,6 +234,17 @@ async def test_a_method_override_is_shown_to_the_sidecar_and_kept_from_the_backe
     assert "X-HTTP-Method-Override" not in it.backend.seen[0].headers
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_the_type_of_a_body_is_shown_to_the_sidecar(it, http, method):
+    """The body itself is not: by its type the sidecar knows that it may name something."""
+    headers = bearer(**{"Content-Type": "application/json; charset=utf-8"})
+    url = f"{it.url}/api/v1/applications/x"
+    async with http.request(method, url, headers=headers, data=b'{"uuid": "y"}') as answer:
+        assert answer.status == 200
+    [asked] = it.authz.asked
+    assert asked.headers.getall("Content-Type") == ["application/json; charset=utf-8"]
+
+
 @pytest.mark.parametrize("name", ALIASES)
 @pytest.mark.parametrize("path", ["/api/v1/teams", "/login"])
 async def test_another_spelling_never_reaches_the_backend(it, name, path):

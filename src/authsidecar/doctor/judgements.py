@@ -210,6 +210,15 @@ def bodyless(o: Observation) -> str | None:
     return "no answer: the sidecar is made to wait for a body" if o.answer is None else None
 
 
+def content_type(o: Observation) -> str | None:
+    """The type of a body reaches the sidecar, which then knows that there may be one."""
+    if (fault := asked(o)) is not None:
+        return fault
+    if any("content-type" not in s.names for s in o.seen):
+        return "content-type does not reach the sidecar: a body could name what a token may not"
+    return None
+
+
 def preflight(o: Observation) -> str | None:
     """Both CORS headers reach the sidecar."""
     if (fault := asked(o)) is not None:

@@ -176,6 +176,15 @@ QUESTION: Final = (
         headers=(("Content-Type", "application/json"),),
         body=b'{"doctor": "probe"}',
     ),
+    Probe(
+        "content-type",
+        "a body, which the sidecar can't see, names another resource than a narrow token may",
+        judge.content_type,
+        "content-type",
+        method="POST",
+        headers=(("Content-Type", "application/json"),),
+        body=b'{"doctor": "probe"}',
+    ),
     Probe("authorization", "a token that never arrives", judge.one_authorization, "authorization"),
     Probe(
         "authorization-twice",
