@@ -136,7 +136,8 @@ def outside(restriction: Restriction, route: Route, names: Names, places: Places
         if not _inside(restriction, one, place):
             return Refused(f"has not {one.noun} {one.text} within it", one.noun)
         for outer in around:
-            if outer.text not in {place.project, place.within}:
+            project = ResourceKind.PROJECT in outer.kinds
+            if outer.text != (place.project if project else place.within):
                 return Refused(f"knows {one.text} elsewhere than in {outer.text}", one.noun)
     return None
 

@@ -142,6 +142,37 @@ def body_fields(content_type: str, body: bytes) -> dict[str, str]:
     return {}
 
 
+def inputs(method: str, target: str, headers: Mapping[str, str], body: bytes) -> dict[str, str]:
+    """What `$request->input()` finds: a JSON body, or else a form, over the query.
+
+    Args:
+        method: after a method override.
+        target: of the request line, raw.
+        headers: looked up by lower-case name.
+        body: all of it.
+
+    >>> inputs("GET", "/x?uuid=a&page=2", {"content-type": "a/json"}, b'{"uuid": "b"}')
+    {'uuid': 'b', 'page': '2'}
+    """
+    kind = headers.get("content-type", "")
+    is_json = "/json" in kind or "+json" in kind
+    read = body_fields(kind, body) if is_json or method not in {"GET", "HEAD"} else {}
+    return {**form_fields(target.partition("#")[0].partition("?")[2]), **read}
+
+
+def parameters(routed: Routed, found: Mapping[str, str]) -> dict[str, str]:
+    """What a controller reads for each parameter of the route: the input's key wins.
+
+    Args:
+        routed: what Laravel runs.
+        found: the input.
+    """
+    names = (routed.template or "").split("/")
+    texts = routed.path.split("/")
+    said = {n[1:-1]: text for n, text in zip(names, texts, strict=False) if n.startswith("{")}
+    return {name: found.get(name, text) for name, text in said.items()}
+
+
 def form_fields(text: str) -> dict[str, str]:
     """Form-encoded text as PHP reads it: the last of two equal names wins."""
     pairs = (pair.partition("=") for pair in text.split("&") if pair)

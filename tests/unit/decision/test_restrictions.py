@@ -402,6 +402,11 @@ ELSEWHERE = [
         *("GET", "/api/v1/services/app/databases/part"),
         "Service database not found.",
     ),
+    (
+        {"projects": ["p"]},
+        *("GET", "/api/v1/services/p/databases/part"),
+        "Service database not found.",
+    ),
     ({"resources": ["app"]}, "POST", "/api/v1/deploy?uuid=app,other", "Resource not found."),
 ]
 

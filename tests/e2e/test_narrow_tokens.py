@@ -1,0 +1,185 @@
+"""A token for one application, through every proxy: it does its work, and reaches nothing else.
+
+The stand-in for Coolify reads a request as Laravel does: a body over the query, the query over the
+path, keys as PHP spells them.
+"""
+
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+
+import pytest
+import pytest_asyncio
+
+from authsidecar.decision.model import Place, Proxy, ResourceKind, TeamId
+from authsidecar.decision.restrictions import parse
+from authsidecar.demo.backend import Seen
+from authsidecar.demo.laravel import inputs, parameters
+from authsidecar.store.keys import Keys, owner_bucket
+from authsidecar.store.records import write_place
+from tests.e2e.scenarios import PROXIES
+from tests.support import seed
+from tests.support.lab import Lab
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+TOKEN = 61
+MINE, PROD = "app1", ("p1", "e1", "prod")
+PLACES = {
+    "app1": Place(TeamId(0), ResourceKind.APPLICATION, *PROD),
+    "dep1": Place(TeamId(0), ResourceKind.DEPLOYMENT, *PROD, "app1"),
+    "app2": Place(TeamId(0), ResourceKind.APPLICATION, *PROD),
+    "dep2": Place(TeamId(0), ResourceKind.DEPLOYMENT, *PROD, "app2"),
+    "svc2": Place(TeamId(0), ResourceKind.SERVICE, *PROD),
+    "e2": Place(TeamId(0), ResourceKind.ENVIRONMENT, "p1", "e2", "dev"),
+    "p1": Place(TeamId(0), ResourceKind.PROJECT, "p1"),
+    "srv2": Place(TeamId(0), ResourceKind.SERVER),
+}
+OTHERS = ("app2", "svc2", "e2", "srv2", "dep2", "p1", "nobodys")
+
+
+@pytest_asyncio.fixture(loop_scope="session", scope="module")
+async def narrow(shared_lab: Lab) -> AsyncIterator[Lab]:
+    """The laboratory with a token that may read, write and deploy `app1` alone."""
+    await shared_lab.reset()
+    registry = seed.registry(shared_lab.client)
+    held = ("read", "write", "deploy")
+    await registry.put_tokens([seed.token(TOKEN, user=1, team=0, permissions=held)])
+    await registry.set_restriction("token", TOKEN, parse({"resources": [MINE]}))
+    names = {key: Keys().owners(owner_bucket(key)) for key in PLACES}
+    for key, place in PLACES.items():
+        await shared_lab.client.hset(names[key], key, write_place(place))
+    yield shared_lab
+    await shared_lab.client.delete(*names.values())
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_it_does_its_work_and_nothing_else(narrow: Lab, proxy: Proxy) -> None:
+    """Read, deploy and restart; another application, a collection, a body: not."""
+    json = "Content-Type: application/json"
+    for method, target, lines, status in (
+        ("GET", "/api/v1/applications/app1", (), 200),
+        ("POST", "/api/v1/deploy?uuid=app1", (), 200),
+        ("POST", "/api/v1/applications/app1/restart", (), 200),
+        ("GET", "/api/v1/deployments/dep1", (), 200),
+        ("GET", "/api/v1/applications/app2", (), 404),
+        ("GET", "/api/v1/deployments/dep2", (), 404),
+        ("POST", "/api/v1/deploy?uuid=app1,app2", (), 404),
+        ("GET", "/api/v1/applications", (), 403),
+        ("GET", "/api/v1/applications/app1?u%75id=app2", (), 403),
+        ("GET", "/api/v1/applications/app1", (json,), 403),
+        ("PATCH", "/api/v1/applications/app1", (json,), 403),
+    ):
+        body = b'{"uuid": "app2"}' if lines else b""
+        answer = await narrow.ask(proxy, method, target, *lines, token=TOKEN, body=body)
+        assert answer.status == status, (method, target, lines, answer.body)
+        if lines and method != "HEAD":
+            assert "without a body" in answer.json["detail"]
+
+
+# ------------------------------------------------------------------------------- the fuzz
+
+KEYS = (
+    *("lines", "force", "skip", "uuid", "uuid", "environment_uuid"),
+    *("project_uuid", "tag", "task_uuid", "server_uuid"),
+)
+SPELLINGS = (
+    *["{}"] * 8,
+    *("{}[]", "%20{}", "+{}", "{}%00", "{}%5B%5D", "x;{}", "{}[0]", "%75{}", "{}.", "[{}"),
+    *("{}%5b", "{}[x", "%00{}", "{}%20", "_{}", "{}&{}"),
+)
+TYPES = (
+    *("application/json", "application/JSON", "application/vnd.api+json", "text/json"),
+    *("application/x-www-form-urlencoded", "application/x-www-form-urlencoded; charset=utf-8"),
+    *("multipart/form-data; boundary=b", "Multipart/Form-Data; boundary=b", "text/plain"),
+    *("application/octet-stream", "a/b, application/json", "application/problem+json"),
+)
+PATHS = (
+    *("/api/v1/applications/{}", "/api/v1/applications/{}/restart", "/api/v1/applications/{}/envs"),
+    *("/api/v1/applications/{}/move", "/api/v1/applications/{}/scheduled-tasks/t1/executions"),
+    *("/api/v1/deployments/{}", "/api/v1/deployments/applications/{}", "/api/v1/services/{}"),
+    *("/api/v1/servers/{}", "/api/v1/projects/{}", "/api/v1/projects/p1/{}", "/api/v1/deploy"),
+    *("/api/v1/deploy", "/api/v1/applications", "/api/v1/databases/{}", "/mcp"),
+)
+SAID = (*OTHERS, *[MINE] * 6, "app1,app2", "app1%2Capp2", "%61pp2", "app2%20", "")
+
+
+def written(kind: str, key: str, value: str) -> str:
+    """A body of this type that names something."""
+    if "multipart" in kind.lower():
+        head = f'Content-Disposition: form-data; name="{key}"'
+        return f"--b\r\n{head}\r\n\r\n{value}\r\n--b--\r\n"
+    return f"{key}={value}" if "form" in kind else f'{{"{key}": "{value}"}}'
+
+
+def probe(dice: random.Random) -> tuple[str, str, list[str], bytes]:
+    """A request: method, target, header lines and body."""
+    path = dice.choice(PATHS).format(
+        dice.choice([*[MINE] * 12, "%61pp1", "dep1", *OTHERS, "app1%20", "APP1", "app1%2Fx"])
+    )
+    pairs = []
+    for _ in range(dice.choice([0, 0, 0, 1, 1, 2])):
+        key = dice.choice(SPELLINGS).replace("{}", dice.choice(KEYS)).replace("%75uuid", "%75uid")
+        pairs.append(f"{key}={dice.choice(SAID)}")
+    query = dice.choice("&&&;").join(pairs)
+    lines, body = [], b""
+    if dice.random() < 0.4:
+        kind = dice.choice(TYPES)
+        name = dice.choice(["Content-Type", "content-type", "CONTENT-TYPE"])
+        if dice.random() < 0.8:
+            lines.append(f"{name}: {kind}")
+        body = written(kind, dice.choice(KEYS), dice.choice(OTHERS)).encode()
+    method = dice.choice(["GET", "GET", "POST", "POST", "PATCH", "DELETE", "HEAD", "PUT"])
+    return method, f"{path}?{query}" if query else path, lines, body
+
+
+def faults(seen: Seen) -> Iterator[str]:
+    """What a request that has reached Coolify would touch beside the one application."""
+    if seen.routed is None or seen.routed.template is None:
+        return
+    headers = {name.lower(): value for name, value in seen.headers.items()}
+    found = inputs(seen.routed.method, seen.target, headers, seen.body)
+    template, read = seen.routed.template, parameters(seen.routed, found)
+    if template == "/api/v1/deploy":
+        if found.get("tag") or {one for one in found.get("uuid", "").split(",") if one} - {MINE}:
+            yield f"deploys {found}"
+        return
+    if not template.startswith(("/api/v1/applications/{uuid}", "/api/v1/deployments/")):
+        yield f"ran {template}"
+    if read.get("uuid") not in {MINE, "dep1"}:
+        yield f"{template} read {read}"
+    if read.get("task_uuid", "t1") != "t1":
+        yield f"{template} read another task: {read}"
+    elsewhere = {k: v for k, v in found.items() if k.endswith(("_uuid", "uuid")) and v != MINE}
+    if {k: v for k, v in elsewhere.items() if k not in read}:
+        yield f"{template} with {elsewhere}"
+
+
+async def fuzz(lab: Lab, proxy: Proxy, requests: int, first: int) -> int:
+    """Send that many; how many have reached the backend, none of which did what it must not."""
+    reached = 0
+    for number in range(first, first + requests):
+        method, target, lines, body = probe(random.Random(number))
+        lab.seen.clear()
+        with suppress(ConnectionError):  # a refusal too
+            await lab.ask(proxy, method, target, *lines, token=TOKEN, body=body)
+        for seen in lab.seen:
+            reached += 1
+            wrong = list(faults(seen))
+            assert not wrong, (str(proxy), number, method, target, lines, body, wrong)
+    return reached
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_no_request_reaches_another_resource(narrow: Lab, proxy: Proxy) -> None:
+    """Paths, queries in every spelling, bodies with every Content-Type."""
+    reached = await fuzz(narrow, proxy, 200, 0)
+    assert reached > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_no_request_of_thousands_reaches_another_resource(narrow: Lab, proxy: Proxy) -> None:
+    """The same, 20,000 over the five proxies."""
+    reached = await fuzz(narrow, proxy, 4000, 1_000_000)
+    assert reached > 200
