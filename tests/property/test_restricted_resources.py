@@ -122,7 +122,7 @@ class World:
     async def charge(self, claim: Claim, *, repeat_key: bytes | None) -> Charged:
         return Charged(True, (), NOW)
 
-    async def provable_places(self, keys: tuple[str, ...], *, fresh: bool) -> Mapping[str, Any]:
+    def held_places(self, keys: tuple[str, ...]) -> Mapping[str, Any]:
         return {key: self.places.get(key) for key in keys}
 
 

@@ -147,9 +147,13 @@ class _Peeking:
             raise
         return self.places_seen
 
-    async def provable_places(self, keys: tuple[str, ...], *, fresh: bool) -> Places:
+    def held_places(self, keys: tuple[str, ...]) -> None:  # noqa: ARG002  # it is read for this
+        """Nothing is held."""
+        return
+
+    async def provable_places(self, keys: tuple[str, ...]) -> Places:
         try:
-            self.places_seen = await self.store.provable_places(keys, fresh=fresh)
+            self.places_seen = await self.store.provable_places(keys)
         except StoreError as error:
             self.error = error
             raise

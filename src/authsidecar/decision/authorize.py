@@ -125,8 +125,11 @@ class Store(Protocol):
     async def places(self, keys: tuple[str, ...]) -> Places:
         """Where resources lie, by their keys, as of a few seconds ago; None: not known."""
 
-    async def provable_places(self, keys: tuple[str, ...], *, fresh: bool) -> Places:
-        """The same, to be proven by the charge; `fresh` reads Redis for this call alone."""
+    def held_places(self, keys: tuple[str, ...]) -> Places | None:
+        """The same as this process holds it, for all of them, to be proven by the charge."""
+
+    async def provable_places(self, keys: tuple[str, ...]) -> Places:
+        """The same, read for this call alone."""
 
     def may_look_up(self, address: str, credential: Credential) -> bool:
         """Whether this token from this address may cost a look-up now."""
@@ -261,7 +264,8 @@ async def _without_token(
     return conclude(judgement, charged, None, None)
 
 
-class Judged(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
     """What is known of a request before it is charged.
 
     Attributes:
@@ -327,51 +331,36 @@ async def _looked_up(
     judged: Judged, request: AccessRequest, rules: Rules, store: Store, *, fresh: bool
 ) -> Judged:
     """The same when what the request names was looked at, as far as that matters yet."""
-    if judged.to_resources:
-        return await _located(judged, request, rules, store, fresh=fresh)
-    if not rules.policy.team_isolation:
-        return judged
-    # What only an admitted request pays for must not be charged before this is known.
-    return _rejudged(judged, await _isolated(judged, request, store), request, rules)
-
-
-async def _located(
-    judged: Judged, request: AccessRequest, rules: Rules, store: Store, *, fresh: bool
-) -> Judged:
-    """The same when it is known where the resources lie that the request names."""
-    case = judged.case
-    assert case is not None  # noqa: S101  # there is a restriction
-    names = named(case.route, request.path, request.target)
+    if not judged.to_resources:
+        if not rules.policy.team_isolation:
+            return judged
+        # What only an admitted request pays for must not be charged before this is known.
+        return _rejudged(judged, await _isolated(judged, request, store), request, rules)
+    assert judged.case is not None  # noqa: S101  # there is a restriction
+    names = named(judged.case.route, request.path, request.target)
     if request.body:
         names = names._replace(body=True)
     keys = names.keys[:MOST_NAMED]
-    places = await store.provable_places(keys, fresh=fresh) if keys else {}
-    found = tuple([(key, places.get(key)) for key in keys])
-    settled = _settled_there(
-        *(rules, request.client, case.route, case.instance, case.record), names=names, places=found
-    )
+    places = None if fresh else store.held_places(keys)
+    if places is None:
+        places = await store.provable_places(keys)
+    settled = _settled_there(rules, judged, names, tuple([places[key] for key in keys]))
     return _rejudged_at(store.now(), settled, request, rules) if settled.timed else settled
 
 
 @lru_cache(maxsize=8192)
 def _settled_there(
-    rules: Rules,
-    client: Address,
-    route: Route,
-    instance: Instance,
-    record: TokenRecord,
-    *,
-    names: Names,
-    places: tuple[tuple[str, Place | None], ...],
+    rules: Rules, judged: Judged, names: Names, places: tuple[Place | None, ...]
 ) -> Judged:
     """What was settled, judged again by what is named: the same for the same places."""
-    judged = _settled(rules, client, route, instance, record)
-    assert judged.case is not None  # noqa: S101  # it was settled
-    case = judged.case._replace(names=names, places=dict(places))
-    judgement, counters = judge(case), judged.claim.counters
+    case, claim = judged.case, judged.claim
+    assert case is not None  # noqa: S101  # it was settled
+    found = tuple(zip(names.keys, places, strict=False))
+    case = case._replace(names=names, places=dict(found))
+    judgement, counters = judge(case), claim.counters
     if isinstance(judgement.verdict, Deny):
-        counters = charges.of_principal(record, client, rules.limits, rules.ipv6_prefix)
-    proven = Claim(counters, instance, record, places)
+        counters = charges.of_principal(case.record, case.client, rules.limits, rules.ipv6_prefix)
+    proven = Claim(counters, claim.instance, claim.record, found)
     return Judged(judgement, proven, case, judged.timed, judged.paid)
 
 

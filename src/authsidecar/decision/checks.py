@@ -269,10 +269,11 @@ def not_found(noun: str, detail: str) -> Deny:
 def _team_isolation_passed(case: Case) -> Passed:
     if not case.policy.team_isolation:
         return Passed("sync.team_isolation is off", needed=False)
-    if case.names is None or not case.names.keys:
+    names = () if case.names is None else (*case.names.resources, *case.names.others)
+    if not names:
         return Passed("the request names no resource", needed=False)
     said = []
-    for one in (*case.names.resources, *case.names.others):
+    for one in names:
         place = owned(one, case.places)
         whose = (
             "is not known to be any team's" if place is None else f"belongs to team {place.team}"

@@ -35,7 +35,7 @@ NOUNS: Final = {
 """The words of Coolify's 404."""
 
 _MEMOISED: Final = 256
-"""Characters of the longest path and of the longest query that are remembered."""
+"""Characters of the longest path and of the longest target that are remembered."""
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
 """Text that no step of PHP or Laravel (trimming, nulling, converting) makes another of."""
@@ -86,6 +86,7 @@ class Names(NamedTuple):
         tags: that it deploys.
         unclear: why the query may name something else, or None.
         body: whether a body, which can't be seen, may name something else.
+        keys: by what all of it is found.
     """
 
     resources: tuple[Named, ...] = ()
@@ -93,11 +94,7 @@ class Names(NamedTuple):
     tags: tuple[str, ...] = ()
     unclear: str | None = None
     body: bool = False
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """By what all of it is found."""
-        return tuple(dict.fromkeys(k for one in (*self.resources, *self.others) for k in one.keys))
+    keys: tuple[str, ...] = ()
 
 
 NOTHING: Final = Names()
@@ -124,13 +121,18 @@ def named(route: Route, path: str, target: bytes) -> Names:
     >>> named(route, "/api/v1/servers/abc/domains", b"/?u%75id=d").others[0].text
     'd'
     """
-    query = target.partition(b"?")[2]
-    if len(path) <= _MEMOISED and len(query) <= _MEMOISED:
-        return _remembered(route.template, path, query)
-    return _named(route.template, path, query)
+    if len(target) <= _MEMOISED and len(path) <= _MEMOISED:
+        return _remembered(route.template, path, target)
+    return _named(route.template, path, target)
 
 
-def _named(template: str, path: str, query: bytes) -> Names:
+def _named(template: str, path: str, target: bytes) -> Names:
+    names = _read(template, path, target.partition(b"?")[2])
+    keys = dict.fromkeys(k for one in (*names.resources, *names.others) for k in one.keys)
+    return names._replace(keys=tuple(keys)) if keys else names
+
+
+def _read(template: str, path: str, query: bytes) -> Names:
     what = naming(template)
     said = _of_path(what, path)
     resources = _resources(what, said)

@@ -40,7 +40,11 @@ class AbsentStore:
         """Redis is not there."""
         raise _absent("owner")
 
-    async def provable_places(self, keys: tuple[str, ...], *, fresh: bool) -> NoReturn:
+    def held_places(self, keys: tuple[str, ...]) -> None:
+        """Nothing is held."""
+        return
+
+    async def provable_places(self, keys: tuple[str, ...]) -> NoReturn:
         """Redis is not there."""
         raise _absent("owner")
 

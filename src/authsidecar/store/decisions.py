@@ -185,16 +185,26 @@ class DecisionStore:
         read = await self._loads.joined(("places", missing), lambda: self._load_places(missing))
         return {**held, **read}
 
-    async def provable_places(
-        self, keys: tuple[str, ...], *, fresh: bool
-    ) -> Mapping[str, Place | None]:
-        """The same, to be proven by the charge; `fresh` reads Redis for this call alone.
+    def held_places(self, keys: tuple[str, ...]) -> Mapping[str, Place | None] | None:
+        """The same as this process holds it, for all of them, to be proven by the charge.
 
-        On a cluster they are always read, since they are in other slots than the counters.
+        On a cluster nothing can be proven, since they are in other slots than the counters.
         """
-        if fresh or self._clustered:
-            return await asyncio.ensure_future(self._load_places(keys))
-        return await self.places(keys)
+        if self._clustered:
+            return None
+        now = time.monotonic()
+        found: dict[str, Place | None] = {}
+        for key in keys:
+            if (known := self._places.find(key, now)) is None:
+                return None
+            found[key] = known[0]
+        return found
+
+    async def provable_places(self, keys: tuple[str, ...]) -> Mapping[str, Place | None]:
+        """The same, read for this call alone."""
+        if not keys:
+            return {}
+        return await asyncio.ensure_future(self._load_places(keys))
 
     def may_look_up(self, address: str, credential: Credential) -> bool:
         """Whether this token from this address may cost a look-up now.
