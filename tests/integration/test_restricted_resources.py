@@ -15,6 +15,7 @@ from tests.integration.test_team_isolation import OF_TEAM_1, ROWS, TABLES
 from tests.support import seed
 from tests.support.coolify import Coolify, bearer
 from tests.support.decisions import sidecar, world
+from tests.support.sidecar import start_sidecar
 from tests.support.topologies import cluster
 from tests.support.waiting import until
 
@@ -193,3 +194,22 @@ async def test_a_move_in_coolify_is_seen_within_a_round(
         assert ask().json["message"] == "Application not found."
 
     assert seconds < 2
+
+
+async def test_what_is_remembered_of_a_request_is_proven_too(
+    registry: Registry, redis_client: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    """The same bytes again and again, and the resource moves between two of them."""
+    await registry.set_instance(api_enabled=True)
+    process = start_sidecar(tmp_path, redis_url)
+    try:
+
+        def statuses() -> list[int]:
+            asked = [process.ask(*APP, authorization=seed.bearer(67)) for _ in range(4)]
+            return [answer.status for answer in asked]
+
+        for place, status in ((IN_P, 200), (IN_Q, 404), (IN_P, 200), (None, 403), (IN_P, 200)):
+            await put(redis_client, app=place)
+            assert statuses() == [status] * 4, place
+    finally:
+        process.stop()

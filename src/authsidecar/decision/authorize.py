@@ -3,7 +3,7 @@
 Pure but for the Store it is handed; everything that can be slow or broken is behind that.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
@@ -181,13 +181,20 @@ def judge_held(
     record: TokenRecord,
     *,
     now: UnixMs,
+    held_places: Callable[[tuple[str, ...]], Places | None],
 ) -> "Judged | None":
     """What is known of a token's request before it is charged, by state that is held.
 
-    None: it is not authenticated, or an owner must be looked up; `authorize` decides those.
+    None: it is not authenticated, or something must be looked up; `authorize` decides those.
     """
     judged = _judged(request, rules, route, instance, record, now=now)
-    if judged.case is None or (rules.policy.team_isolation and named(route, request.path)):
+    if judged.case is None:
+        return None
+    if judged.to_resources:
+        names = _names(judged.case, request)
+        places = held_places(names.keys[:MOST_NAMED])
+        return None if places is None else _located(judged, names, places, request, rules, now=now)
+    if rules.policy.team_isolation and named(route, request.path, request.target).keys:
         return None
     return judged
 
@@ -337,15 +344,33 @@ async def _looked_up(
         # What only an admitted request pays for must not be charged before this is known.
         return _rejudged(judged, await _isolated(judged, request, store), request, rules)
     assert judged.case is not None  # noqa: S101  # there is a restriction
-    names = named(judged.case.route, request.path, request.target)
-    if request.body:
-        names = names._replace(body=True)
+    names = _names(judged.case, request)
     keys = names.keys[:MOST_NAMED]
     places = None if fresh else store.held_places(keys)
     if places is None:
         places = await store.provable_places(keys)
-    settled = _settled_there(rules, judged, names, tuple([places[key] for key in keys]))
-    return _rejudged_at(store.now(), settled, request, rules) if settled.timed else settled
+    return _located(judged, names, places, request, rules, now=store.now())
+
+
+def _names(case: Case, request: AccessRequest) -> Names:
+    """What a request names, and whether a body may name more."""
+    names = named(case.route, request.path, request.target)
+    return names._replace(body=True) if request.body else names
+
+
+def _located(
+    judged: Judged,
+    names: Names,
+    places: Places,
+    request: AccessRequest,
+    rules: Rules,
+    *,
+    now: UnixMs,
+) -> Judged:
+    """The same when it is known where the resources lie that are named."""
+    there = tuple([places[key] for key in names.keys[:MOST_NAMED]])
+    settled = _settled_there(rules, judged, names, there)
+    return _rejudged_at(now, settled, request, rules) if settled.timed else settled
 
 
 @lru_cache(maxsize=8192)

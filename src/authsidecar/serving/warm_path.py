@@ -169,7 +169,12 @@ class WarmPath:
         if instance is None or record is None:
             return None
         prepared: _Prepared | None = remembered.prepared
-        if prepared is None or prepared.instance is not instance or prepared.record is not record:
+        if (
+            prepared is None
+            or prepared.instance is not instance
+            or prepared.record is not record
+            or not store.holds_places(prepared.judged.claim.places)
+        ):
             prepared = remembered.prepared = self._prepare(remembered, instance, record, store)
         if prepared is not None and prepared.changes and not holds(prepared.judged, store.now()):
             return None
@@ -182,7 +187,11 @@ class WarmPath:
         route = find_route(self._rules.policy, access)
         if isinstance(route, Judgement):
             return None
-        judged = judge_held(access, self._rules, route, instance, record, now=store.now())
+        judged = judge_held(
+            *(access, self._rules, route, instance, record),
+            now=store.now(),
+            held_places=store.held_places,
+        )
         if judged is None or not isinstance(judged.judgement.verdict, Allow):
             return None
         shown = [one for one in judged.claim.counters if one.scope != USES]

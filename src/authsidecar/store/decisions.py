@@ -200,6 +200,13 @@ class DecisionStore:
             found[key] = known[0]
         return found
 
+    def holds_places(self, places: tuple[tuple[str, Place | None], ...]) -> bool:
+        """Whether this process still holds each of these as it is here."""
+        if not places:
+            return True
+        held = self.held_places(tuple([key for key, _ in places]))
+        return held is not None and all(held[key] == place for key, place in places)
+
     async def provable_places(self, keys: tuple[str, ...]) -> Mapping[str, Place | None]:
         """The same, read for this call alone."""
         if not keys:
