@@ -234,11 +234,11 @@ async def test_a_method_override_is_shown_to_the_sidecar_and_kept_from_the_backe
     assert "X-HTTP-Method-Override" not in it.backend.seen[0].headers
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_the_type_of_a_body_is_shown_to_the_sidecar(it, http, method):
+@pytest.mark.parametrize(("method", "path"), [("GET", "x"), ("POST", "x/restart")])
+async def test_the_type_of_a_body_is_shown_to_the_sidecar(it, http, method, path):
     """The body itself is not: by its type the sidecar knows that it may name something."""
     headers = bearer(**{"Content-Type": "application/json; charset=utf-8"})
-    url = f"{it.url}/api/v1/applications/x"
+    url = f"{it.url}/api/v1/applications/{path}"
     async with http.request(method, url, headers=headers, data=b'{"uuid": "y"}') as answer:
         assert answer.status == 200
     [asked] = it.authz.asked
