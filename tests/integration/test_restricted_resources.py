@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.decision.model import Place, ResourceKind, TeamId
+from authsidecar.decision.model import Place, ResourceKind, TeamId, TokenId
 from authsidecar.decision.restrictions import parse
 from authsidecar.store import records
 from authsidecar.store.keys import Keys, owner_bucket
@@ -107,7 +107,7 @@ async def test_a_damaged_restriction_admits_nobody(
         '{"projects": "p"}',
         '{"projects": ["p"], "planets": ["x"]}',
     ):
-        await redis_client.hset(Keys().token(67), "restriction", text)
+        await redis_client.hset(Keys().token(TokenId(67)), "restriction", text)
         async with sidecar(redis_url) as one:
             assert await one.ask(67, *APP) == "token_restricted"
             assert await one.ask(67) == "token_restricted"

@@ -127,6 +127,7 @@ async def places(client: Redis) -> dict[str, Place]:
         held = await client.hgetall(Keys().owners(bucket))
         assert all(owner_bucket(uuid.decode()) == bucket for uuid in held)
         for uuid, text in held.items():
+            assert isinstance(text, bytes)
             where = records.place(text)
             assert where is not None
             found[uuid.decode()] = where

@@ -162,7 +162,7 @@ def test_what_is_admitted_is_exactly_what_the_model_says(release: str) -> None:
         )
         now = UnixMs((asked.at - EPOCH) // timedelta(milliseconds=1))
         client = ip_address(asked.client)
-        denial = first_denial(Case(policy, client, route, instance, held, None, now))
+        denial = first_denial(Case(policy, client, route, instance, held, now=now))
         expected = all(model_admits(spec, asked) for spec in specs.values())
         found = "allow" if denial is None else denial.reason.code
         assert found == ("allow" if expected else "token_restricted"), (specs, asked, denial)

@@ -93,6 +93,12 @@ class MemoryStore:
         self.calls.append(f"places {' '.join(keys)}")
         return dict.fromkeys(keys, None if self.team is None else Place(self.team))
 
+    def held_places(self, keys: tuple[str, ...]) -> Places | None:
+        return None
+
+    async def provable_places(self, keys: tuple[str, ...]) -> Places:
+        return await self.places(keys)
+
     def may_look_up(self, address: str, credential: Credential) -> bool:
         self.looked_up.append((address, credential))
         return not self.paced
