@@ -283,14 +283,21 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             "How often within the last hour.",
             "short",
             (Query("changes(process_start_time_seconds{HERE}[1h])", "{{instance}}"),),
-            width=12,
+            width=8,
         ),
         Panel(
             "Versions",
             "How many sidecars run which.",
             "short",
             (Query("count by (version) (authsidecar_build_info{HERE})", "{{version}}"),),
-            width=12,
+            width=8,
+        ),
+        Panel(
+            "Configurations",
+            "How many processes decide by which; two at once mean that one was forgotten.",
+            "short",
+            (Query("sum by (digest) (authsidecar_config_info{HERE})", "{{digest}}"),),
+            width=8,
         ),
     ),
 }

@@ -20,6 +20,7 @@ from authsidecar.config.sections import Settings
 from authsidecar.decision.model import Proxy
 from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import RunningProxy, deploy_dir, find_binary, free_port, start_proxy
+from authsidecar.run.terms import digest
 from tests.support.coolify import SECRETS
 from tests.support.documents import ROOT, Document, documents, replaced, tools, type_in
 from tests.support.lab import Lab
@@ -343,6 +344,28 @@ async def release(bench: Bench) -> AsyncIterator[Setting]:
     )
 
 
+@asynccontextmanager
+async def changed(bench: Bench) -> AsyncIterator[Setting]:
+    """A sidecar that runs by a file which was edited since."""
+    redis = start_redis(bench.directory.with_name("redis"))
+    file = bench.directory / "config.yaml"
+    file.write_text("limits: {user: 100}\n")
+    sidecar = start_sidecar(bench.directory.with_name("sidecar"), redis.url, CONFIG=str(file))
+    file.write_text("limits: {user: 300}\n")
+    try:
+        yield Setting(
+            {"PID": str(sidecar.pid), "127.0.0.1:4191": f"127.0.0.1:{sidecar.management_port}"},
+            {"AUTHSIDECAR_REDIS__URL": redis.url},
+            says=(
+                "the configuration can be used",
+                digest(load(str(file), {**sidecar.environ}), None),
+            ),
+        )
+    finally:
+        sidecar.stop()
+        redis.stop()
+
+
 SETUPS: Mapping[str, Setup] = {
     "README.md": readme,
     "traefik.md": behind(Proxy.TRAEFIK, "HTTP/1.1 404", '"code": "route_unknown"'),
@@ -358,6 +381,7 @@ SETUPS: Mapping[str, Setup] = {
     "prometheus.md": monitoring,
     "narrow-tokens.md": narrow,
     "follow-a-coolify-release.md": release,
+    "reload.md": changed,
 }
 
 

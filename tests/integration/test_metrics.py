@@ -39,6 +39,7 @@ NAMES = {
     "authsidecar_background_failures": {"task"},
     "authsidecar_ready": set(),
     "authsidecar_build_info": {"version"},
+    "authsidecar_config_info": {"digest"},
     "process_cpu_seconds": set(),
     "process_resident_memory_bytes": set(),
     "process_open_fds": set(),
@@ -270,7 +271,9 @@ async def test_health_and_readiness(tmp_path: Path) -> None:
         answer = get(sidecar.management_port, path, {})
         assert answer.header("Content-Type") == "application/json; charset=utf-8"
         assert answer.header("Cache-Control") == "no-store"
-        return answer.status, json.loads(answer.body)
+        said = json.loads(answer.body)
+        assert path != "/readyz" or re.fullmatch("[0-9a-f]{16}", said.pop("config_digest"))
+        return answer.status, said
 
     assert look("/healthz") == (200, {"status": "ok"})
     assert look("/readyz") == (200, {"status": "ready", "missing": {}})

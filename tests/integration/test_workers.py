@@ -118,24 +118,6 @@ def test_a_dead_worker_is_replaced(sidecar: SidecarProcess) -> None:
     assert sidecar.ask("GET", "/api/v1/teams", authorization=bearer(1)).status == 200
 
 
-def test_sighup_replaces_all_workers_and_loses_no_request(sidecar: SidecarProcess) -> None:
-    """A graceful restart: new processes, no refused connection, the metrics kept."""
-    before = workers(sidecar)
-    sidecar.signal(signal.SIGHUP)
-    asked = 0
-
-    def replaced() -> bool:
-        nonlocal asked
-        assert sidecar.ask("GET", "/api/v1/teams", authorization=bearer(1)).status == 200
-        asked += 1
-        now = workers(sidecar)
-        return not now & before and len(now) == 2
-
-    until(replaced, "two new workers", patience_s=30)
-    until(lambda: decisions(sidecar) >= asked, "the metrics of all")
-    assert decisions(sidecar) == asked
-
-
 def written_on_disk(pid: int) -> set[str]:
     """The files that a process may write and that are no pipe, socket, log or memory."""
     found = set()

@@ -1,6 +1,6 @@
 """`serve` and `demo`: the commands that keep running."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from authsidecar.cli.errors import MisconfiguredError, RefusedError
-from authsidecar.cli.options import Command, given
+from authsidecar.cli.options import Command, Options, given
 from authsidecar.cli.session import load_settings
 
 if TYPE_CHECKING:
@@ -31,16 +31,8 @@ def serve(workers: int | None) -> None:
       AUTHSIDECAR_REDIS__URL=redis://127.0.0.1:6379/0 authsidecar serve --workers 2
     """
     options = given()
-
-    def load() -> "Settings":
-        settings = load_settings(options)
-        if workers is None:
-            return settings
-        listen = settings.listen.model_copy(update={"workers": workers})
-        return settings.model_copy(update={"listen": listen})
-
     try:
-        _serve(load)
+        _serve(options, workers)
     except (RefusedError, MisconfiguredError) as error:
         from authsidecar.run.life import leave, unread
 
@@ -49,15 +41,28 @@ def serve(workers: int | None) -> None:
         raise
 
 
-def _serve(load: "Callable[[], Settings]") -> None:
+def _serve(options: Options, workers: int | None) -> None:
     import os
 
+    from authsidecar.config import has_file, load, load_again
     from authsidecar.run.life import ignore_signals
     from authsidecar.run.notify_socket import NotifySocket
 
     ignore_signals()
     manager = NotifySocket.taken(os.environ)
-    settings = load()
+
+    def with_workers(settings: "Settings") -> "Settings":
+        if workers is None:
+            return settings
+        listen = settings.listen.model_copy(update={"workers": workers})
+        return settings.model_copy(update={"listen": listen})
+
+    read_again = load_again if has_file(options.config, os.environ) else load
+
+    def reread() -> "Settings":
+        return with_workers(read_again(options.config, os.environ))
+
+    settings = with_workers(load_settings(options))
     several = settings.listen.workers > 1
     with _shared_metrics() if several else nullcontext():
         from authsidecar.config import warnings
@@ -82,9 +87,9 @@ def _serve(load: "Callable[[], Settings]") -> None:
                     from authsidecar.run.workers import supervise
 
                     run(preflight(settings))
-                    supervise(load, listeners, log, manager)
+                    supervise(settings, reread, listeners, log, manager)
                 else:
-                    run(serve(settings, log, listeners, manager=manager))
+                    run(serve(settings, log, listeners, manager=manager, load=reread))
         except (StartError, ListenError) as error:
             raise RefusedError(str(error)) from None
         finally:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
@@ -126,6 +127,20 @@ SECTIONS: Final[frozenset[Path]] = frozenset(
     path[:end] for path in SETTINGS for end in range(len(path))
 )
 """Every path that holds settings, the empty one included."""
+
+
+def values_of(settings: Settings, *, private: bool = True) -> dict[str, Any]:
+    """The value of every setting by its key; a bucket is one value.
+
+    Args:
+        settings: the configuration.
+        private: with those that may hold a secret.
+    """
+    return {
+        setting.key: reduce(getattr, path, settings)
+        for path, setting in SETTINGS.items()
+        if path[:-1] not in SETTINGS and (private or not setting.private)
+    }
 
 
 def under(path: Path, ancestor: Path) -> bool:

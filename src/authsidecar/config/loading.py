@@ -75,6 +75,38 @@ def load(path: str | None, environ: Mapping[str, str]) -> Settings:
     return settings
 
 
+def load_again(path: str | None, environ: Mapping[str, str]) -> Settings:
+    """Read the whole configuration again, from a file that was there before.
+
+    A file that is gone, or empty, would say that every setting has its default: it is being
+    written, or was lost. What is no regular file, a pipe say, gives its text only once.
+
+    Args:
+        path: as `load` has it.
+        environ: the environment variables.
+
+    Raises:
+        ConfigError: something is wrong; nothing of it may be used.
+    """
+    name = path if path is not None else environ.get(CONFIG_VARIABLE, DEFAULT_FILE)
+    file = FilePath(name)
+    problem = None
+    if not file.exists():
+        problem = "is gone"
+    elif not file.is_file():
+        problem = "is no regular file, so it can't be read again"
+    elif not file.stat().st_size:
+        problem = "is empty"
+    if problem is not None:
+        raise ConfigError((f"{one_line(name) or quote(name)}: {problem}",))
+    return load(path, environ)
+
+
+def has_file(path: str | None, environ: Mapping[str, str]) -> bool:
+    """Whether the configuration is from a file, and not from the environment alone."""
+    return path is not None or CONFIG_VARIABLE in environ or FilePath(DEFAULT_FILE).exists()
+
+
 def reread(settings: Settings) -> Settings:
     """The same settings, with what the files of `_FILE` variables hold now.
 

@@ -68,6 +68,10 @@ class Log:
         """How many lines of this process found no room, so far."""
         return self._writer.dropped if self._writer else 0
 
+    def set_level(self, level: Level) -> None:
+        """Drop events below this level from now on."""
+        self._threshold = _LEVELS[level]
+
     def event(self, level: Level, event: str, /, **fields: object) -> None:
         """Have one line written; never waits for it."""
         if _LEVELS[level] >= self._threshold:

@@ -55,6 +55,9 @@ DROPS: Final = ("first_byte", "request", "peer_limit", "limit", "strangers", "ma
 UNREADABLE_LINES: Final = 20
 """How many lines a second one peer gets about what could not be read, of each reason."""
 
+CONFIG_INFO: Final = "authsidecar_config_info"
+"""The name of the metric whose label is a digest: those that nobody has in force are not shown."""
+
 SHARED_S: Final = 0.25
 """The age of what other processes see of this one's metrics, at the most, in seconds."""
 
@@ -91,9 +94,16 @@ class _OfAll(MultiProcessCollector):
     def collect(self) -> Iterable[Metric]:
         for _ in range(READINGS):
             with suppress(struct.error):
-                return cast(Iterable[Metric], super().collect())  # type: ignore[no-untyped-call]
+                return self._read()
             time.sleep(0.01)  # in a thread of its own: see management.py
-        return cast(Iterable[Metric], super().collect())  # type: ignore[no-untyped-call]
+        return self._read()
+
+    def _read(self) -> Iterable[Metric]:
+        found = list(cast(Iterable[Metric], super().collect()))  # type: ignore[no-untyped-call]
+        for metric in found:
+            if metric.name == CONFIG_INFO:
+                metric.samples = [sample for sample in metric.samples if sample.value]
+        return found
 
 
 class _Tally:
@@ -255,6 +265,14 @@ class Telemetry:
             registry=registry,
             multiprocess_mode="livemostrecent",
         )
+        self._config = Gauge(
+            CONFIG_INFO,
+            "How many processes decide by the configuration that the label names.",
+            ["digest"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self._config_digest: str | None = None
         build = Gauge(
             "authsidecar_build_info",
             "Always 1; the version is a label.",
@@ -289,6 +307,20 @@ class Telemetry:
     def record_ready(self, ready: bool) -> None:
         """Show whether requests can be decided."""
         self._ready.set(ready)
+
+    def follow(self, config_digest: str, decisions: Decisions) -> None:
+        """Show which configuration is in force, and write the lines that it wants.
+
+        Args:
+            config_digest: what it is known by.
+            decisions: which decisions get a line.
+        """
+        self._decisions = decisions
+        old, self._config_digest = self._config_digest, config_digest
+        if old not in {None, config_digest}:
+            self._config.labels(old).set(0)  # in files of several processes it goes on to be read
+            self._config.remove(old)
+        self._config.labels(config_digest).set(1)
 
     def watch(self, connections: Callable[[], tuple[int, int]]) -> None:
         """Tell how many connections to Redis there are.

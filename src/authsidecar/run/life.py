@@ -8,15 +8,18 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import uvloop
 
 from authsidecar.observe.log import Log
 from authsidecar.serving.servers import Connections
 
+if TYPE_CHECKING:  # prometheus_client must not be imported before workers have a place for metrics
+    from authsidecar.run.terms import Terms
+
 IGNORED: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that end a process that does not expect them: a closed terminal, a reload."""
+"""Signals that end a process that does not expect them."""
 
 
 LEFT_OPEN: Final[list[asyncio.Runner]] = []
@@ -34,15 +37,30 @@ class Life:
         missing: what keeps it from being ready, whatever Redis says; by part.
         connections: what proxies ask on, once there is something.
         answering: called once whoever asks is answered, if only that Redis is away.
+        terms: what requests are decided by; None: what the settings say.
     """
 
     def __init__(self, answering: Callable[[], None] = lambda: None) -> None:
         """It is starting."""
+        self.terms: Terms | None = None
+        self._apply: Callable[[Terms], None] | None = None
         self.answering = answering
         self.missing: dict[str, str] = {}
         self.connections: Connections | None = None
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+
+    def change(self, terms: "Terms") -> None:
+        """Have the next request decided by these terms."""
+        self.terms = terms
+        if self._apply is not None:
+            self._apply(terms)
+
+    def on_change(self, apply: "Callable[[Terms], None]") -> None:
+        """Call this with the terms in force, if there are any yet, and with all that follow."""
+        self._apply = apply
+        if self.terms is not None:
+            apply(self.terms)
 
     @property
     def ends(self) -> bool:
@@ -121,9 +139,14 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def log_ignored_signals(log: Log) -> None:
-    """Have a line for each of them that comes."""
+def log_ignored_signals(log: Log, *, but: Iterable[int] = ()) -> None:
+    """Have a line for each of them that comes.
+
+    Args:
+        log: where it goes.
+        but: these are not ignored.
+    """
     loop = asyncio.get_running_loop()
-    for number in IGNORED:
+    for number in set(IGNORED).difference(but):
         name = signal.Signals(number).name
         loop.add_signal_handler(number, partial(log.event, "info", "signal_ignored", signal=name))

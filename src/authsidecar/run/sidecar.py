@@ -19,10 +19,8 @@ from authsidecar.config import Settings
 from authsidecar.coolify.source import SourceError
 from authsidecar.coolify.status import exported, read_owner, readiness
 from authsidecar.coolify.sync import following
-from authsidecar.decision.addresses import Networks
-from authsidecar.decision.authorize import UNSYNCED, Rules, StoreError
+from authsidecar.decision.authorize import UNSYNCED, StoreError
 from authsidecar.decision.ratelimit.pace import AddressPace
-from authsidecar.expiry.notice import HOUR_MS
 from authsidecar.expiry.rounds import NoDriverError, WarningOptions, WarningResult, warning
 from authsidecar.observe.background import Background
 from authsidecar.observe.log import Bridge, Log
@@ -38,7 +36,8 @@ from authsidecar.run.redis_at_start import (
     see_answer,
     without_secret,
 )
-from authsidecar.run.rules import rules
+from authsidecar.run.reload import InForce, Load, reload_or_tell
+from authsidecar.run.terms import Terms, terms
 from authsidecar.serving.authz import AuthzServer
 from authsidecar.serving.connection_limits import MAX_CONNECTIONS, ConnectionLimits
 from authsidecar.serving.listeners import BACKLOG, Listeners
@@ -52,6 +51,7 @@ from authsidecar.store.keys import Keys
 from authsidecar.store.last_used import LastUses, last_uses
 from authsidecar.store.registry import Registry
 from authsidecar.store.trips import KINDS, kind_of
+from authsidecar.tasks import end
 
 GRACE_S: Final = 10.0
 """How long a stop waits for requests in flight, in seconds."""
@@ -110,12 +110,16 @@ async def serve(
     listeners: Listeners,
     *,
     manager: NotifySocket,
+    load: Load,
     started: Callable[[], None] = lambda: None,
 ) -> None:
     """Run until SIGTERM or SIGINT; then finish what is in flight.
 
+    On SIGHUP the configuration is read again.
+
     Args:
         settings: the configuration.
+        load: reads it again.
         log: where lines go.
         listeners: the open sockets.
         manager: told when it answers, that it lives, and when it stops.
@@ -124,9 +128,11 @@ async def serve(
     Raises:
         StartError: Redis or a file cannot be used.
     """
-    life = Life(manager.ready)
+    life = Life()
+    reloads = ReloadsOnSignal(load, InForce.of(settings), log, manager, life)
+    life.answering = reloads.begin
     life.end_on(signal.SIGTERM, quick=(signal.SIGINT,))
-    log_ignored_signals(log)
+    log_ignored_signals(log, but=[signal.SIGHUP])
     beat = asyncio.create_task(manager.keep_alive())
     try:
         async with running(settings, log, listeners, life):
@@ -144,6 +150,7 @@ async def serve(
             listeners.close()  # what the runners close is a copy: nobody may wait on this one
     except StoppedError:
         pass
+    await reloads.close()
     beat.cancel()
     log.event("info", "stopped")
     log.flush()
@@ -171,19 +178,22 @@ async def running(
     life = life or Life()
     _quiet_libraries(log)
     open_files = descriptors.raise_limit()
-    decided_by = rules(settings)
-    registry, telemetry = _telemetry(settings, log)
+    first = life.terms or terms(settings)
+    registry, telemetry = _telemetry(first, log)
+    pace = AddressPace(first.lookups_per_second)
     background = Background(log, registry)
     keys = Keys(settings.redis.prefix)
     synced = settings.sync.source is not None
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(telemetry.kept(partial(background.keep, "metrics")))
         client = await stack.enter_async_context(connected_client(settings, log, background))
-        decisions = _decision_store(settings, log, client, telemetry)
+        decisions = _decision_store(settings, log, client, telemetry, pace)
         stack.push_async_callback(decisions.close)
         telemetry.watch(lambda: decisions.connections)
         uses = await stack.enter_async_context(last_uses(client, keys, log, background))
-        authz = _authz_server(settings, log, client, telemetry, decided_by=decided_by, uses=uses)
+        authz = _authz_server(settings, log, client, telemetry, terms=first, uses=uses)
+        telemetry.follow(first.digest, first.log_decisions)
+        life.on_change(partial(_apply, authz=authz, telemetry=telemetry, pace=pace, log=log))
         beside = await stack.enter_async_context(AsyncExitStack())
         await beside.enter_async_context(
             exported(client, keys, registry, background, expected=synced)
@@ -194,6 +204,7 @@ async def running(
             lambda: readiness(client, keys, expected=synced),
             lambda: background.failing,
             telemetry.record_ready,
+            config_digest=lambda: authz.config_digest,
         )
         limits = _told_limits(settings, log, open_files)
         connections = authz.connections(limits, choose(settings.listen.server))
@@ -224,7 +235,7 @@ async def running(
         yield authz
 
 
-def _telemetry(settings: Settings, log: Log) -> tuple[CollectorRegistry, Telemetry]:
+def _telemetry(terms: Terms, log: Log) -> tuple[CollectorRegistry, Telemetry]:
     """The metrics, and where they are collected."""
     # A second series for each, which nobody asks for.
     disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -232,7 +243,7 @@ def _telemetry(settings: Settings, log: Log) -> tuple[CollectorRegistry, Telemet
     telemetry = Telemetry(
         registry,
         log,
-        settings.log.decisions,
+        terms.log_decisions,
         kinds=[kind for kind in KINDS if kind != "open"],  # of a trip that was not made
         results=WarningResult,
     )
@@ -240,7 +251,7 @@ def _telemetry(settings: Settings, log: Log) -> tuple[CollectorRegistry, Telemet
 
 
 def _decision_store(
-    settings: Settings, log: Log, client: "Redis", telemetry: Telemetry
+    settings: Settings, log: Log, client: "Redis", telemetry: Telemetry, pace: AddressPace
 ) -> DecisionStore:
     """What decisions are made from; an unreadable value is logged once."""
     odd = Once(log, "unreadable_value")
@@ -250,7 +261,7 @@ def _decision_store(
         budget_ms=settings.redis.budget_ms,
         cache_records=settings.redis.cache_records,
         cache_max_age_s=settings.redis.cache_max_age_seconds,
-        pace=AddressPace(settings.limits.lookups_per_second),
+        pace=pace,
         synced=settings.sync.source is not None,
         observe=telemetry.trip,
         looked_up=telemetry.looked_up,
@@ -264,22 +275,23 @@ def _authz_server(
     client: "Redis",
     telemetry: Telemetry,
     *,
-    decided_by: Rules,
+    terms: Terms,
     uses: LastUses,
 ) -> AuthzServer:
     """What answers subrequests; until it is given a store, with 503."""
     keys = Keys(settings.redis.prefix)
-    report_only = settings.enforcement == "report"
+    report_only = terms.report_only
     return AuthzServer(
-        rules=decided_by,
+        rules=terms.rules,
         store=AbsentStore(),
         telemetry=telemetry,
         log=log,
-        trusted_peers=Networks.of(settings.peer_networks),
-        trusted_hops=Networks.of(settings.hop_networks),
+        trusted_peers=terms.trusted_peers,
+        trusted_hops=terms.trusted_hops,
         report_only=report_only,
         uses=uses,
-        expiry_ms=settings.mail.expiry_header_hours * HOUR_MS,
+        expiry_ms=terms.expiry_ms,
+        config_digest=terms.digest,
         memo_entries=settings.listen.memo_entries,
         witness=Witness(
             client, keys, budget_ms=settings.redis.budget_ms, log=log, report_only=report_only

@@ -1,9 +1,12 @@
 """Several worker processes on the same sockets, under gunicorn's supervision.
 
-gunicorn starts them, watches their heartbeat, replaces one that dies, and on SIGHUP replaces all,
-gracefully, with workers that have read the configuration again. Each worker is a whole sidecar;
-what they share is in Redis. Metrics of all are summed where prometheus_client keeps them, in a
-directory of files.
+gunicorn starts them, watches their heartbeat, and replaces one that dies. Each worker is a whole
+sidecar; what they share is in Redis. Metrics of all are summed where prometheus_client keeps them,
+in a directory of files.
+
+On SIGHUP the supervisor reads the configuration again and hands the workers what follows from it,
+so that all of them decide by the same. A worker that is started later begins with that, whatever
+the file then holds.
 """
 
 import asyncio
@@ -13,7 +16,6 @@ import mmap
 import os
 import signal
 import time
-from collections.abc import Callable
 from typing import Any, Final, cast
 
 from gunicorn.app.base import BaseApplication
@@ -23,13 +25,15 @@ from gunicorn.workers.base import Worker
 from prometheus_client.multiprocess import mark_process_dead
 
 from authsidecar import __version__
-from authsidecar.config import ConfigError, Settings
+from authsidecar.config import Settings
 from authsidecar.observe.log import Bridge, Log
 from authsidecar.observe.metrics import shared
 from authsidecar.run.errors import StartError
 from authsidecar.run.life import Life, StoppedError, leave, run
 from authsidecar.run.notify_socket import NotifySocket
+from authsidecar.run.reload import InForce, Load, reload_or_tell
 from authsidecar.run.shared_memory import directory
+from authsidecar.run.shared_terms import SharedTerms
 from authsidecar.run.sidecar import GRACE_S, running
 from authsidecar.serving.listeners import Listeners
 from authsidecar.serving.servers import choose
@@ -37,30 +41,35 @@ from authsidecar.serving.servers import choose
 HEARTBEAT_S: Final = 1.0
 """How often a worker tells that it lives, in seconds; after 30 s of silence it is replaced."""
 
-Load = Callable[[], Settings]
-"""Reads the configuration; again at each graceful restart."""
 
-
-def supervise(load: Load, listeners: Listeners, log: Log, manager: NotifySocket) -> None:
+def supervise(
+    settings: Settings, load: Load, listeners: Listeners, log: Log, manager: NotifySocket
+) -> None:
     """Run until SIGTERM, SIGINT or SIGQUIT, then exit.
 
     Args:
-        load: reads the configuration; once for the number of workers, then in each worker.
+        settings: the configuration.
+        load: reads it again, on each SIGHUP.
         listeners: the open sockets that all workers serve.
         log: where lines go.
         manager: told when a worker answers, that the supervisor lives, of a reload and of the end.
 
     Raises:
-        SystemExit: always, with gunicorn's exit code.
+        StartError: a file that the configuration names cannot be used.
+        SystemExit: always but for that, with gunicorn's exit code.
     """
-    _Application(load, listeners, log, manager).run()
+    _Application(InForce.of(settings), load, listeners, log, manager).run()
 
 
 class _Application(BaseApplication):
     """What gunicorn calls an application: its settings, and what a worker needs."""
 
-    def __init__(self, load: Load, listeners: Listeners, log: Log, manager: NotifySocket) -> None:
+    def __init__(
+        self, config: InForce, load: Load, listeners: Listeners, log: Log, manager: NotifySocket
+    ) -> None:
+        self.config = config
         self.read = load
+        self.terms = SharedTerms()
         self.listeners = listeners
         self.log = log
         self.manager = manager
@@ -71,7 +80,7 @@ class _Application(BaseApplication):
         super().__init__()
 
     def load_config(self) -> None:
-        settings = self.read()
+        settings = self.config.settings
         self.server = choose(settings.listen.server)
         options = {
             # gunicorn owns them from here on; each worker finds them in this order.
@@ -95,9 +104,6 @@ class _Application(BaseApplication):
         """What a worker gets as its `wsgi`: this itself."""
         return self
 
-    def reload(self) -> None:
-        """On SIGHUP: keep the sockets; each new worker reads the configuration itself."""
-
     def run(self) -> None:
         workers = self.cfg.workers
         self.log.event(
@@ -119,11 +125,17 @@ class _Arbiter(Arbiter):
     _lived_at = float("-inf")
 
     def handle_hup(self) -> None:
-        """Replace all workers."""
-        self.app.log.event("info", "replacing_workers", signal="SIGHUP")
-        self.app.manager.reloading()
-        self._told_ready, self.app.answering[0] = False, 0
-        super().handle_hup()
+        """Read the configuration again, and have all workers decide by it."""
+        app = self.app
+        app.manager.reloading()
+        found = reload_or_tell(app.read, app.config, app.log)
+        if found is not None:
+            app.config = found
+            app.log.set_level(found.terms.log_level)
+            app.terms.put(found.terms)
+            self.kill_workers(signal.SIGHUP)
+        if self._told_ready:
+            app.manager.ready()
 
     def handle_usr1(self) -> None:
         """Nothing: the log has no file that could be opened again."""
@@ -187,7 +199,7 @@ class _Worker(Worker):
         code = 0
         try:
             run(self._serve(app))
-        except (StartError, ConfigError) as error:
+        except StartError as error:
             app.log.event("error", "worker_failed", problem=str(error))
             code = Arbiter.WORKER_BOOT_ERROR
         except Exception as error:  # noqa: BLE001  # nothing above could say it better
@@ -197,7 +209,7 @@ class _Worker(Worker):
         leave(code)
 
     def init_signals(self) -> None:
-        """Leave all signals to the event loop, but for those that a worker ignores."""
+        """Leave all signals to the event loop, but for those that a worker ignores as yet."""
         for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH):
             signal.signal(number, signal.SIG_IGN)
 
@@ -207,7 +219,10 @@ class _Worker(Worker):
         sockets = tuple(cast(Any, one).sock for one in self.sockets)
         inherited = app.listeners
         listeners = Listeners(sockets[: app.authz], sockets[app.authz :], inherited.shared)
-        settings = app.read()
+        settings = app.config.settings
+        life.change(app.config.terms)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._follow, app, life)
+        self._follow(app, life)  # it may have been told before it listened
         beat = asyncio.create_task(self._beat(life))
         try:
             async with running(settings, app.log, listeners, life):
@@ -219,6 +234,12 @@ class _Worker(Worker):
         except StoppedError:
             pass
         beat.cancel()
+
+    def _follow(self, app: _Application, life: Life) -> None:
+        """Decide by what the supervisor has read."""
+        terms = app.terms.get()
+        if terms is not None:
+            life.change(terms)
 
     async def _beat(self, life: Life) -> None:
         """Stay alive for the supervisor; end when it is gone."""

@@ -7,9 +7,9 @@ long, say) is answered here as well, since aiohttp's own words would repeat the 
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
-from typing import Final, TypeGuard
+from typing import Any, Final, TypeGuard
 
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
@@ -28,14 +28,14 @@ from authsidecar.observe.metrics import Telemetry
 from authsidecar.serving.connection_limits import ConnectionLimits
 from authsidecar.serving.doctor_probe import offered
 from authsidecar.serving.encoding import DecisionIds
-from authsidecar.serving.memo import ENTRIES, Look, Memo
+from authsidecar.serving.memo import ENTRIES, Look, Memo, Remembered
 from authsidecar.serving.servers import Connections, Server
 from authsidecar.serving.subrequest import (
     RequestTimeoutError,
     Subrequest,
     TooManyHeadersError,
 )
-from authsidecar.serving.warm_path import WarmPath
+from authsidecar.serving.warm_path import Asker, WarmPath
 from authsidecar.serving.witness import Witness, identify_doctor, is_probe
 from authsidecar.store.last_used import LastUses
 
@@ -60,7 +60,11 @@ _NOT_READ: Final = Deny(REQUEST_UNREADABLE)
 
 
 class AuthzServer:
-    """Answers subrequests; one instance serves all connections of a process."""
+    """Answers subrequests; one instance serves all connections of a process.
+
+    Attributes:
+        config_digest: names the configuration that the next request is decided by.
+    """
 
     def __init__(
         self,
@@ -77,6 +81,7 @@ class AuthzServer:
         uses: LastUses | None = None,
         expiry_ms: int = 0,
         memo_entries: int = ENTRIES,
+        config_digest: str = "",
     ) -> None:
         """Nothing is listened on yet.
 
@@ -94,7 +99,9 @@ class AuthzServer:
             uses: told of every request that a token authenticated.
             witness: asked of a request without a readable token: is it a doctor's probe?
             memo_entries: how many subrequests are remembered at the most; 0: none.
+            config_digest: names the configuration that all of these are from.
         """
+        self.config_digest = config_digest
         self._switch = switch
         self._rules = rules
         self._store = store
@@ -119,11 +126,41 @@ class AuthzServer:
             finish=self._finish,
         )
         self._warm.use(store)
+        self._quick: Any = None
 
     def use(self, store: Store) -> None:
         """Decide by this store from now on."""
         self._store = store
         self._warm.use(store)
+
+    def apply(
+        self,
+        rules: Rules,
+        *,
+        trusted_peers: Networks,
+        trusted_hops: Networks,
+        report_only: bool,
+        expiry_ms: int,
+        config_digest: str,
+    ) -> None:
+        """Decide the next request by these; the arguments are those of the constructor.
+
+        A request under way ends by the rules that it began with.
+        """
+        if trusted_peers != self._trusted_peers and self._quick is not None:
+            self._quick.recall = self._recall_of_trusted
+        self._rules = rules
+        self._trusted_peers = trusted_peers
+        self._trusted_hops = trusted_hops
+        self._report_only = report_only
+        self._expiry_ms = expiry_ms
+        self.config_digest = config_digest
+        self._peers.clear()
+        self._warm.apply(rules, expiry_ms)
+        if self._memo is not None:
+            self._memo.clear()
+        if self._witness is not None:
+            self._witness.report(report_only)
 
     def connections(
         self, limits: ConnectionLimits = DEFAULT_LIMITS, server: Server = "fast"
@@ -147,6 +184,8 @@ class AuthzServer:
             limits=limits,
             dropped=self._telemetry.connection_dropped,
         )
+        if server == "fast":
+            self._quick = connections
         return connections
 
     def application(self) -> web.Application:
@@ -178,6 +217,17 @@ class AuthzServer:
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # unclear means refused
             outcome = Outcome(self._defect(error), self._store.now())
         return self._finish(endpoint, access, outcome, asked.peer, start)
+
+    def _recall_of_trusted(
+        self, remembered: Remembered, request_id: str | None, asker: Asker
+    ) -> Coroutine[Any, Any, Reply] | None:
+        """As the warm path, where a peer that has a connection may not be trusted any more."""
+        if not self._trusts(asker.peer):
+            return self._refused(remembered.endpoint, asker.peer)
+        return self._warm.answer(remembered, request_id, asker)
+
+    async def _refused(self, endpoint: Endpoint, peer: str) -> Reply:
+        return self._refuse(endpoint, _UNTRUSTED, peer)
 
     async def _decide(
         self, endpoint: Endpoint, access: AccessRequest, peer: str, start: float

@@ -34,6 +34,8 @@ def application(
     sync: Told = _nothing,
     background: Callable[[], Mapping[str, str]] = dict,
     record_ready: Callable[[bool], None] = lambda _: None,
+    *,
+    config_digest: Callable[[], str] = str,
 ) -> web.Application:
     """`/healthz`, `/readyz` and `/metrics`.
 
@@ -43,6 +45,7 @@ def application(
         sync: what the sync tells of itself.
         background: what fails beside requests, by task.
         record_ready: called at each `/metrics`, before the metrics are read.
+        config_digest: names the configuration in force; the empty text: it has no name.
     """
 
     async def healthz(_: web.Request) -> web.Response:
@@ -55,6 +58,8 @@ def application(
             "status": "not ready" if missing else "ready",
             "missing": missing,
         }
+        if digest := config_digest():
+            status["config_digest"] = digest
         if told is not None:
             status["sync"] = told
         if failing := background():

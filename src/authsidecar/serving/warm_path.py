@@ -132,6 +132,11 @@ class WarmPath:
         able = isinstance(store, DecisionStore) and store.in_one_call
         self._store = store if able and isinstance(store, DecisionStore) else None
 
+    def apply(self, rules: Rules, expiry_ms: int) -> None:
+        """Prepare by these from now on; what is prepared is the memo's to forget."""
+        self._rules = rules
+        self._expiry_ms = expiry_ms
+
     def answer(
         self, remembered: Remembered, request_id: str | None, asker: Asker
     ) -> Coroutine[Any, Any, Reply] | None:

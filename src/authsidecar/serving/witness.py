@@ -76,6 +76,10 @@ class Witness:
         self._pace = AddressPace()
         self._known: set[str] = set()
 
+    def report(self, report_only: bool) -> None:
+        """Say from now on whether what is refused passes all the same."""
+        self._report_only = report_only
+
     async def outcome(
         self,
         offer: Offer,

@@ -27,6 +27,10 @@ class AddressPace:
         self._addresses = addresses
         self._refused: OrderedDict[str, tuple[UnixMs, float, UnixMs]] = OrderedDict()
 
+    def set_rate(self, lookups_per_second: int) -> None:
+        """Let a refused address look up so much from now on."""
+        self._rate = lookups_per_second
+
     def refuse(self, address: str, until: UnixMs) -> None:
         """The address's bucket is empty until then."""
         held = self._refused.get(address)

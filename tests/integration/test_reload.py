@@ -1,0 +1,168 @@
+"""A configuration that is read again while requests come in: nobody notices but by its answers."""
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from redis.asyncio import Redis
+
+from tests.integration.test_life import children, load, populate
+from tests.support.broken_configs import BROKEN, GOOD, break_file, mend_file
+from tests.support.seed import bearer
+from tests.support.sidecar import SidecarProcess, get, start_sidecar
+from tests.support.waiting import until
+
+BY_ENVIRONMENT = (
+    "no Redis URL",
+    "no listener at all",
+    "both listeners in one place",
+    "a port that is too high",
+    "an unknown log format",
+    "a budget of 0",
+    "unknown decisions",
+)
+"""What the file says of these, the tests' environment says otherwise."""
+
+WORKERS = pytest.mark.parametrize("workers", [1, 2])
+
+
+@pytest.fixture
+async def ready_redis(redis_client: Redis, redis_url: str) -> str:
+    await populate(redis_client)
+    return redis_url
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    mend_file(path, good(path))
+    return path
+
+
+def good(path: Path, more: str = "") -> str:
+    return GOOD.format(directory=path.parent).replace("data_dir", "# data_dir") + more
+
+
+def started(path: Path, url: str, workers: int, **settings: str) -> SidecarProcess:
+    process = start_sidecar(
+        path.parent, url, "--workers", str(workers), CONFIG=str(path), **settings
+    )
+    until(lambda: workers == 1 or len(children(process)) == workers, "all workers")
+    until(lambda: digests(process) == {digest(process): workers}, "all on the first digest")
+    return process
+
+
+def digest(process: SidecarProcess) -> str:
+    found: str = get(process.management_port, "/readyz", {}).json["config_digest"]
+    return found
+
+
+def digests(process: SidecarProcess) -> dict[str, int]:
+    """How many processes decide by which configuration."""
+    text = get(process.management_port, "/metrics", {}).body.decode()
+    return {
+        sample.labels["digest"]: int(sample.value)
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "authsidecar_config_info"
+    }
+
+
+def reloaded(process: SidecarProcess, event: str) -> None:
+    """Send SIGHUP, and wait for its line."""
+    before = len(process.events(event))
+    process.signal(signal.SIGHUP)
+    until(lambda: len(process.events(event)) > before, event)
+
+
+@WORKERS
+async def test_a_reload_under_load_fails_no_request(
+    ready_redis: str, path: Path, workers: int
+) -> None:
+    """All processes decide by the new configuration within a second; no connection is lost."""
+    process = started(path, ready_redis, workers)
+    pids, before = children(process), digest(process)
+    async with load(process.port) as asked:
+        for number in range(3):
+            await asked.more()
+            mend_file(
+                path, good(path).replace("user: 100000", f"user: {90_000 + number}, failed: 31")
+            )
+            process.signal(signal.SIGHUP)
+            start = time.monotonic()
+
+            def all_follow() -> bool:
+                found = digests(process)
+                return before not in found and list(found.values()) == [workers]  # noqa: B023
+
+            await asyncio.to_thread(until, all_follow, "the new digest")
+            assert time.monotonic() - start < 1
+            before = digest(process)
+            answer = await asyncio.to_thread(
+                process.ask, "GET", "/api/v1/teams", authorization=bearer(1)
+            )
+            assert answer.header("X-RateLimit-Limit") == str(90_000 + number)
+        await asked.more()
+    assert children(process) == pids
+    assert len(process.events("config_reloaded")) == 3
+    assert process.stop() == 0
+
+
+@WORKERS
+async def test_broken_files_leave_the_old_configuration_in_force(
+    ready_redis: str, path: Path, workers: int
+) -> None:
+    """Each is refused with its problems; requests go on, and a good file is taken afterwards."""
+    process = started(path, ready_redis, workers, LOG__DECISIONS="none")
+    before = digest(process)
+    async with load(process.port) as asked:
+        for kind in [kind for kind in BROKEN if kind not in BY_ENVIRONMENT]:
+            await asyncio.to_thread(break_file, path, kind)
+            await asyncio.to_thread(reloaded, process, "reload_refused")
+        assert len(process.events("reload_refused")) >= 50
+        await asked.more()
+        assert digests(process) == {before: workers}
+        assert digest(process) == before
+        assert not process.events("config_reloaded")
+    mend_file(path, good(path, "enforcement: report\n"))
+    reloaded(process, "config_reloaded")
+    until(lambda: process.ask("GET", "/api/v1/teams").status == 200, "a refusal that passes")
+    assert "Traceback" not in process.log
+    assert process.stop() == 0
+
+
+async def test_what_needs_a_restart_is_said(ready_redis: str, path: Path) -> None:
+    """A line for each such setting; what can change does, and secrets are in no line."""
+    process = started(path, ready_redis, 1)
+    mend_file(
+        path,
+        good(path, "mail: {webhook_url: 'https://x.example/planted'}\nlog: {decisions: none}\n"),
+    )
+    reloaded(process, "config_reloaded")
+    assert [one["setting"] for one in process.events("setting_left")] == ["mail.webhook_url"]
+    assert process.events("config_reloaded")[0]["changed"] == ["log.decisions"]
+    assert "planted" not in process.log
+    process.ask("GET", "/api/v1/teams", authorization=bearer(1))
+    assert not process.events("decision")
+    assert process.stop() == 0
+
+
+async def test_a_worker_that_starts_later_has_what_is_in_force(
+    ready_redis: str, path: Path
+) -> None:
+    """Not what the file says, which may be broken by then."""
+    process = started(path, ready_redis, 2)
+    mend_file(path, good(path).replace("100000", "90000"))
+    reloaded(process, "config_reloaded")
+    until(lambda: list(digests(process).values()) == [2], "both on the new digest")
+    after = digest(process)
+    break_file(path, "no YAML")
+    before = children(process)
+    os.kill(min(before), signal.SIGKILL)
+    until(lambda: len(children(process) - before) == 1, "a new worker")
+    until(lambda: digests(process) == {after: 2}, "the new worker's digest")
+    assert process.stop() == 0
