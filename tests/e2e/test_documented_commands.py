@@ -366,6 +366,20 @@ async def changed(bench: Bench) -> AsyncIterator[Setting]:
         redis.stop()
 
 
+def redis_alone(*says: str) -> Setup:
+    """A Redis, and nothing else."""
+
+    @asynccontextmanager
+    async def setup(bench: Bench) -> AsyncIterator[Setting]:
+        redis = start_redis(bench.directory.with_name("redis"))
+        try:
+            yield Setting({}, {"AUTHSIDECAR_REDIS__URL": redis.url}, says=says)
+        finally:
+            redis.stop()
+
+    return setup
+
+
 SETUPS: Mapping[str, Setup] = {
     "README.md": readme,
     "traefik.md": behind(Proxy.TRAEFIK, "HTTP/1.1 404", '"code": "route_unknown"'),
@@ -382,6 +396,9 @@ SETUPS: Mapping[str, Setup] = {
     "narrow-tokens.md": narrow,
     "follow-a-coolify-release.md": release,
     "reload.md": changed,
+    "confirm.md": redis_alone(
+        "saved, until", "unless", "confirmed:", "off, until", "is off", "is on"
+    ),
 }
 
 

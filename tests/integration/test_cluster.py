@@ -473,3 +473,17 @@ async def test_closing_a_cluster_closes_its_connections(servers: RedisCluster) -
         await made.aclose()
         assert not opened()
         assert await made.get("one") == b"1"
+
+
+async def test_a_trial_ends_on_a_cluster_as_well(registry: Registry) -> None:
+    """The setting and what was before are in one hash, so in one slot."""
+    await registry.set_instance(allowlist="192.0.2.0/24")
+    await registry.trials.begin("allowlist", "198.51.100.0/24", 1)
+    await asyncio.sleep(0.01)
+    (ended,) = await registry.trials.roll_back()
+    assert ended.before == "192.0.2.0/24"
+    assert (await registry.instance()).allowlist.text == "192.0.2.0/24"
+    trial = await registry.trials.begin("allowlist", "198.51.100.0/24", 60_000)
+    assert await registry.trials.confirm(trial)
+    assert await registry.trials.pending() == []
+    assert (await registry.instance()).allowlist.text == "198.51.100.0/24"

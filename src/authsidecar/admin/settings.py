@@ -4,9 +4,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from authsidecar.admin.refusal import Refusal
-from authsidecar.decision.allowlist import Allowlist, AllowlistError, parse, wildcards
+from authsidecar.decision.allowlist import (
+    Allowlist,
+    AllowlistError,
+    parse,
+    parse_lenient,
+    wildcards,
+)
 from authsidecar.decision.model import Address, TeamId, TokenId
 from authsidecar.store.registry import Registry
+from authsidecar.store.trials import Trial, Tried
+from authsidecar.times import rfc3339
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,15 +24,54 @@ class Saved:
     Attributes:
         allowlist: as it is stored.
         warnings: what is legal but unwise about it, one line each.
+        trial: how long it stays unless it is confirmed, or None: it stays.
     """
 
     allowlist: Allowlist
     warnings: tuple[str, ...]
+    trial: Trial | None = None
 
 
-async def switch_api(registry: Registry, *, on: bool) -> None:
-    """Turn the API on or off for everyone, from the very next request on."""
+async def switch_api(registry: Registry, *, on: bool, within_ms: int | None = None) -> Trial | None:
+    """Turn the API on or off for everyone, from the very next request on.
+
+    Args:
+        registry: where it is stored.
+        on: which of the two.
+        within_ms: in how many milliseconds it is turned back unless it is confirmed; None: never.
+    """
+    if within_ms is not None:
+        return await registry.trials.begin("api_enabled", int(on), within_ms)
     await registry.set_instance(api_enabled=on)
+    return None
+
+
+async def confirm_api(registry: Registry) -> Trial | Refusal:
+    """Keep the API as it was switched."""
+    trial = await _pending(registry, "api_enabled")
+    if trial is None or not await registry.trials.confirm(trial):
+        return Refusal("there is nothing to confirm; `authsidecar api status` says how it is")
+    return trial
+
+
+async def confirm_allowlist(registry: Registry, caller: Address | None) -> Trial | Refusal:
+    """Keep the allowlist that was set, for somebody whom it admits."""
+    nothing = "there is nothing to confirm; `authsidecar allowlist show` says how it is"
+    trial = await _pending(registry, "allowlist")
+    if trial is None:
+        return Refusal(nothing)
+    if caller is None:
+        return Refusal("your own address is not known: name it by --my-ip; nothing was confirmed")
+    if not parse_lenient(trial.value)[0].admits(caller):
+        return Refusal(
+            f"{caller} is on no entry of the new list, so you may be locked out; nothing was "
+            f"confirmed, and the list before is back at {rfc3339(trial.until)}"
+        )
+    return trial if await registry.trials.confirm(trial) else Refusal(nothing)
+
+
+async def _pending(registry: Registry, setting: Tried) -> Trial | None:
+    return next((one for one in await registry.trials.pending() if one.setting == setting), None)
 
 
 async def switch_mcp(registry: Registry, *, on: bool, team: TeamId | None) -> Refusal | None:
@@ -41,7 +88,13 @@ Callers = Callable[[], Awaitable[Mapping[TokenId, Address]]]
 
 
 async def set_allowlist(
-    registry: Registry, text: str, *, caller: Address | None, force: bool, callers: Callers
+    registry: Registry,
+    text: str,
+    *,
+    caller: Address | None,
+    force: bool,
+    callers: Callers,
+    within_ms: int | None = None,
 ) -> Saved | Refusal:
     """Save who may call, unless a bad entry or the caller's own exclusion forbids it.
 
@@ -52,19 +105,26 @@ async def set_allowlist(
         force: save it even so.
         callers: asked where the caller is not known: if all that it tells of stay allowed, the
             caller is taken to be one of them.
+        within_ms: in how many milliseconds the list before is back unless this one is confirmed,
+            so that a caller who is not known may try it; None: never.
     """
     try:
         allowlist = parse(text)
     except AllowlistError as error:
         return Refusal(f"{error}; nothing was saved")
     warnings = [_about(entry) for entry in wildcards(allowlist)]
-    if not force and not _admits_all(allowlist):
+    tried = within_ms is not None and caller is None
+    if not force and not tried and not _admits_all(allowlist):
         guarded = _keeps(allowlist, caller) if caller else _keeps_all(allowlist, await callers())
         if isinstance(guarded, Refusal):
             return guarded
         warnings += guarded
-    await registry.set_instance(allowlist=allowlist.text)
-    return Saved(allowlist, tuple(warnings))
+    trial = None
+    if within_ms is None:
+        await registry.set_instance(allowlist=allowlist.text)
+    else:
+        trial = await registry.trials.begin("allowlist", allowlist.text, within_ms)
+    return Saved(allowlist, tuple(warnings), trial)
 
 
 def _admits_all(allowlist: Allowlist) -> bool:

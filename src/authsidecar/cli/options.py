@@ -1,6 +1,7 @@
 """Options that every command knows, before and after its name; and what ids and names look like."""
 
 import difflib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -78,6 +79,13 @@ def _written(option: click.Option | None) -> click.Option | None:
     if option is not None:
         option.callback = _help
     return option
+
+
+_DURATION: Final = re.compile(r"([0-9]{1,8})([smhd]?)")
+_UNITS_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+LONGEST_MS: Final = 86_400_000
+"""The longest time that may be given, in milliseconds."""
 
 
 class Command(click.Command):
@@ -204,7 +212,25 @@ class NamedType(click.ParamType[Any]):
         raise click.BadParameter(f"{value!a} is not {self._noun}{hint} One of: {names}", ctx, param)
 
 
+class DurationType(click.ParamType[int]):
+    """A time from one second to one day, in milliseconds: 120, 120s, 2m, 1h."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse it, or fail as a usage error."""
+        found = _DURATION.fullmatch(str(value))
+        milliseconds = int(found[1]) * _UNITS_MS[found[2] or "s"] if found else 0
+        if not 1000 <= milliseconds <= LONGEST_MS:
+            raise click.BadParameter(
+                f"{value!a} is not a time from 1s to 1d, such as 120s or 5m", ctx, param
+            )
+        return milliseconds
+
+
 ADDRESS: Final = AddressType()
+
+DURATION: Final = DurationType()
 
 NEW_ID: Final = IdType(0)
 """The id of a user or team to be; Coolify's first of both is 0."""

@@ -89,7 +89,24 @@ def on_registry(command: Coroutine[P]) -> Callable[P, None]:
 
         return store(settings)
 
-    return _callback(command, connect)
+    return _callback(_rolling_back(command), connect)
+
+
+def _rolling_back(command: Coroutine[P]) -> Coroutine[P]:
+    """Have a command end the trials of settings that nobody has confirmed in time."""
+
+    @functools.wraps(command)
+    async def run(session: Session, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        from redis.exceptions import RedisError
+
+        over = []
+        with contextlib.suppress(RedisError):  # who may not write leaves it to others
+            over = await session.registry.trials.roll_back()
+        for trial in over:
+            session.out.warn(f"nobody has confirmed {trial.setting}: it is as it was before")
+        await command(session, *args, **kwargs)
+
+    return run
 
 
 def changing(command: Coroutine[P]) -> Coroutine[P]:

@@ -218,6 +218,10 @@ async def running(
         async def begin() -> None:
             await _warm(decisions, log)
             await _follow(beside, settings, client, log, background)
+            trials = Registry(client, keys).trials
+            await beside.enter_async_context(
+                background.running("trials", lambda: trials.keep_rolling_back(log))
+            )
             await beside.enter_async_context(_warning(settings, client, log, telemetry, background))
             authz.use(decisions)
             life.missing = {}

@@ -30,7 +30,11 @@ class Keys:
 
     @property
     def instance(self) -> str:
-        """HASH: api_enabled, allowlist, mcp_enabled; synced: 1 if a sync is complete, 0 before."""
+        """HASH: api_enabled, allowlist, mcp_enabled; synced: 1 if a sync is complete, 0 before.
+
+        Until somebody confirms a change: trial:api_enabled, trial:allowlist (JSON: until when in
+        milliseconds, and what was before).
+        """
         return f"{self.prefix}instance"
 
     @property

@@ -18,6 +18,7 @@ from authsidecar.store.changes import Changes
 from authsidecar.store.entities import Team, Token, User
 from authsidecar.store.keys import Keys
 from authsidecar.store.listing import Listing
+from authsidecar.store.trials import TRIED, Trials, trial_field
 from authsidecar.times import UnixMs
 
 EXPIRED_KEPT_MS: Final = 7 * 24 * 3600 * 1000
@@ -32,7 +33,11 @@ class _Owned(NamedTuple):
 
 
 class Registry(Listing):
-    """Lists the state and changes it; redis-py's own exceptions pass through to the caller."""
+    """Lists the state and changes it; redis-py's own exceptions pass through to the caller.
+
+    Attributes:
+        trials: changes of settings that somebody has to confirm.
+    """
 
     def __init__(self, client: "Redis", keys: Keys) -> None:
         """Nothing is sent yet.
@@ -43,6 +48,7 @@ class Registry(Listing):
         """
         super().__init__(client, keys)
         self._changes = Changes(client, keys)
+        self.trials = Trials(client, keys)
 
     # Users
 
@@ -251,7 +257,7 @@ class Registry(Listing):
         mcp_enabled: bool | None = None,
         allowlist: str | None = None,
     ) -> None:
-        """Change what is given; the text of the allowlist was parsed by the caller."""
+        """Change what is given, which ends its trial; the allowlist was parsed by the caller."""
         given = {"api_enabled": api_enabled, "mcp_enabled": mcp_enabled, "allowlist": allowlist}
         fields = {
             name: int(value) if isinstance(value, bool) else value
@@ -260,6 +266,8 @@ class Registry(Listing):
         }
         async with self._changes.multi(allow_oom=True) as pipe:
             pipe.hset(self._keys.instance, mapping=fields)
+            if tried := [trial_field(name) for name in TRIED if name in fields]:
+                pipe.hdel(self._keys.instance, *tried)
             self._changes.renew_instance(pipe)
             await pipe.execute()
 
