@@ -1,10 +1,10 @@
 """Redis at the start: a client, seen to answer; else one line that says what to change."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import redis.exceptions
 from redis.asyncio import Redis
@@ -17,6 +17,8 @@ from authsidecar.run.redis import connection
 from authsidecar.store.cluster import Cluster, configurations
 from authsidecar.store.connect import connected, endpoints
 from authsidecar.store.embedded import EmbeddedRedisError
+from authsidecar.store.keys import Keys
+from authsidecar.store.schema import NewerSchemaError, migrate, read_schema
 from authsidecar.store.trips import kind_of
 
 START_BUDGET_MS: Final = 2000
@@ -32,6 +34,7 @@ async def store(settings: Settings) -> AsyncIterator["Redis"]:
     """
     async with connected_client(settings) as client:
         await see_answer(client, settings)
+        await refuse_newer(client, settings)
         yield client
 
 
@@ -55,6 +58,31 @@ async def connected_client(
             yield client
     except EmbeddedRedisError as error:
         raise StartError(str(error)) from None
+
+
+async def refuse_newer(client: "Redis", settings: Settings) -> None:
+    """Return if this program knows the layout of what is in Redis.
+
+    Raises:
+        StartError: a newer one has written it.
+    """
+    await _known(settings, read_schema(client, Keys(settings.redis.prefix)))
+
+
+async def bring_forward(client: "Redis", settings: Settings) -> None:
+    """Bring what is in Redis to the layout of this program.
+
+    Raises:
+        StartError: a newer one has written it.
+    """
+    await _known(settings, migrate(client, Keys(settings.redis.prefix)))
+
+
+async def _known(settings: Settings, looking: Coroutine[Any, Any, int]) -> None:
+    try:
+        await looking
+    except NewerSchemaError as error:
+        raise StartError(f"redis.prefix: {settings.redis.prefix}: {error}") from None
 
 
 def _look_failed(background: Background, error: BaseException | None) -> None:

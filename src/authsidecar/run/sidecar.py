@@ -31,6 +31,7 @@ from authsidecar.run.errors import AwayError, StartError
 from authsidecar.run.life import Life, StoppedError, log_ignored_signals
 from authsidecar.run.notify_socket import NotifySocket
 from authsidecar.run.redis_at_start import (
+    bring_forward,
     check_eviction,
     connected_client,
     see_answer,
@@ -337,6 +338,7 @@ class _Start:
         settings, client = self._settings, self._client
         try:
             await see_answer(client, settings)
+            await bring_forward(client, settings)
             await check_eviction(client, settings, self._log)
             await Registry(client, Keys(settings.redis.prefix)).first_start(
                 api_enabled=settings.api.enabled_at_first_start

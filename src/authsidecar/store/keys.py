@@ -38,6 +38,11 @@ class Keys:
         return f"{self.prefix}instance"
 
     @property
+    def schema(self) -> str:
+        """STRING: the number of this layout; a release that does not know it refuses to start."""
+        return f"{self.prefix}schema"
+
+    @property
     def instance_nonce(self) -> str:
         """STRING: renewed after every change of the instance's settings."""
         return f"{self.prefix}nonce:instance"
