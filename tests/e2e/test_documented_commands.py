@@ -14,6 +14,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from redis.asyncio import Redis
 
 from authsidecar.config import load
 from authsidecar.config.sections import Settings
@@ -27,6 +28,7 @@ from tests.support.lab import Lab
 from tests.support.postgres import PostgresProcess, binary, fill
 from tests.support.proxies import need
 from tests.support.redis import start_redis
+from tests.support.seed import registry, token, user
 from tests.support.sidecar import start_sidecar
 
 pytestmark = [
@@ -380,6 +382,23 @@ def redis_alone(*says: str) -> Setup:
     return setup
 
 
+@asynccontextmanager
+async def two_servers(bench: Bench) -> AsyncIterator[Setting]:
+    """One with state, and one without."""
+    old, new = (start_redis(bench.directory.with_name(name)) for name in ("old", "new"))
+    for name, server in (("old", old), ("new", new)):
+        (bench.directory / f"{name}.yaml").write_text(f"redis: {{url: '{server.url}'}}\n")
+    async with Redis.from_url(old.url) as client:
+        await user(registry(client), 1, t0="owner")
+        await registry(client).put_tokens([token(67, user=1, team=0)])
+    says = ("can be used", "keys written", "added, 0 unchanged, 0 kept", "token 67", "0 added")
+    try:
+        yield Setting(says=says)
+    finally:
+        old.stop()
+        new.stop()
+
+
 SETUPS: Mapping[str, Setup] = {
     "README.md": readme,
     "traefik.md": behind(Proxy.TRAEFIK, "HTTP/1.1 404", '"code": "route_unknown"'),
@@ -396,6 +415,7 @@ SETUPS: Mapping[str, Setup] = {
     "narrow-tokens.md": narrow,
     "follow-a-coolify-release.md": release,
     "reload.md": changed,
+    "move-to-another-redis.md": two_servers,
     "confirm.md": redis_alone(
         "saved, until", "unless", "confirmed:", "off, until", "is off", "is on"
     ),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 from redis.asyncio.cluster import ClusterNode
 
+from authsidecar.admin.state_export import export_state
+from authsidecar.admin.state_import import Imported, import_state
 from authsidecar.decision.model import Limit, Role, TeamId, TokenId, UserId
 from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.store.calls import Part
@@ -487,3 +490,41 @@ async def test_a_trial_ends_on_a_cluster_as_well(registry: Registry) -> None:
     assert await registry.trials.confirm(trial)
     assert await registry.trials.pending() == []
     assert (await registry.instance()).allowlist.text == "198.51.100.0/24"
+
+
+async def test_state_moves_from_and_to_a_cluster(servers: RedisCluster, registry: Registry) -> None:
+    """Every key of every node is in the file, and is brought to the node that serves it."""
+    await registry.set_instance(allowlist="192.0.2.0/24")
+    before = await seed_state(registry)
+    lines: list[str] = []
+    async with registered_as_it_is(servers) as made:
+        report = await export_state(made, KEYS, lines.append)
+        assert report.unknown_count == 0
+        for server in servers.servers[: servers.primaries]:
+            with client(server) as node:
+                node.flushall()
+        file = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
+        found = await import_state(made, KEYS, file, merge=False)
+    assert isinstance(found, Imported)
+    assert (found.whole, found.kept, found.added) == (True, 0, report.total)
+    assert await seed_state(registry) == before
+
+
+async def seed_state(registry: Registry) -> tuple[object, ...]:
+    teams = await registry.teams()
+    return (
+        await registry.users(),
+        teams,
+        [await registry.members(team.id) for team in teams],
+        [token async for token in registry.tokens()],
+        await registry.limits(),
+        (await registry.instance()).allowlist.text,
+        (await registry.instance()).api_enabled,
+    )
+
+
+@contextlib.asynccontextmanager
+async def registered_as_it_is(at: RedisCluster) -> AsyncIterator[Cluster]:
+    async with connected(Connection(at.url, data_dir=None)) as made:  # type: ignore[arg-type]
+        assert isinstance(made, Cluster)
+        yield made

@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.support.cli import invoke
 from tests.support.coolify import SECRETS, bearer
 from tests.support.postgres import PostgresProcess, coolify_database
 from tests.support.redis import start_redis
@@ -103,6 +105,23 @@ def test_sensitive_data_is_for_those_who_hold_it_and_manage_the_team(
     answer = sidecar.ask(*READ, authorization=bearer(token))
 
     assert sensitive == answer.header("X-Auth-Read-Sensitive")
+
+
+def test_each_token_is_judged_alike_where_the_state_was_moved(
+    sidecar: SidecarProcess, tmp_path: Path
+) -> None:
+    """Export, import into another server, and a sidecar there that follows nobody."""
+    file = tmp_path / "state.jsonl"
+    file.write_text(invoke("state", "export", url=sidecar.environ["AUTHSIDECAR_REDIS__URL"]).out)
+    redis = start_redis(tmp_path / "redis")
+    assert invoke("state", "import", file, url=redis.url).code == 0
+    process = start_sidecar(tmp_path, redis.url, LIMITS__USER="100000")
+    for token, expected in EXPECTED.items():
+        for (method, uri), wanted in zip(EVERY, expected, strict=True):
+            answer = process.ask(method, uri, authorization=bearer(token), client=f"10.9.0.{token}")
+            assert (answer.status, answer.json["code"] if answer.body else None) == wanted
+    assert process.stop() == 0
+    redis.stop()
 
 
 def test_odd_rows_are_counted_by_reason_and_logged_once(sidecar: SidecarProcess) -> None:

@@ -190,6 +190,8 @@ async def contents(client: Redis) -> dict[bytes, Any]:
         b"hash": client.hgetall,
         b"set": client.smembers,
         b"string": client.get,
+        b"list": lambda key: client.lrange(key, 0, -1),
+        b"stream": client.xrange,
         b"zset": lambda key: client.zrange(key, 0, -1, withscores=True),
     }
     kinds = {key: await client.type(key) for key in await client.keys("*")}

@@ -250,7 +250,7 @@ async def import_(session: Session, file: BinaryIO) -> None:
 
     report = await import_tokens(
         session.registry,
-        _Input(file),
+        Input(file),
         refused=refused,
         progress=lambda lines: session.out.progress(f"{lines:,} lines"),
     )
@@ -272,13 +272,15 @@ async def import_(session: Session, file: BinaryIO) -> None:
         )
 
 
-class _Input:
+class Input:
     """A file or standard input whose reading Ctrl-C ends."""
 
     def __init__(self, file: BinaryIO) -> None:
+        """Nothing is read yet."""
         self._file = file
 
     def readline(self, size: int, /) -> bytes:
+        """Read up to the end of the line, or `size` bytes; nothing at the end of the file."""
         with interruptible():
             return self._file.readline(size)
 
