@@ -5,7 +5,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -16,6 +16,7 @@ from authsidecar.observe.log import Log
 from authsidecar.serving.servers import Connections
 
 if TYPE_CHECKING:  # prometheus_client must not be imported before workers have a place for metrics
+    from authsidecar.run.reload import Reloaded
     from authsidecar.run.terms import Terms
 
 IGNORED: Final = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -38,11 +39,14 @@ class Life:
         connections: what proxies ask on, once there is something.
         answering: called once whoever asks is answered, if only that Redis is away.
         terms: what requests are decided by; None: what the settings say.
+        reload: reads the configuration again, and has all processes decide by it; what it raises
+            says why nothing has changed. None: this process can't.
     """
 
     def __init__(self, answering: Callable[[], None] = lambda: None) -> None:
         """It is starting."""
         self.terms: Terms | None = None
+        self.reload: Callable[[], Awaitable[Reloaded]] | None = None
         self._apply: Callable[[Terms], None] | None = None
         self.answering = answering
         self.missing: dict[str, str] = {}

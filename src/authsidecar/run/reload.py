@@ -104,18 +104,18 @@ def reload(load: Load, current: InForce) -> Reloaded:
     return Reloaded(now, changed, _left(settings, wanted))
 
 
-def reload_or_tell(load: Load, current: InForce, log: Log) -> InForce | None:
-    """Read the configuration again and log what comes of it, a line for each problem.
+def reload_and_tell(load: Load, current: InForce, log: Log) -> Reloaded:
+    """The same, with a line in the log for each problem, or of what has changed.
 
-    Returns:
-        what is to be in force now, or None: nothing may change.
+    Raises:
+        ReloadError: nothing may change.
     """
     try:
         reloaded = reload(load, current)
     except ReloadError as error:
         for problem in error.problems:
             log.event("error", "reload_refused", problem=problem)
-        return None
+        raise
     config = reloaded.config
     for name in reloaded.left:
         log.event("warning", "setting_left", setting=name, hint="a restart changes it")
@@ -124,7 +124,7 @@ def reload_or_tell(load: Load, current: InForce, log: Log) -> InForce | None:
     log.event(
         "info", "config_reloaded", config_digest=config.terms.digest, changed=list(reloaded.changed)
     )
-    return config
+    return reloaded
 
 
 def _merged(current: Settings, wanted: Settings) -> Settings:

@@ -16,6 +16,8 @@ import mmap
 import os
 import signal
 import time
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final, cast
 
 from gunicorn.app.base import BaseApplication
@@ -31,7 +33,7 @@ from authsidecar.observe.metrics import shared
 from authsidecar.run.errors import StartError
 from authsidecar.run.life import Life, StoppedError, leave, run
 from authsidecar.run.notify_socket import NotifySocket
-from authsidecar.run.reload import InForce, Load, reload_or_tell
+from authsidecar.run.reload import InForce, Load, Reloaded, ReloadError, reload, reload_and_tell
 from authsidecar.run.shared_memory import directory
 from authsidecar.run.shared_terms import SharedTerms
 from authsidecar.run.sidecar import GRACE_S, running
@@ -128,11 +130,10 @@ class _Arbiter(Arbiter):
         """Read the configuration again, and have all workers decide by it."""
         app = self.app
         app.manager.reloading()
-        found = reload_or_tell(app.read, app.config, app.log)
-        if found is not None:
-            app.config = found
-            app.log.set_level(found.terms.log_level)
-            app.terms.put(found.terms)
+        with suppress(ReloadError):  # it is in the log
+            app.config = reload_and_tell(app.read, app.config, app.log).config
+            app.log.set_level(app.config.terms.log_level)
+            app.terms.put(app.config.terms)
             self.kill_workers(signal.SIGHUP)
         if self._told_ready:
             app.manager.ready()
@@ -221,6 +222,7 @@ class _Worker(Worker):
         listeners = Listeners(sockets[: app.authz], sockets[app.authz :], inherited.shared)
         settings = app.config.settings
         life.change(app.config.terms)
+        life.reload = partial(self._reload, app)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._follow, app, life)
         self._follow(app, life)  # it may have been told before it listened
         beat = asyncio.create_task(self._beat(life))
@@ -234,6 +236,18 @@ class _Worker(Worker):
         except StoppedError:
             pass
         beat.cancel()
+
+    async def _reload(self, app: _Application) -> Reloaded:
+        """Look whether the configuration can be used; if so, have the supervisor read it.
+
+        What it says has changed is so since this worker was started.
+
+        Raises:
+            ReloadError: it can't be used; nothing has changed.
+        """
+        found = await asyncio.to_thread(reload, app.read, app.config)
+        os.kill(self.ppid, signal.SIGHUP)
+        return found
 
     def _follow(self, app: _Application, life: Life) -> None:
         """Decide by what the supervisor has read."""

@@ -1,6 +1,10 @@
 """The configuration read again: all of it or nothing, and what of it needs a restart."""
 
+import asyncio
+import json
 import pickle
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +13,12 @@ import pytest
 from authsidecar.config import ConfigError, Settings, load, load_again
 from authsidecar.config.catalogue import SETTINGS
 from authsidecar.decision.model import Limit
+from authsidecar.observe.log import Log
+from authsidecar.run.life import Life
+from authsidecar.run.notify_socket import NotifySocket
 from authsidecar.run.reload import CHANGEABLE, InForce, Reloaded, ReloadError, reload
 from authsidecar.run.shared_terms import SharedTerms
+from authsidecar.run.sidecar import ReloadsOnSignal
 from authsidecar.run.terms import terms
 from tests.support.broken_configs import BROKEN, GOOD, break_file, mend_file
 
@@ -167,3 +175,25 @@ def test_no_secret_is_handed_over(tmp_path: Path) -> None:
         }
     )
     assert b"planted" not in pickle.dumps(terms(settings))
+
+
+async def test_who_asks_for_a_reload_is_told_what_came_of_it(
+    path: Path, current: InForce, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The new configuration, or why nothing has changed; the log says it too."""
+    life, applied = Life(), []
+    life.on_change(applied.append)
+    log = Log(json_lines=True, stream=sys.stderr)
+    reloads = ReloadsOnSignal(lambda: load_again(str(path), {}), current, log, NotifySocket(), life)
+    assert life.reload is not None
+    mend_file(path, GOOD.format(directory=path.parent).replace("100000", "90000"))
+    found = await life.reload()
+    assert [one.digest for one in applied] == [current.terms.digest, found.config.terms.digest]
+    break_file(path, "no YAML")
+    with pytest.raises(ReloadError):
+        await life.reload()
+    assert life.terms is found.config.terms
+    await reloads.close()
+    asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+    said = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert said == ["config_reloaded", "reload_refused"]
