@@ -1,15 +1,19 @@
 """A configuration that is read again while requests come in: nobody notices but by its answers."""
 
 import asyncio
+import contextlib
 import os
+import re
 import signal
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
+from tests.integration.test_life import GOOD as GOOD_REQUEST
 from tests.integration.test_life import children, load, populate
 from tests.support.broken_configs import BROKEN, GOOD, break_file, mend_file
 from tests.support.seed import bearer
@@ -166,3 +170,42 @@ async def test_a_worker_that_starts_later_has_what_is_in_force(
     until(lambda: len(children(process) - before) == 1, "a new worker")
     until(lambda: digests(process) == {after: 2}, "the new worker's digest")
     assert process.stop() == 0
+
+
+async def test_a_connection_of_a_peer_that_is_trusted_no_more_is_refused(
+    ready_redis: str, path: Path
+) -> None:
+    """Also where another peer's same request was answered a moment ago, and is remembered."""
+    process = started(path, ready_redis, 1)
+    async with connection(process.port, "127.0.0.1") as old:
+        for _ in range(4):
+            assert (await answered(*old)) == 200
+        mend_file(path, good(path, "trusted_peers: [127.0.0.2/32]\n"))
+        await asyncio.to_thread(reloaded, process, "config_reloaded")
+        async with connection(process.port, "127.0.0.2") as new:
+            for _ in range(4):
+                assert (await answered(*new)) == 200
+            assert (await answered(*old)) == 403
+            mend_file(path, good(path).replace("100000", "1"))
+            await asyncio.to_thread(reloaded, process, "config_reloaded")
+            assert (await answered(*new)) == 429
+    assert process.stop() == 0
+
+
+@contextlib.asynccontextmanager
+async def connection(
+    port: int, peer: str
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(peer, 0))
+    yield reader, writer
+    writer.close()
+    await writer.wait_closed()
+
+
+async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> int:
+    """The status that the usual request gets on this connection."""
+    writer.write(GOOD_REQUEST)
+    head = (await reader.readuntil(b"\r\n\r\n")).decode()
+    length = re.search(r"(?i)^content-length: (\d+)", head, re.MULTILINE)
+    await reader.readexactly(int(length[1]) if length else 0)
+    return int(head.split()[1])
