@@ -27,7 +27,7 @@ CHANGEABLE: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class InForce:
+class RunningConfig:
     """A configuration that requests are decided by.
 
     Attributes:
@@ -39,7 +39,7 @@ class InForce:
     terms: Terms
 
     @classmethod
-    def of(cls, settings: Settings) -> "InForce":
+    def of(cls, settings: Settings) -> "RunningConfig":
         """The one that a process starts with.
 
         Raises:
@@ -58,7 +58,7 @@ class Reloaded:
         left: the settings that are another in the sources, and need a restart.
     """
 
-    config: InForce
+    config: RunningConfig
     changed: tuple[str, ...]
     left: tuple[str, ...]
 
@@ -75,7 +75,7 @@ class ReloadError(Exception):
         self.problems = problems
 
 
-def reload(load: Load, current: InForce) -> Reloaded:
+def reload(load: Load, current: RunningConfig) -> Reloaded:
     """Read the configuration again; nothing is changed by this, whatever it finds.
 
     Args:
@@ -90,7 +90,7 @@ def reload(load: Load, current: InForce) -> Reloaded:
         if found := problems(wanted):
             raise ReloadError(*found)
         settings = _merged(current.settings, wanted)
-        now = InForce(settings, terms(settings))
+        now = RunningConfig(settings, terms(settings))
     except ConfigError as error:
         raise ReloadError(*error.problems) from None
     except StartError as error:
@@ -104,7 +104,7 @@ def reload(load: Load, current: InForce) -> Reloaded:
     return Reloaded(now, changed, _left(settings, wanted))
 
 
-def reload_and_tell(load: Load, current: InForce, log: Log) -> Reloaded:
+def reload_and_tell(load: Load, current: RunningConfig, log: Log) -> Reloaded:
     """The same, with a line in the log for each problem, or of what has changed.
 
     Raises:

@@ -33,7 +33,14 @@ from authsidecar.observe.metrics import shared
 from authsidecar.run.errors import StartError
 from authsidecar.run.life import Life, StoppedError, leave, run
 from authsidecar.run.notify_socket import NotifySocket
-from authsidecar.run.reload import InForce, Load, Reloaded, ReloadError, reload, reload_and_tell
+from authsidecar.run.reload import (
+    Load,
+    Reloaded,
+    ReloadError,
+    RunningConfig,
+    reload,
+    reload_and_tell,
+)
 from authsidecar.run.shared_memory import directory
 from authsidecar.run.shared_terms import SharedTerms
 from authsidecar.run.sidecar import GRACE_S, running
@@ -60,14 +67,19 @@ def supervise(
         StartError: a file that the configuration names cannot be used.
         SystemExit: always but for that, with gunicorn's exit code.
     """
-    _Application(InForce.of(settings), load, listeners, log, manager).run()
+    _Application(RunningConfig.of(settings), load, listeners, log, manager).run()
 
 
 class _Application(BaseApplication):
     """What gunicorn calls an application: its settings, and what a worker needs."""
 
     def __init__(
-        self, config: InForce, load: Load, listeners: Listeners, log: Log, manager: NotifySocket
+        self,
+        config: RunningConfig,
+        load: Load,
+        listeners: Listeners,
+        log: Log,
+        manager: NotifySocket,
     ) -> None:
         self.config = config
         self.read = load

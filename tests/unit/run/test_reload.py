@@ -16,7 +16,7 @@ from authsidecar.decision.model import Limit
 from authsidecar.observe.log import Log
 from authsidecar.run.life import Life
 from authsidecar.run.notify_socket import NotifySocket
-from authsidecar.run.reload import CHANGEABLE, InForce, Reloaded, ReloadError, reload
+from authsidecar.run.reload import CHANGEABLE, Reloaded, ReloadError, RunningConfig, reload
 from authsidecar.run.shared_terms import SharedTerms
 from authsidecar.run.sidecar import ReloadsOnSignal
 from authsidecar.run.terms import terms
@@ -33,15 +33,15 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def current(path: Path) -> InForce:
-    return InForce.of(load(str(path), {}))
+def current(path: Path) -> RunningConfig:
+    return RunningConfig.of(load(str(path), {}))
 
 
-def again(path: Path, current: InForce, **environ: str) -> Reloaded:
+def again(path: Path, current: RunningConfig, **environ: str) -> Reloaded:
     return reload(lambda: load_again(str(path), environ), current)
 
 
-def test_a_limit_a_peer_and_the_enforcement_change(path: Path, current: InForce) -> None:
+def test_a_limit_a_peer_and_the_enforcement_change(path: Path, current: RunningConfig) -> None:
     """What decides is new, the digest is another, and the changes are named."""
     routes = f"coolify: {{extra_routes: {path.with_name('routes.txt')}}}\n"
     path.write_text(
@@ -57,7 +57,7 @@ def test_a_limit_a_peer_and_the_enforcement_change(path: Path, current: InForce)
     assert found.left == ()
 
 
-def test_what_needs_a_restart_is_named_and_left(path: Path, current: InForce) -> None:
+def test_what_needs_a_restart_is_named_and_left(path: Path, current: RunningConfig) -> None:
     """Listeners, Redis and workers are as they were, also in what is in force; the rest changes."""
     path.write_text(
         path.read_text()
@@ -73,7 +73,7 @@ def test_what_needs_a_restart_is_named_and_left(path: Path, current: InForce) ->
     assert again(path, found.config).changed == ()
 
 
-def test_own_routes_are_read_again(path: Path, current: InForce, tmp_path: Path) -> None:
+def test_own_routes_are_read_again(path: Path, current: RunningConfig, tmp_path: Path) -> None:
     """The same setting, another text in the file that it names: another table and digest."""
     (tmp_path / "routes.txt").write_text("GET /api/v1/other read\n")
     found = again(path, current)
@@ -83,7 +83,7 @@ def test_own_routes_are_read_again(path: Path, current: InForce, tmp_path: Path)
     assert "/api/v1/other" in templates
 
 
-def test_the_same_configuration_has_the_same_digest(path: Path, current: InForce) -> None:
+def test_the_same_configuration_has_the_same_digest(path: Path, current: RunningConfig) -> None:
     """Comments and the order of lines are no change."""
     path.write_text("# a comment\n" + path.read_text())
     found = again(path, current)
@@ -102,7 +102,7 @@ def test_a_secret_is_not_in_the_digest() -> None:
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_file_is_refused_in_plain_lines(
-    path: Path, current: InForce, kind: str, tmp_path: Path
+    path: Path, current: RunningConfig, kind: str, tmp_path: Path
 ) -> None:
     """Fifty kinds of breakage: each says what is wrong, a line a problem, without a stack trace."""
     break_file(path, kind)
@@ -121,7 +121,7 @@ def test_there_are_fifty_kinds_of_breakage() -> None:
     assert len(BROKEN) >= 50
 
 
-def test_a_defect_of_the_reader_ends_nothing(current: InForce) -> None:
+def test_a_defect_of_the_reader_ends_nothing(current: RunningConfig) -> None:
     """An error that nobody foresaw is a refusal as well."""
 
     def fail() -> Settings:
@@ -131,7 +131,7 @@ def test_a_defect_of_the_reader_ends_nothing(current: InForce) -> None:
         reload(fail, current)
 
 
-def test_every_problem_is_said(current: InForce) -> None:
+def test_every_problem_is_said(current: RunningConfig) -> None:
     """Three mistakes are three lines."""
 
     def fail() -> Settings:
@@ -150,7 +150,7 @@ def test_what_can_change_is_a_setting() -> None:
             assert (name, field) in SETTINGS
 
 
-def test_terms_are_handed_over_whole(current: InForce) -> None:
+def test_terms_are_handed_over_whole(current: RunningConfig) -> None:
     """What workers read is what the supervisor wrote; half of it is nothing."""
     shared = SharedTerms()
     assert shared.get() is None
@@ -178,7 +178,7 @@ def test_no_secret_is_handed_over(tmp_path: Path) -> None:
 
 
 async def test_who_asks_for_a_reload_is_told_what_came_of_it(
-    path: Path, current: InForce, capsys: pytest.CaptureFixture[str]
+    path: Path, current: RunningConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The new configuration, or why nothing has changed; the log says it too."""
     life, applied = Life(), []
