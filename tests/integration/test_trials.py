@@ -206,7 +206,7 @@ async def sidecar(redis_client: Redis, redis_url: str, tmp_path: Path) -> Sideca
     await state.set_instance(api_enabled=True, allowlist=OLD)
     await user(state, 1, t0="owner")
     await state.put_tokens([token(1, user=1, team=0)])
-    process = start_sidecar(tmp_path, redis_url)
+    process = start_sidecar(tmp_path, redis_url, LIMITS__USER="100000")
     yield process
     assert process.stop() == 0
 
