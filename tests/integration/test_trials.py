@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -38,7 +39,7 @@ def killed_at(step: int, *, sent: bool) -> Iterator[list[int]]:
     count = [0]
     send = AbstractConnection.send_packed_command
 
-    async def counted(self: AbstractConnection, *args: object, **kwargs: object) -> None:
+    async def counted(self: AbstractConnection, *args: Any, **kwargs: Any) -> None:
         number, count[0] = count[0], count[0] + 1
         if number == step and not sent:
             raise Killed
@@ -171,6 +172,7 @@ async def test_many_processes_end_it_once(redis_client: Redis, redis_url: str) -
             asyncio.gather(*(registry(redis_client).trials.roll_back() for _ in range(8))),
             *(registry(redis_client).trials.confirm(trial) for _ in range(2)),
         )
+        assert isinstance(ended, list)
         assert len([one for one in ended if one]) <= 1
         assert not any(confirmed)
         await state.trials.roll_back()

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Final
 
@@ -37,7 +37,7 @@ from authsidecar.run.redis_at_start import (
     see_answer,
     without_secret,
 )
-from authsidecar.run.reload import InForce, Load, reload_or_tell
+from authsidecar.run.reload import Load, Reloaded, ReloadError, RunningConfig, reload_and_tell
 from authsidecar.run.terms import Terms, terms
 from authsidecar.serving.authz import AuthzServer
 from authsidecar.serving.connection_limits import MAX_CONNECTIONS, ConnectionLimits
@@ -130,7 +130,7 @@ async def serve(
         StartError: Redis or a file cannot be used.
     """
     life = Life()
-    reloads = ReloadsOnSignal(load, InForce.of(settings), log, manager, life)
+    reloads = ReloadsOnSignal(load, RunningConfig.of(settings), log, manager, life)
     life.answering = reloads.begin
     life.end_on(signal.SIGTERM, quick=(signal.SIGINT,))
     log_ignored_signals(log, but=[signal.SIGHUP])
@@ -317,6 +317,76 @@ def _told_limits(settings: Settings, log: Log, open_files: int) -> ConnectionLim
             hint="listen.max_connections is more than the limit of open files leaves",
         )
     return limits
+
+
+def _apply(
+    terms: Terms, authz: AuthzServer, telemetry: Telemetry, pace: AddressPace, log: Log
+) -> None:
+    """Decide the next request by these terms."""
+    authz.apply(
+        terms.rules,
+        trusted_peers=terms.trusted_peers,
+        trusted_hops=terms.trusted_hops,
+        report_only=terms.report_only,
+        expiry_ms=terms.expiry_ms,
+        config_digest=terms.digest,
+    )
+    pace.set_rate(terms.lookups_per_second)
+    telemetry.follow(terms.digest, terms.log_decisions)
+    log.set_level(terms.log_level)
+
+
+class ReloadsOnSignal:
+    """Reads the configuration again on each SIGHUP, one after the other, in a thread."""
+
+    def __init__(
+        self, load: Load, config: RunningConfig, log: Log, manager: NotifySocket, life: Life
+    ) -> None:
+        """A signal that comes before `begin` is not lost."""
+        self._load = load
+        self._config = config
+        self._log = log
+        self._manager = manager
+        self._life = life
+        self._asked = asyncio.Event()
+        self._one = asyncio.Lock()
+        self._reading: asyncio.Task[None] | None = None
+        life.change(config.terms)
+        life.reload = self.now
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._asked.set)
+
+    def begin(self) -> None:
+        """Tell the manager that it answers; read the configuration at each signal from now on."""
+        self._manager.ready()
+        self._reading = asyncio.create_task(self._read())
+
+    async def close(self) -> None:
+        """Read nothing any more."""
+        await end([] if self._reading is None else [self._reading])
+
+    async def now(self) -> Reloaded:
+        """Read it now.
+
+        Raises:
+            ReloadError: it can't be used; nothing has changed.
+        """
+        async with self._one:
+            self._manager.reloading()
+            try:
+                found = await asyncio.to_thread(
+                    reload_and_tell, self._load, self._config, self._log
+                )
+                self._config = found.config
+                self._life.change(found.config.terms)
+            finally:
+                self._manager.ready()
+            return found
+
+    async def _read(self) -> None:
+        while await self._asked.wait():
+            self._asked.clear()
+            with suppress(ReloadError):  # it is in the log
+                await self.now()
 
 
 class _Start:
