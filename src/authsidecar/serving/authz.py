@@ -15,14 +15,15 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
 
 from authsidecar.decision.addresses import Networks, parse_address
-from authsidecar.decision.authorize import Outcome, Rules, Store, StoreError, authorize
-from authsidecar.decision.model import AccessRequest, Allow, Deny, Kind, Reason
+from authsidecar.decision.authorize import Outcome, Rules, StoreError, authorize
+from authsidecar.decision.model import AccessRequest, Allow, Deny, Kind, Proxy, Reason
 from authsidecar.decision.policy import METHOD_NOT_ALLOWED, STORE_UNAVAILABLE
-from authsidecar.decision.proxies.endpoints import Endpoint, find, guess
+from authsidecar.decision.proxies.endpoints import WHOAMI, Endpoint, find, guess
 from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER, read
 from authsidecar.decision.proxies.headers import Fields
-from authsidecar.decision.proxies.replies import Reply, render, served
+from authsidecar.decision.proxies.replies import Reply, preflight, render, served, shown
 from authsidecar.decision.routes import ROUTE_UNKNOWN
+from authsidecar.decision.whoami import METHODS, Facts, ReadingStore, whoami
 from authsidecar.observe.log import Log
 from authsidecar.observe.metrics import Telemetry
 from authsidecar.serving.connection_limits import ConnectionLimits
@@ -66,7 +67,7 @@ class AuthzServer:
         self,
         *,
         rules: Rules,
-        store: Store,
+        store: ReadingStore,
         telemetry: Telemetry,
         log: Log,
         trusted_peers: Networks,
@@ -120,7 +121,7 @@ class AuthzServer:
         )
         self._warm.use(store)
 
-    def use(self, store: Store) -> None:
+    def use(self, store: ReadingStore) -> None:
         """Decide by this store from now on."""
         self._store = store
         self._warm.use(store)
@@ -164,6 +165,8 @@ class AuthzServer:
             return self._refuse(endpoint, _NO_ENDPOINT, asked.peer)
         if (refusal := self._unwelcome(endpoint, asked)) is not None:
             return self._refuse(endpoint, refusal, asked.peer)
+        if endpoint is WHOAMI:
+            return await self._describe(asked)
         access: AccessRequest | Deny = _NOT_READ
         try:
             fields = Fields(asked.headers)
@@ -214,6 +217,28 @@ class AuthzServer:
         cut = [] if look.request_id is None else [look.request_id.encode("ascii")]
         if self._memo is not None and fields.request_id == cut:
             self._memo.learn(look, endpoint, access, asked.target)
+
+    async def _describe(self, asked: Subrequest) -> Reply:
+        """Tell a token about itself; what is only reported elsewhere is refused here, too."""
+        start = time.perf_counter()
+        access: AccessRequest | Deny = _NOT_READ
+        facts: Facts = {}
+        try:
+            line = WHOAMI.line(asked.method, asked.target)
+            access = read(Fields(asked.headers), Proxy.DIRECT, self._trusted_hops, line)
+            if isinstance(access, Deny):
+                outcome = Outcome(access, self._store.now())
+            else:
+                outcome, facts = await whoami(access, self._rules, self._store)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # unclear means refused
+            outcome, facts = Outcome(self._defect(error), self._store.now()), {}
+        decision_id = self._decision_ids()
+        self._observe(WHOAMI, access, outcome, decision_id, asked.peer, start=start)
+        if facts:
+            return shown(outcome, facts)
+        if isinstance(outcome.verdict, Allow):
+            return preflight(METHODS)
+        return self._render(WHOAMI, access, outcome, decision_id)
 
     def _unwelcome(self, endpoint: Endpoint, asked: Subrequest) -> Deny | None:
         """Why nothing of a subrequest is looked at, or None."""

@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from authsidecar.decision.authorize import Claim, StoreError
 from authsidecar.decision.model import Credential, TokenRecord
+from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.times import UnixMs
 
 
@@ -33,6 +34,10 @@ class AbsentStore:
         raise _absent("token")
 
     async def charge(self, claim: Claim, *, repeat_key: bytes | None) -> NoReturn:
+        """Redis is not there."""
+        raise _absent("charge")
+
+    async def charge_and_read(self, claim: Claim, others: tuple[Charge, ...]) -> NoReturn:
         """Redis is not there."""
         raise _absent("charge")
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from authsidecar.decision.authorize import Charged, Claim, Stale, StoreError
-from authsidecar.decision.model import Credential, Limit, TeamId, TokenRecord
+from authsidecar.decision.model import Credential, Limit, Quota, TeamId, TokenRecord
 from authsidecar.decision.policy import Instance
 from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.decision.ratelimit.pace import AddressPace
@@ -225,6 +225,16 @@ class DecisionStore:
     def read(self, claim: Claim, result: Result) -> Charged | Stale:
         """What a result says of its claim."""
         return self._charging.read(claim, result)
+
+    async def charge_and_read(
+        self, claim: Claim, others: tuple[Charge, ...]
+    ) -> tuple[Charged | Stale, tuple[Quota, ...]]:
+        """Charge a claim, and tell what other counters say: they share its script call."""
+        reads = [self.charge(Claim((one,)), repeat_key=None, peek=True) for one in others]
+        charged, *read = await asyncio.gather(self.charge(claim, repeat_key=None), *reads)
+        return charged, tuple(
+            [quota for one in read if isinstance(one, Charged) for quota in one.quotas]
+        )
 
     async def close(self) -> None:
         """End what is under way; the client is the caller's to close."""

@@ -5,7 +5,7 @@ section 3, Retry-After as in RFC 9110 section 10.2.3.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -177,9 +177,27 @@ class Admission:
 
 def served(outcome: Outcome, message: str) -> Reply:
     """The answer to a request that the sidecar served itself: to the client, so no identity."""
-    body = json.dumps({"message": message}).encode("ascii")
+    return shown(outcome, {"message": message})
+
+
+def shown(outcome: Outcome, facts: Mapping[str, object]) -> Reply:
+    """The answer to a client that asked the sidecar itself: one line of ASCII."""
+    body = json.dumps(facts).encode("ascii")
     quota = _quota(outcome.quotas, outcome.now)
     return Reply(200, f"{JSON}{quota}{ANY_ORIGIN}{NO_STORE}", body)
+
+
+def preflight(methods: Sequence[str]) -> Reply:
+    """What a browser is told before it asks the sidecar itself: any script may, with a token.
+
+    Source: the Fetch standard; `*` stands for every header but Authorization.
+    """
+    fields = lines(
+        ("Access-Control-Allow-Methods", ", ".join(methods)),
+        ("Access-Control-Allow-Headers", "Authorization, *"),
+        ("Access-Control-Max-Age", "86400"),
+    )
+    return Reply(200, f"{fields}{ANY_ORIGIN}{NO_STORE}")
 
 
 def refuse(
