@@ -260,6 +260,9 @@ class TokenRecord:
         team_mcp: the team's MCP switch.
         limits: run-time overrides by scope ("token", "user", "team").
         restrictions: what narrows it, by the same scopes.
+        disabled: whether it is refused until it is enabled again.
+        rotated_until: until when this secret, which a newer one has replaced, is valid; None: it
+            is the token's own.
         nonce: the random value that proves, in Redis, that this record is still current.
     """
 
@@ -274,6 +277,8 @@ class TokenRecord:
     team_mcp: bool = True
     limits: Mapping[str, Limit] = field(default_factory=dict)
     restrictions: Mapping[str, Restriction] = field(default_factory=dict)
+    disabled: bool = False
+    rotated_until: UnixMs | None = None
     nonce: bytes = b""
 
 

@@ -89,7 +89,8 @@ class Keys:
     def token(self, token: TokenId) -> str:
         """HASH: sha256 (32 bytes), name, user, team, permissions, expires_at, created_at, limit.
 
-        What narrows it: restriction (JSON).
+        What narrows it: restriction (JSON). disabled: 1. rotated: the digest now, the one before
+        that, and until when it is valid.
 
         Its last use: used (time and address), used_route, used_route_rest.
         """
