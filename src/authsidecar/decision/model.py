@@ -171,6 +171,7 @@ class AccessRequest(NamedTuple):
         credential: the parsed token, or the 401 refusal that its text earned.
         preflight: a CORS preflight (OPTIONS, Origin, Access-Control-Request-Method, no token).
         request_id: the proxy's own id of the client request, or None where it cannot set one.
+        user_agent: what the client calls itself, where the proxy shows it; only ever digested.
     """
 
     proxy: Proxy
@@ -181,6 +182,7 @@ class AccessRequest(NamedTuple):
     credential: Credential | Deny
     preflight: bool = False
     request_id: str | None = None
+    user_agent: bytes = b""
 
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

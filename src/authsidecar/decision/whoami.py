@@ -66,6 +66,9 @@ class ReadingStore(Store, Protocol):
     ) -> tuple[Charged | Stale, tuple[Quota, ...]]:
         """Charge a claim, and tell what other counters say, which are charged nothing."""
 
+    def is_canary(self, credential: Credential) -> bool:
+        """Whether this unknown token was put somewhere to be found."""
+
 
 async def whoami(request: AccessRequest, rules: Rules, store: ReadingStore) -> Answer:
     """The facts about the token that a request carries; empty if it is refused, or a preflight.

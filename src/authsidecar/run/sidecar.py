@@ -22,9 +22,11 @@ from authsidecar.coolify.sync import following
 from authsidecar.decision.addresses import Networks
 from authsidecar.decision.authorize import UNSYNCED, Rules, StoreError
 from authsidecar.decision.ratelimit.pace import AddressPace
+from authsidecar.expiry.canaries import CanaryAlarms
 from authsidecar.expiry.notice import HOUR_MS
 from authsidecar.expiry.rounds import NoDriverError, WarningOptions, WarningResult, warning
 from authsidecar.observe.background import Background
+from authsidecar.observe.canary import CanaryUse
 from authsidecar.observe.log import Bridge, Log
 from authsidecar.observe.metrics import Telemetry, collected
 from authsidecar.observe.once import Once
@@ -183,7 +185,22 @@ async def running(
         stack.push_async_callback(decisions.close)
         telemetry.watch(lambda: decisions.connections)
         uses = await stack.enter_async_context(last_uses(client, keys, log, background))
-        authz = _authz_server(settings, log, client, telemetry, decided_by=decided_by, uses=uses)
+        alarms = _alarms(settings, client, log)
+        await stack.enter_async_context(background.running("canaries", alarms.run))
+
+        def canary_used(use: CanaryUse) -> None:
+            telemetry.canary_used()
+            alarms.used(use)
+
+        authz = _authz_server(
+            settings,
+            log,
+            client,
+            telemetry,
+            decided_by=decided_by,
+            uses=uses,
+            canary_used=canary_used,
+        )
         beside = await stack.enter_async_context(AsyncExitStack())
         await beside.enter_async_context(
             exported(client, keys, registry, background, expected=synced)
@@ -266,6 +283,7 @@ def _authz_server(
     *,
     decided_by: Rules,
     uses: LastUses,
+    canary_used: Callable[[CanaryUse], None],
 ) -> AuthzServer:
     """What answers subrequests; until it is given a store, with 503."""
     keys = Keys(settings.redis.prefix)
@@ -279,6 +297,7 @@ def _authz_server(
         trusted_hops=Networks.of(settings.hop_networks),
         report_only=report_only,
         uses=uses,
+        canary_used=canary_used,
         expiry_ms=settings.mail.expiry_header_hours * HOUR_MS,
         memo_entries=settings.listen.memo_entries,
         witness=Witness(
@@ -390,6 +409,21 @@ def _warning(
         raise StartError(str(error)) from None
     keys = Keys(settings.redis.prefix)
     return warning(options, client, keys, log, telemetry.warned, background=background)
+
+
+def _alarms(settings: Settings, client: "Redis", log: Log) -> CanaryAlarms:
+    try:
+        channels = WarningOptions.of(settings).channels
+    except NoDriverError as error:
+        raise StartError(str(error)) from None
+    return CanaryAlarms(
+        channels,
+        settings.mail.operator,
+        client,
+        Keys(settings.redis.prefix),
+        log=log,
+        ipv6_prefix=settings.limits.ipv6_prefix,
+    )
 
 
 async def _switch(client: "Redis", keys: Keys, enabled: bool) -> None:

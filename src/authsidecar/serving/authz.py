@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooL
 
 from authsidecar.decision.addresses import Networks, parse_address
 from authsidecar.decision.authorize import Outcome, Rules, StoreError, authorize
-from authsidecar.decision.model import AccessRequest, Allow, Deny, Kind, Proxy, Reason
+from authsidecar.decision.model import AccessRequest, Allow, Credential, Deny, Kind, Proxy, Reason
 from authsidecar.decision.policy import METHOD_NOT_ALLOWED, STORE_UNAVAILABLE
 from authsidecar.decision.proxies.endpoints import WHOAMI, Endpoint, find, guess
 from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER, read
@@ -24,6 +24,7 @@ from authsidecar.decision.proxies.headers import Fields
 from authsidecar.decision.proxies.replies import Reply, preflight, render, served, shown
 from authsidecar.decision.routes import ROUTE_UNKNOWN
 from authsidecar.decision.whoami import METHODS, Facts, ReadingStore, whoami
+from authsidecar.observe.canary import CanaryUse, agent_digest
 from authsidecar.observe.log import Log
 from authsidecar.observe.metrics import Telemetry
 from authsidecar.serving.connection_limits import ConnectionLimits
@@ -76,6 +77,7 @@ class AuthzServer:
         witness: Witness | None = None,
         report_only: bool = False,
         uses: LastUses | None = None,
+        canary_used: Callable[[CanaryUse], None] = lambda _: None,
         expiry_ms: int = 0,
         memo_entries: int = ENTRIES,
     ) -> None:
@@ -93,6 +95,7 @@ class AuthzServer:
                 passes without identity, but for peers that are not trusted.
             expiry_ms: how long before its expiry a token is said to expire, in milliseconds.
             uses: told of every request that a token authenticated.
+            canary_used: told of every request with a canary token; it must not wait.
             witness: asked of a request without a readable token: is it a doctor's probe?
             memo_entries: how many subrequests are remembered at the most; 0: none.
         """
@@ -106,6 +109,7 @@ class AuthzServer:
         self._report_only = report_only
         self._witness = witness
         self._uses = uses
+        self._canary_used = canary_used
         self._expiry_ms = expiry_ms
         self._peers: dict[str, bool] = {}
         self._decision_ids = DecisionIds(secrets.token_bytes(5))
@@ -203,6 +207,7 @@ class AuthzServer:
         """Observe and render what was decided."""
         decision_id = self._decision_ids()
         self._observe(endpoint, access, outcome, decision_id, peer, start=start)
+        self._look_for_canary(access, outcome, decision_id)
         return self._render(endpoint, access, outcome, decision_id, report_only=self._report_only)
 
     def _learn(
@@ -234,6 +239,7 @@ class AuthzServer:
             outcome, facts = Outcome(self._defect(error), self._store.now()), {}
         decision_id = self._decision_ids()
         self._observe(WHOAMI, access, outcome, decision_id, asked.peer, start=start)
+        self._look_for_canary(access, outcome, decision_id)
         if facts:
             return shown(outcome, facts)
         if isinstance(outcome.verdict, Allow):
@@ -292,6 +298,18 @@ class AuthzServer:
             self._log.event(
                 "info", "api_switched", enabled=endpoint.enables, decision_id=decision_id
             )
+
+    def _look_for_canary(
+        self, access: AccessRequest | Deny, outcome: Outcome, decision_id: str
+    ) -> None:
+        """Tell of a canary token; the answer is an unknown token's."""
+        if outcome.record is not None or isinstance(access, Deny):
+            return
+        who = access.credential
+        if isinstance(who, Credential) and self._store.is_canary(who):
+            agent, route = agent_digest(access.user_agent), outcome.route or ""
+            used = CanaryUse(who.token_id, access.client, access.method, route, agent, decision_id)
+            self._canary_used(used)
 
     def _render(
         self,

@@ -45,6 +45,10 @@ class AbsentStore:
         """Redis is not there."""
         raise _absent("owner")
 
+    def is_canary(self, _: Credential) -> bool:
+        """Nothing is known."""
+        return False
+
     def may_look_up(self, address: str, credential: Credential) -> bool:
         """Nobody can guess a token where none is known."""
         return True

@@ -40,6 +40,9 @@ in another slot than the counters and cannot be proven with a charge."""
 OWNER_AGE_S: Final = 5.0
 """How long the owner of a resource is taken as read, in seconds: nothing proves it."""
 
+CANARIES: Final = 4096
+"""How many canary tokens that were used are known at the most."""
+
 _READY_LIMIT: Final = Limit(1_000_000, 1000)
 """Of the counter that tells whether Redis is well: never reached, and forgotten in a second."""
 
@@ -83,7 +86,14 @@ class DecisionStore:
         self._pace = pace or AddressPace()
         self._looked_up = looked_up
         self._clock = RedisClock()
-        self._loader = Loader(client, keys, ordered=not self._clustered, unreadable=unreadable)
+        self._canaries: set[Credential] = set()
+        self._loader = Loader(
+            client,
+            keys,
+            ordered=not self._clustered,
+            unreadable=unreadable,
+            unknown=self._looked_for,
+        )
         self._trips = Trips(budget_ms / 1000, observe)
         self._calls: ClusterCalls | ChargeCalls = (
             ClusterCalls(anyway, self._trips)
@@ -181,6 +191,16 @@ class DecisionStore:
         if held is not None:
             return held[0]
         return await self._loads.joined(("owner", uuid), lambda: self._load_owner(uuid))
+
+    def is_canary(self, credential: Credential) -> bool:
+        """Whether exactly this id and secret were a canary's when they were last looked up."""
+        return credential in self._canaries
+
+    def _looked_for(self, credential: Credential, is_canary: bool) -> None:
+        if is_canary and len(self._canaries) < CANARIES:
+            self._canaries.add(credential)
+        else:
+            self._canaries.discard(credential)
 
     def may_look_up(self, address: str, credential: Credential) -> bool:
         """Whether this token from this address may cost a look-up now.

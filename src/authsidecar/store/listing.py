@@ -206,6 +206,13 @@ class Listing:
         key = self._keys.counter(charges.budget(token, user, 1))
         return records.number(await self._client.get(key))
 
+    # Canaries
+
+    async def canaries(self) -> list[records.Canary]:
+        """All canary tokens by id."""
+        found = await self._client.hgetall(self._keys.canaries)
+        return sorted(records.canary(TokenId(int(i)), value) for i, value in found.items())
+
     # The instance
 
     async def instance(self) -> Instance:

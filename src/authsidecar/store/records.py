@@ -145,6 +145,37 @@ def replaced(digest: Field, rotated: Field) -> Replaced | None:
     return Replaced(rotated[_DIGEST_BYTES : 2 * _DIGEST_BYTES], UnixMs(until))
 
 
+class Canary(NamedTuple):
+    """A token that belongs to nobody, and tells who uses it.
+
+    Attributes:
+        id: the number before the `|`.
+        digest: the 32 bytes of the secret's SHA-256.
+        created_at: when it was made.
+        note: where it was put.
+    """
+
+    id: TokenId
+    digest: bytes
+    created_at: UnixMs
+    note: str
+
+    def written(self) -> bytes:
+        """The text that `canary` reads."""
+        return self.digest + f"{self.created_at} {self.note}".encode()
+
+
+def canary(token: TokenId, value: bytes) -> Canary:
+    """A canary token as it is kept."""
+    created, _, note = value[_DIGEST_BYTES:].partition(b" ")
+    return Canary(token, value[:_DIGEST_BYTES], UnixMs(number(created) or 0), text(note))
+
+
+def canary_digest(value: Field) -> bytes:
+    """What a secret is compared with; without a canary, what no secret has."""
+    return (value or b"")[:_DIGEST_BYTES].ljust(_DIGEST_BYTES, b"\0")
+
+
 def token_record(
     token: TokenId,
     fields: Sequence[Field],

@@ -233,6 +233,18 @@ class Registry(Listing):
 
         return await self._changes.transaction(change, [key], allow_oom=True)
 
+    # Canaries
+
+    async def add_canary(self, canary: records.Canary) -> bool:
+        """Keep a canary token; False if there is one of that id."""
+        return bool(
+            await self._client.hsetnx(self._keys.canaries, str(canary.id), canary.written())
+        )
+
+    async def remove_canary(self, token: TokenId) -> bool:
+        """Forget a canary token; False if there is none of that id."""
+        return bool(await self._client.hdel(self._keys.canaries, str(token)))
+
     # Limits
 
     async def set_limit(self, scope: str, number: int, limit: Limit | None) -> bool:

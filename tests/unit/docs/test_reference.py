@@ -152,6 +152,7 @@ def key_rows() -> set[str]:
         "repeat_key": b"",
         "key": "DIGEST",
         "bucket": "BUCKET",
+        "address": "ADDRESS",
         "number": "NUMBER",
         "warning": "ID:EXPIRY:HOURS:CHANNEL",
     }

@@ -79,7 +79,10 @@ def read(
     )
     request_id = _request_id(fields.request_id) if proxy in _WITH_REQUEST_ID else None
     credential = find(fields.authorization)
-    return AccessRequest(proxy, method, path, target, client, credential, preflight, request_id)
+    agent = fields.user_agent[0] if len(fields.user_agent) == 1 else b""
+    return AccessRequest(
+        proxy, method, path, target, client, credential, preflight, request_id, agent
+    )
 
 
 def _request_id(values: list[bytes]) -> str | None:

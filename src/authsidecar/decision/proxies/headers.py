@@ -59,6 +59,7 @@ class Field(StrEnum):
     PREFLIGHT_METHOD = "preflight_method"
     OVERRIDE = "override"
     RESERVED = "reserved"
+    USER_AGENT = "user_agent"
 
 
 _FIELDS: Final = {
@@ -70,6 +71,7 @@ _FIELDS: Final = {
     b"access-control-request-method": Field.PREFLIGHT_METHOD,
     REQUEST_ID.lower().encode(): Field.REQUEST_ID,
     METHOD_OVERRIDE.lower().encode(): Field.OVERRIDE,
+    b"user-agent": Field.USER_AGENT,
 }
 
 
@@ -89,6 +91,7 @@ class Fields:
         self.preflight_method: list[bytes] = []
         self.override: list[bytes] = []
         self.reserved: list[bytes] = []
+        self.user_agent: list[bytes] = []
         for name, value in raw:
             field = _SEEN.get(name)
             if field is None:
@@ -101,7 +104,7 @@ class Fields:
 
 # The first letters of all names that mean anything here.
 _OURS: Final = re.compile(
-    rb"(?i:x[-_.](?:auth|forwarded|http[-_.]method)|authorization|origin|access[-_.]control)"
+    rb"(?i:x[-_.](?:auth|forwarded|http[-_.]method)|authorization|origin|user-agent|access[-_.]control)"
 )
 
 
