@@ -1,7 +1,9 @@
 """A token is disabled, enabled and gets another secret: seen by the very next request."""
 
 import asyncio
+from collections.abc import Iterator
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -18,6 +20,10 @@ from authsidecar.store.registry import Registry
 from authsidecar.times import rfc3339
 from tests.support import seed
 from tests.support.decisions import Sidecar, code, credential, request, sidecar, world
+from tests.support.redis import RedisProcess, start_redis
+from tests.support.sidecar import start_sidecar
+from tests.support.wire import Wire, subrequest
+from tests.support.world import populate, world_of
 
 RULES = Rules(Policy(coolify("4.3")), {"user": Limit(100_000), "failed": Limit(100_000)})
 PLENTY = 1_000_000
@@ -129,3 +135,43 @@ async def test_a_token_that_is_written_anew_has_no_old_secret(
         assert await one.ask(67, rules=RULES) == "token_unknown"
         assert await one.ask(secret(made[0]), rules=RULES) == "token_unknown"
         assert await one.ask(credential(67, "another"), rules=RULES) == "allow"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    server = start_redis(tmp_path_factory.mktemp("redis"))
+    populate(server)
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("kind", ["fast", "aiohttp"])
+async def test_the_same_bytes_are_answered_by_what_the_token_is_now(
+    server: RedisProcess, tmp_path: Path, kind: str
+) -> None:
+    """Over HTTP, where a subrequest that was seen before is not parsed again."""
+    process = start_sidecar(tmp_path, server.url, LISTEN__SERVER=kind)
+    try:
+        async with world_of(process, server) as there, Wire(process.port) as wire:
+            number = TokenId(await there.newcomer())
+            same = subrequest(authorization=seed.bearer(number))
+
+            async def said() -> tuple[int, str | None]:
+                answer = await wire.ask(same)
+                return answer.status, answer.header(VALID_UNTIL)
+
+            assert [await said() for _ in range(4)] == [(200, None)] * 4
+            await there.registry.disable_token(number, disabled=True)
+            assert await said() == (401, None)
+            await there.registry.disable_token(number, disabled=False)
+            assert [await said() for _ in range(3)] == [(200, None)] * 3
+            made = await rotate(there.registry, number, 2000)
+            assert made is not None
+            until = rfc3339(made[1])
+            assert [await said() for _ in range(3)] == [(200, until)] * 3
+            async with asyncio.timeout(10):
+                while await there.registry.now() <= made[1] + 5:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            assert (await said())[0] == 401
+    finally:
+        assert process.stop() == 0

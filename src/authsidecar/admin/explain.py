@@ -268,7 +268,7 @@ def _with_token(
     if isinstance(proven, Deny):
         if proven.reason is TOKEN_UNKNOWN or peeking.record_seen is None:
             return {**found, "token": _UNKNOWN}
-        if proven.reason is TOKEN_DISABLED or peeking.record_seen.rotated_until is not None:
+        if proven.reason is TOKEN_DISABLED:
             return {**found, "token": (Result.FAIL, proven.detail)}
         expired = f"token {access.credential.token_id} expired {_expiry(peeking.record_seen)}"
         return {**found, "token": (Result.FAIL, expired)}

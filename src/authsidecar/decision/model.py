@@ -264,7 +264,7 @@ class TokenRecord:
         restrictions: what narrows it, by the same scopes.
         disabled: whether it is refused until it is enabled again.
         rotated_until: until when this secret, which a newer one has replaced, is valid; None: it
-            is the token's own.
+            is the token's own. `expires_at` is no later.
         nonce: the random value that proves, in Redis, that this record is still current.
     """
 

@@ -164,8 +164,6 @@ def authenticate(
         return Deny(TOKEN_UNKNOWN, "no token with this id and secret")
     if record.disabled:
         return Deny(TOKEN_DISABLED, "the token is disabled")
-    if record.rotated_until is not None and now > record.rotated_until:
-        return Deny(TOKEN_EXPIRED, "the token has another secret now")
     if record.expires_at is not None and now > record.expires_at:
         return Deny(TOKEN_EXPIRED, "the token's expiry has passed")
     return record

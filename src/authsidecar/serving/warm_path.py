@@ -185,6 +185,8 @@ class WarmPath:
         judged = judge_held(access, self._rules, route, instance, record, now=store.now())
         if judged is None or not isinstance(judged.judgement.verdict, Allow):
             return None
+        if record.rotated_until is not None:  # its answers say so, which no memo does
+            return None
         shown = [one for one in judged.claim.counters if one.scope != USES]
         allow = judged.judgement.verdict
         return _Prepared(

@@ -204,10 +204,12 @@ def token_record(
         return None
     # Something is written where an expiry belongs, and it is no number: it has expired.
     expires = None if expires_text is None else number(expires_text) or 0
-    team_id = number(team_text)
     old = replaced(digest, rotated)
     if old is not None and wanted != old.digest:
         old = None
+    if old is not None:  # whatever looks at the expiry ends the old secret, too
+        expires = old.until if expires is None else min(expires, old.until)
+    team_id = number(team_text)
     belongs = user[0] is not None and team[0] is not None and team_id is not None
     return TokenRecord(
         token=token,

@@ -56,6 +56,7 @@ def token(**changed: Any) -> TokenRecord | None:
         ],
         member=held["member"],
         nonce=b"n",
+        wanted=held.get("wanted"),
     )
 
 
@@ -240,3 +241,20 @@ def test_a_replaced_secret_is_bound_to_the_one_that_replaced_it() -> None:
     assert records.replaced(b"e" * 32, written) is None
     for damaged in (None, b"", written[:64], written[:-1] + b"x", b"x" + written):
         assert records.replaced(DIGEST, damaged) is None
+
+
+def test_an_old_secret_expires_no_later_than_its_overlap() -> None:
+    """Whatever looks at the expiry alone ends it, too; the new one keeps the token's own."""
+    old = records.Replaced(b"o" * 32, UnixMs(5))
+    written = records.write_rotated(DIGEST, old)
+
+    def of(wanted: bytes, expires_at: bytes | None) -> TokenRecord:
+        found = token(rotated=written, expires_at=expires_at, wanted=wanted)
+        assert found is not None
+        return found
+
+    for expires_at, expected in ((None, 5), (b"9", 5), (b"3", 3)):
+        found = of(old.digest, expires_at)
+        assert (found.digest, found.expires_at, found.rotated_until) == (old.digest, expected, 5)
+    found = of(DIGEST, b"9")
+    assert (found.digest, found.expires_at, found.rotated_until) == (DIGEST, 9, None)
