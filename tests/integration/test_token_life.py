@@ -108,7 +108,7 @@ async def test_both_secrets_work_until_the_overlap_ends(
 async def test_the_old_secret_ends_by_the_clock(registry: Registry, redis_url: str) -> None:
     """At once with no overlap, and while a process holds its record; the new one goes on."""
     async with sidecar(redis_url) as one:
-        made = await rotate(registry, TokenId(67), 1500)
+        made = await rotate(registry, TokenId(67), 4000)
         assert made is not None
         assert await one.ask(67, rules=RULES) == "allow"
         async with asyncio.timeout(10):
@@ -165,7 +165,7 @@ async def test_the_same_bytes_are_answered_by_what_the_token_is_now(
             assert await said() == (401, None)
             await there.registry.disable_token(number, disabled=False)
             assert [await said() for _ in range(3)] == [(200, None)] * 3
-            made = await rotate(there.registry, number, 2000)
+            made = await rotate(there.registry, number, 4000)
             assert made is not None
             until = rfc3339(made[1])
             assert [await said() for _ in range(3)] == [(200, until)] * 3

@@ -307,9 +307,16 @@ class AuthzServer:
             return
         who = access.credential
         if isinstance(who, Credential) and self._store.is_canary(who):
-            agent, route = agent_digest(access.user_agent), outcome.route or ""
-            used = CanaryUse(who.token_id, access.client, access.method, route, agent, decision_id)
-            self._canary_used(used)
+            # After the answer is written: what is told must not show in its time.
+            later = asyncio.get_running_loop().call_soon
+            later(self._tell_of_canary, access, who, outcome.route or "", decision_id)
+
+    def _tell_of_canary(
+        self, access: AccessRequest, who: Credential, route: str, decision_id: str
+    ) -> None:
+        agent = agent_digest(access.user_agent)
+        used = CanaryUse(who.token_id, access.client, access.method, route, agent, decision_id)
+        self._canary_used(used)
 
     def _render(
         self,
