@@ -244,7 +244,14 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             "Tries, of one mail or one webhook each.",
             "cps",
             (_rate("authsidecar_warnings_total", "result"),),
-            width=24,
+            width=12,
+        ),
+        Panel(
+            "Uses of canary tokens",
+            "Somebody has read a place where nobody should be: the log says which.",
+            "short",
+            (Query("sum(increase(authsidecar_canary_uses_total{HERE}[1h]))", "in an hour"),),
+            width=12,
         ),
     ),
     "Process": (

@@ -23,6 +23,7 @@ local COUNT = {
   ["x-ratelimit-remaining"] = "txn.authz_remaining",
   ["ratelimit"] = "txn.authz_ratelimit",
   ["ratelimit-policy"] = "txn.authz_ratelimit_policy",
+  ["x-token-valid-until"] = "txn.authz_valid_until",
 }
 
 -- What HAProxy says itself of an answer that it writes.

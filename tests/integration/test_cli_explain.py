@@ -30,6 +30,7 @@ from authsidecar.decision.model import (
     Restriction,
     Role,
     TeamId,
+    TokenId,
     UserId,
 )
 from authsidecar.decision.policy import Policy
@@ -105,6 +106,11 @@ async def narrowed(registry: Registry) -> None:
     await registry.set_restriction("token", 11, only)
 
 
+async def disabled(registry: Registry) -> None:
+    """Token 11 is disabled."""
+    await registry.disable_token(TokenId(11), disabled=True)
+
+
 async def widely(registry: Registry) -> None:
     """Token 11 and its user are narrowed to more than is asked."""
     await registry.set_restriction("token", 11, Restriction(uses=5))
@@ -167,6 +173,7 @@ CASES = (
     Case("authorization_ambiguous", token="11|a, 12|b"),
     Case("token_unknown", token="999|nothing"),
     Case("token_unknown_secret", token="11|wrong"),
+    Case("token_disabled", prepare=disabled),
     Case("token_expired", token=12),
     Case("rate_limited", prepare=exhausted),
     Case("not_team_member", token=40),

@@ -225,6 +225,7 @@ def test_list_show_and_revoke(cli):
     assert set(items[0]) == {
         *("id", "name", "user", "team", "permissions", "expires_at", "created_at"),
         *("last_used_at", "last_used_address", "last_used_route", "restriction"),
+        "disabled",
     }
     assert items[0]["expires_at"] is None
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z", items[1]["expires_at"])
@@ -464,3 +465,40 @@ def test_hundred_thousand_lines_in_a_minute_with_bounded_memory(cli, redis_url, 
     status = (tmp_path / "peak").read_text()
     peak_kib = next(int(x.split()[1]) for x in status.splitlines() if x.startswith("VmHWM"))
     assert peak_kib < 150 * 1024
+
+
+def test_rotate_shows_the_new_secret_once_and_keeps_all_else(cli, redis_url):
+    """The same id, name and permissions; the old secret's end is told."""
+    create(cli, "read", "deploy")
+    before = cli("token", "show", 1, "--json").json
+    made = cli("token", "rotate", 1, "--overlap", "2h", "--json").json
+    assert list(made) == ["id", "token", "old_valid_until"]
+    assert re.fullmatch(r"1\|[A-Za-z0-9]{40}", made["token"])
+    left = datetime.fromisoformat(made["old_valid_until"]) - datetime.now(UTC)
+    assert timedelta(hours=1, minutes=59) < left <= timedelta(hours=2)
+    assert cli("token", "show", 1, "--json").json == before
+    quiet = cli("token", "rotate", 1, "--overlap", "0s", "--quiet")
+    assert re.fullmatch(r"1\|[A-Za-z0-9]{40}\n", quiet.out)
+    assert quiet.out.strip() != made["token"]
+
+
+@pytest.mark.parametrize("overlap", ["", "h", "24", "-1h", "1w", "91d", "1.5h", "\u0665h"])
+def test_an_overlap_that_is_none_is_wrong_usage(cli, overlap):
+    """Said in one line, and nothing is rotated."""
+    create(cli, "read")
+    result = cli("token", "rotate", 1, "--overlap", overlap)
+    assert (result.code, result.out) == (2, "")
+    assert "30m, 24h or 7d" in result.err
+
+
+def test_disable_and_enable_are_shown(cli):
+    """By list and show; a token that is not there is said to be missing."""
+    create(cli, "read")
+    assert cli("token", "disable", 1, "--json").json == {"id": 1, "disabled": True}
+    assert [item["disabled"] for item in stored(cli)] == [True]
+    assert "disabled" in cli("token", "list").out
+    assert "  disabled     yes" in cli("token", "show", 1).out
+    assert cli("token", "enable", 1).out == "token 1 enabled\n"
+    assert [item["disabled"] for item in stored(cli)] == [False]
+    for word in ("disable", "enable", "rotate"):
+        assert cli("token", word, 9).err.startswith("authsidecar: there is no token 9")

@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio.cluster import ClusterNode
 
 from authsidecar.admin.state_export import export_state
-from authsidecar.admin.state_import import Imported, import_state
+from authsidecar.admin.state_import import StateReport, import_state
 from authsidecar.decision.model import Limit, Role, TeamId, TokenId, UserId
 from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.store.calls import Part
@@ -505,7 +505,7 @@ async def test_state_moves_from_and_to_a_cluster(servers: RedisCluster, registry
                 node.flushall()
         file = io.BytesIO("".join(f"{line}\n" for line in lines).encode())
         found = await import_state(made, KEYS, file, merge=False)
-    assert isinstance(found, Imported)
+    assert isinstance(found, StateReport)
     assert (found.whole, found.kept, found.added) == (True, 0, report.total)
     assert await seed_state(registry) == before
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import authsidecar
-from authsidecar.decision.model import Limit, Reason, Restriction, TeamId
+from authsidecar.decision.model import Limit, Reason, Restriction, TeamId, TokenId
 from authsidecar.store.keys import Keys, owner_bucket
 from tests.support import broken
 from tests.support.redis import RedisProcess, start_redis
@@ -160,6 +160,13 @@ async def rate_limited(world: World) -> Answer:
     return await world.ask(token=await world.exhausted())
 
 
+async def token_disabled(world: World) -> Answer:
+    """A token that an operator has disabled."""
+    number = await world.newcomer()
+    assert await world.registry.disable_token(TokenId(number), disabled=True)
+    return await world.ask(token=number, client=address())
+
+
 async def api_disabled(world: World) -> Answer:
     await world.registry.set_instance(api_enabled=False)
     return await world.ask(token=READ)
@@ -235,6 +242,7 @@ REFUSALS: dict[str, tuple[int, str | None, Refusal]] = {
         "Unauthenticated.",
         lambda w: w.ask(authorization=WRONG, client=address()),
     ),
+    "token_disabled": (401, "Unauthenticated.", token_disabled),
     "token_expired": (
         401,
         "Unauthenticated.",

@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from authsidecar.admin.refusal import Refusal
 from authsidecar.admin.state_export import Exported, export_state
-from authsidecar.admin.state_import import Imported, import_state
+from authsidecar.admin.state_import import StateReport, import_state
 from authsidecar.decision.authorize import authorize
 from authsidecar.decision.model import Limit, Role, TeamId, TokenId, UserId
 from authsidecar.decision.restrictions import read as restriction
@@ -88,9 +88,9 @@ def a_file(lines: list[str]) -> io.BytesIO:
     return io.BytesIO("".join(f"{line}\n" for line in lines).encode())
 
 
-async def brought(client: Redis, lines: list[str], *, merge: bool = False) -> Imported:
+async def brought(client: Redis, lines: list[str], *, merge: bool = False) -> StateReport:
     report = await import_state(client, KEYS, a_file(lines), merge=merge)
-    assert isinstance(report, Imported), report
+    assert isinstance(report, StateReport), report
     return report
 
 

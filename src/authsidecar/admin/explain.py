@@ -35,6 +35,7 @@ from authsidecar.decision.model import (
 )
 from authsidecar.decision.policy import (
     STORE_UNAVAILABLE,
+    TOKEN_DISABLED,
     TOKEN_UNKNOWN,
     Case,
     Instance,
@@ -278,6 +279,8 @@ def _with_token(
     if isinstance(proven, Deny):
         if proven.reason is TOKEN_UNKNOWN or peeking.record_seen is None:
             return {**found, "token": _UNKNOWN}
+        if proven.reason is TOKEN_DISABLED:
+            return {**found, "token": (Result.FAIL, proven.detail)}
         expired = f"token {access.credential.token_id} expired {_expiry(peeking.record_seen)}"
         return {**found, "token": (Result.FAIL, expired)}
     found["token"] = (Result.PASS, _token(proven))
@@ -363,6 +366,7 @@ HINTS: Final = {
     "token_malformed": "a token is written ID|SECRET, as it was shown when it was created",
     "token_prefix_missing": "put the token's id and | in front: ID|SECRET",
     "token_unknown": "`authsidecar token list` shows the tokens that there are",
+    "token_disabled": "`authsidecar token enable ID` has it admitted again",
     "token_expired": "create a new token",
     "rate_limited": "wait, or see `authsidecar limit --help`",
     "mcp_disabled": "`authsidecar mcp enable` switches it on",

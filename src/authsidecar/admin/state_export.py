@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from authsidecar import __version__
 from authsidecar.admin.state_lines import END, FORMAT, HEAD, Line
 from authsidecar.store.keys import Keys
-from authsidecar.store.kinds import Kind, kind_of
+from authsidecar.store.kinds import KeyKind, kind_of
 from authsidecar.store.listing import Listing
 from authsidecar.store.scan import Scan
 from authsidecar.store.schema import read_schema
@@ -148,7 +148,7 @@ class _Export:
             if kind.type not in {"hash", "string"}:
                 await self._keep_large(name, kind)
 
-    async def _keep_large(self, name: str, kind: Kind) -> None:
+    async def _keep_large(self, name: str, kind: KeyKind) -> None:
         """Write one key down that may have many fields or entries."""
         key, first = self._keys.prefix + name, True
         try:
@@ -161,7 +161,7 @@ class _Export:
             return
         self._report.keys[kind.name] += not first
 
-    async def _parts(self, key: str, kind: Kind) -> Any:
+    async def _parts(self, key: str, kind: KeyKind) -> Any:
         if kind.type == "fields":
             part: dict[bytes, bytes] = {}
             async for name, value in self._client.hscan_iter(key, count=BATCH):
@@ -182,7 +182,7 @@ class _Export:
                 yield found
                 after = "(" + found[-1][0].decode()
 
-    def _line(self, name: str, kind: Kind, value: Any, left: int, *, first: bool = True) -> None:
+    def _line(self, name: str, kind: KeyKind, value: Any, left: int, *, first: bool = True) -> None:
         expires_at = UnixMs(self._now + left) if left >= 0 else None
         self._write(Line(name, kind, value, expires_at, first).written())
         self._lines += 1

@@ -16,8 +16,8 @@ from authsidecar.admin.state_lines import (
     FORMAT,
     HEAD,
     LONGEST_LINE,
-    BadLineError,
     Line,
+    StateLineError,
     UnknownKeyError,
     parse,
     read,
@@ -31,13 +31,13 @@ from authsidecar.store.scan import Scan
 from authsidecar.store.schema import SCHEMA, migrate
 
 BATCH: Final = 500
-"""Lines that are looked at and written together."""
+"""StateLines that are looked at and written together."""
 
 NAMED: Final = 100
 """How many keys that were left are named; all are counted."""
 
 
-class Lines(Protocol):
+class StateLines(Protocol):
     """A binary file, as far as an import reads it."""
 
     def readline(self, size: int, /) -> bytes:
@@ -45,7 +45,7 @@ class Lines(Protocol):
 
 
 @dataclass(slots=True)
-class Imported:
+class StateReport:
     """How an import went, in keys or parts of them.
 
     Attributes:
@@ -72,11 +72,11 @@ class Imported:
 async def import_state(
     client: "Redis",
     keys: Keys,
-    file: Lines,
+    file: StateLines,
     *,
     merge: bool,
     progress: Callable[[int], None] = lambda _: None,
-) -> Imported | Refusal:
+) -> StateReport | Refusal:
     """Bring a file's state into Redis; nothing is done if the file or the place is wrong.
 
     Args:
@@ -104,7 +104,7 @@ def _head(line: bytes) -> str | None:
     """What is wrong with a first line, or None."""
     try:
         head = parse(line)
-    except BadLineError:
+    except StateLineError:
         head = {}
     if HEAD not in head:
         return "this is no file of `authsidecar state export`"
@@ -138,10 +138,10 @@ class _Import:
         self._keys = keys
         self._merge = merge
         self._changes = Changes(client, keys)
-        self._report = Imported()
+        self._report = StateReport()
         self._leaving: str | None = None
 
-    async def run(self, file: Lines, progress: Callable[[int], None]) -> Imported:
+    async def run(self, file: StateLines, progress: Callable[[int], None]) -> StateReport:
         batch: list[Line] = []
         number, read_lines, said = 1, 0, None
         while line := file.readline(LONGEST_LINE + 1):
@@ -153,7 +153,7 @@ class _Import:
                     continue
                 read_lines += 1
                 batch.append(read(data))
-            except BadLineError as error:
+            except StateLineError as error:
                 self._report.refused += 1
                 self._problem(number, str(error))
                 if len(line) > LONGEST_LINE and not line.endswith(b"\n"):

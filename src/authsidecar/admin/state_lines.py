@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from authsidecar.store.kinds import Kind, Type, kind_of
+from authsidecar.store.kinds import KeyKind, Type, kind_of
 from authsidecar.times import UnixMs
 
 FORMAT: Final = 1
@@ -26,7 +26,7 @@ _WORDS: Final[Mapping[Type, str]] = {
 }
 
 
-class BadLineError(ValueError):
+class StateLineError(ValueError):
     """A line is not what it should be; says what is wrong with it, without repeating it."""
 
 
@@ -48,7 +48,7 @@ class Line:
     """
 
     name: str
-    kind: Kind
+    kind: KeyKind
     value: Any
     expires_at: UnixMs | None = None
     first: bool = True
@@ -67,16 +67,16 @@ def parse(line: bytes) -> Mapping[str, Any]:
     """The object that a line is.
 
     Raises:
-        BadLineError: it is none.
+        StateLineError: it is none.
     """
     if len(line) > LONGEST_LINE:
-        raise BadLineError(f"is longer than {LONGEST_LINE} bytes")
+        raise StateLineError(f"is longer than {LONGEST_LINE} bytes")
     try:
         found = json.loads(line)
     except (ValueError, RecursionError):
-        raise BadLineError("is no JSON object") from None
+        raise StateLineError("is no JSON object") from None
     if not isinstance(found, dict):
-        raise BadLineError("is no JSON object")
+        raise StateLineError("is no JSON object")
     return found
 
 
@@ -84,21 +84,21 @@ def read(data: Mapping[str, Any]) -> Line:
     """The line that an object says.
 
     Raises:
-        BadLineError: it says none.
+        StateLineError: it says none.
         UnknownKeyError: its key is not known.
     """
     name = data.get("key")
     if not isinstance(name, str):
-        raise BadLineError("has no key")
+        raise StateLineError("has no key")
     kind = kind_of(name)
     if kind is None or kind.role not in {"state", "counter"}:
         raise UnknownKeyError(ascii(name[:100]))
     word = _WORDS[kind.type]
     if word not in data:
-        raise BadLineError(f"has no {word}")
+        raise StateLineError(f"has no {word}")
     expires_at = data.get("expires_at")
     if expires_at is not None and (type(expires_at) is not int or expires_at < 0):
-        raise BadLineError("has an expires_at that is no time in milliseconds")
+        raise StateLineError("has an expires_at that is no time in milliseconds")
     value = _VALUES[word](data[word])
     until = None if expires_at is None else UnixMs(expires_at)
     return Line(name, kind, value, until, data.get("first", True) is not False)
@@ -132,28 +132,28 @@ def _bytes(value: Any) -> bytes:
             return bytes.fromhex(value["hex"])
         except ValueError:
             pass
-    raise BadLineError("has a value that is neither text nor hex")
+    raise StateLineError("has a value that is neither text nor hex")
 
 
 def _hash(value: Any) -> dict[bytes, bytes]:
     if not isinstance(value, dict) or not value:
-        raise BadLineError("has a hash without fields")
+        raise StateLineError("has a hash without fields")
     return {_bytes(name): _bytes(one) for name, one in value.items()}
 
 
 def _list(value: Any) -> list[bytes]:
     if not isinstance(value, list) or not value:
-        raise BadLineError("has a list without entries")
+        raise StateLineError("has a list without entries")
     return [_bytes(one) for one in value]
 
 
 def _stream(value: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     if not isinstance(value, list) or not value:
-        raise BadLineError("has a stream without entries")
+        raise StateLineError("has a stream without entries")
     try:
         return [(_bytes(number), _hash(entry)) for number, entry in value]
     except (TypeError, ValueError):
-        raise BadLineError("has an entry that is no pair of an id and fields") from None
+        raise StateLineError("has an entry that is no pair of an id and fields") from None
 
 
 _VALUES: Final = {"hash": _hash, "string": _bytes, "list": _list, "stream": _stream}

@@ -155,7 +155,7 @@ async def issue(
     if (why := objection(name, held, role)) is not None:
         return Refusal(why)
     now = await registry.now()
-    secret = "".join(secrets.choice(SECRET_ALPHABET) for _ in range(SECRET_LENGTH))
+    secret = new_secret()
     token = Token(
         id=await registry.next_token_id(),
         sha256=sha256(secret.encode("ascii")).digest(),
@@ -175,6 +175,30 @@ async def issue(
     if withdrawn:
         return Refusal(f"user {user} has just lost its role in team {team}; nothing was issued")
     return Issued(token, f"{token.id}|{secret}")
+
+
+def new_secret() -> str:
+    """A secret that nobody can guess."""
+    return "".join(secrets.choice(SECRET_ALPHABET) for _ in range(SECRET_LENGTH))
+
+
+async def rotate(registry: Registry, token: TokenId, overlap_ms: int) -> tuple[str, UnixMs] | None:
+    """Give a token a new secret; None if it is not there.
+
+    Args:
+        registry: where it is stored.
+        token: its id; its permissions, restrictions, limits and expiry stay.
+        overlap_ms: for how long the secret that it has now stays valid, in milliseconds.
+
+    Returns:
+        `ID|SECRET`, for its owner alone, and until when the old one is valid.
+    """
+    secret = new_secret()
+    until = UnixMs(await registry.now() + overlap_ms - 1)  # its last millisecond
+    digest = sha256(secret.encode("ascii")).digest()
+    if not await registry.rotate_token(token, digest, until):
+        return None
+    return f"{token}|{secret}", until
 
 
 async def _unmake(registry: Registry, token: Token, error: BaseException) -> None:

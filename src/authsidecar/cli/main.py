@@ -11,6 +11,7 @@ import click
 from authsidecar.cli import (
     allowlist,
     api,
+    canaries,
     completion,
     config,
     doctor,
@@ -70,6 +71,7 @@ for command in (
     users.user,
     members.member,
     tokens.token,
+    canaries.canary,
     api.api,
     mcp.mcp,
     allowlist.allowlist,

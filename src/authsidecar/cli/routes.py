@@ -89,7 +89,8 @@ def diff(old: str, new: str, conditional: "Conditional | None") -> None:
     """Compare two tables; say first what became weaker.
 
     Each is a release line, a table that `import` wrote, or a routes/api.php. The exit code is 1
-    if anything became weaker (a lower permission, public now, a guard dropped), else 0.
+    if anything became weaker (a lower permission, public now, a guard dropped), else 0. Hidden is a
+    new route at /api/v1/whoami: the proxies' files show the sidecar's own answer there.
 
     \b
     Examples:
@@ -104,6 +105,7 @@ def diff(old: str, new: str, conditional: "Conditional | None") -> None:
         "stricter": found.stricter,
         "added": found.added,
         "removed": found.removed,
+        "hidden": found.hidden,
     }
     data = {kind: [change._asdict() for change in changes] for kind, changes in kinds.items()}
     text = "\n".join(_describe(kind, changes) for kind, changes in kinds.items() if changes)

@@ -1,4 +1,4 @@
-"""`token create|list|show|revoke|import`."""
+"""`token create|list|show|rotate|disable|enable|revoke|import`."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -11,6 +11,7 @@ from authsidecar.cli.options import TEAM_ID, TOKEN_ID, USER_ID, Group, NamedType
 from authsidecar.cli.output import printable
 from authsidecar.cli.session import (
     Session,
+    changing,
     done,
     interruptible,
     on_own_registry,
@@ -33,10 +34,30 @@ EXPIRY: Final = NamedType("a lifetime in days", ("7", "30", "60", "90", "365", "
 ERRORS_KEPT: Final = 1000
 """How many bad lines --json lists; all of them are counted, and named on standard error."""
 
+LONGEST_OVERLAP_MS: Final = 90 * 86_400_000
+
+_UNITS_MS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+class _Duration(click.ParamType[int]):
+    """A number with its unit, as milliseconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value)
+        number, unit = text[:-1], _UNITS_MS.get(text[-1:])
+        if unit is not None and number.isascii() and number.isdigit() and len(number) < 8:
+            milliseconds = int(number) * unit
+            if milliseconds <= LONGEST_OVERLAP_MS:
+                return milliseconds
+        problem = f"{value!a} is no time such as 30m, 24h or 7d, of at most 90 days"
+        raise click.BadParameter(problem, ctx, param)
+
 
 @click.group(cls=Group)
 def token() -> None:
-    """Create, import, list and revoke tokens."""
+    """Create, import, list, rotate, disable and revoke tokens."""
 
 
 restrictions.add_to(token, "token")
@@ -147,19 +168,22 @@ async def list_(session: Session, team: int | None, user: int | None) -> None:
     tokens = sorted([one async for one in found], key=lambda one: one.id)
     uses = await _uses(session, tokens)
     narrowed = await registry.restrictions("token", [one.id for one in tokens])
+    disabled = await registry.disabled([one.id for one in tokens])
     items = [
         as_data(one)
         | _used(uses.get(one.id))
         | {"restriction": restrictions.as_data(narrowed.get(one.id))}
         | {"expires": _expiry(one, now), "last_used": _last_used(uses.get(one.id))}
         | {"restricted": "yes" if one.id in narrowed else None}
+        | {"disabled": one.id in disabled, "state": "disabled" if one.id in disabled else None}
         for one in tokens
     ]
     if session.out.is_json:
         for item in items:
-            del item["expires"], item["last_used"], item["restricted"]
+            del item["expires"], item["last_used"], item["restricted"], item["state"]
+    shown = ("id", "name", "user", "team", "permissions", "expires", "last_used")
     session.out.listing(
-        ("id", "name", "user", "team", "permissions", "expires", "last_used", "restricted"),
+        (*shown, "restricted", "state"),
         items,
         empty="no tokens; `authsidecar token create` makes one",
     )
@@ -185,6 +209,7 @@ async def show(session: Session, number: int) -> None:
         and (restriction := await session.registry.restriction(scope, holder)) is not None
     }
     used = await session.registry.used(found.id, found.user)
+    disabled = bool(await session.registry.disabled([found.id]))
     text = "\n".join(
         (
             f"token {found.id}: {printable(found.name)}",
@@ -194,16 +219,104 @@ async def show(session: Session, number: int) -> None:
             f"  expires      {_expiry(found, await session.registry.now())}",
             f"  created      {for_people(found.created_at)}",
             f"  last used    {_last_used(use)}{_what_for(use)}",
+            *(["  disabled     yes"] if disabled else ()),
             *(line for holder in narrowed.items() for line in _restricted(*holder, used)),
         )
     )
     own = {
+        "disabled": disabled,
         "restriction": restrictions.as_data(narrowed.get("token")),
         "uses_spent": used,
         "user_restriction": restrictions.as_data(narrowed.get("user")),
         "team_restriction": restrictions.as_data(narrowed.get("team")),
     }
     session.out.result(as_data(found) | _used(use) | own, text, quiet=text)
+
+
+@token.command()
+@click.argument("number", type=TOKEN_ID, metavar="ID")
+@click.option(
+    "--overlap",
+    type=_Duration(),
+    default="24h",
+    show_default=True,
+    metavar="TIME",
+    help="For how long the old secret stays valid: 30m, 24h, 7d; 0s: not at all.",
+)
+@on_own_registry
+async def rotate(session: Session, number: int, overlap: int) -> None:
+    """Give a token a new secret and show it, this once.
+
+    Its id, permissions, restrictions, limits and expiry stay. The old secret works until the
+    overlap ends, and answers to it say so (X-Token-Valid-Until). Rotate again within the overlap,
+    and only the secret of the last time stays beside the new one.
+
+    \b
+    Examples:
+      authsidecar token rotate 67
+      authsidecar token rotate 67 --overlap 0s --quiet > token.txt
+    """
+    from authsidecar.admin.tokens import rotate as give_new_secret
+
+    answer = await give_new_secret(session.registry, TokenId(number), overlap)
+    plain, until = present(answer, "token", number)
+    await session.until_replicated()
+    shown = {"id": number, "token": plain, "old_valid_until": rfc3339(until)}
+    try:
+        session.out.result(shown, plain, quiet=plain)
+        keep()
+    except OutputError as error:
+        raise RefusedError(
+            f"{error}; token {number} has a new secret that nobody was shown, and the old one "
+            f"is valid until {for_people(until)}"
+        ) from None
+    ends = f"works until {for_people(until)}" if overlap else "works no more"
+    session.out.note(f"Store it now: it is not shown again. The old one {ends}.")
+
+
+@token.command()
+@click.argument("number", type=TOKEN_ID, metavar="ID")
+@on_registry
+@changing
+async def disable(session: Session, number: int) -> None:
+    """Have a token refused from the very next request on, until it is enabled again.
+
+    A token that is followed from Coolify is refused at the edge alone: Coolify knows nothing of it,
+    and whoever reaches Coolify past the proxy is admitted.
+
+    \b
+    Example:
+      authsidecar token disable 67
+    """
+    await _set_disabled(session, number, disabled=True)
+
+
+@token.command()
+@click.argument("number", type=TOKEN_ID, metavar="ID")
+@on_registry
+@changing
+async def enable(session: Session, number: int) -> None:
+    """Have a token admitted again that was disabled.
+
+    \b
+    Example:
+      authsidecar token enable 67
+    """
+    await _set_disabled(session, number, disabled=False)
+
+
+async def _set_disabled(session: Session, number: int, *, disabled: bool) -> None:
+    from authsidecar.coolify.status import read_owner
+    from authsidecar.store.keys import Keys
+
+    changed = await session.registry.disable_token(TokenId(number), disabled=disabled)
+    present(changed or None, "token", number)
+    await session.until_replicated()
+    keys = Keys(session.settings.redis.prefix)
+    if disabled and await read_owner(session.client, keys) is not None:
+        session.out.warn("it is disabled at the edge alone: Coolify knows nothing of it")
+    word = "disabled" if disabled else "enabled"
+    session.out.result({"id": number, "disabled": disabled}, f"token {number} {word}")
 
 
 @token.command()

@@ -48,6 +48,7 @@ SCOPES: Final = (
     "health",
     "feedback",
     "sentinel",
+    "whoami",
 )
 """The buckets of `limits`, which are the scopes of the core."""
 
@@ -78,6 +79,11 @@ class Limits(Section):
     )
     sentinel: OptionalBucket = Field(
         default=None, description="Requests to /api/v1/sentinel/push per client address."
+    )
+    whoami: OptionalBucket = Field(
+        default=Bucket(limit=60),
+        description="Requests to /authz/whoami per client address; a token's own limits pay "
+        "nothing for them.",
     )
     ipv6_prefix: int = Field(
         default=64, ge=48, le=128, description="Bits of an IPv6 address that count as one client."

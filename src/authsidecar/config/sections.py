@@ -345,6 +345,10 @@ class Mail(Section):
     username: UserName | None = Field(default=None, description="SMTP user; null: no login.")
     password: Secret | None = Field(default=None, description="SMTP password.")
     sender: MailAddress | None = Field(default=None, description="From address of the mails.")
+    operator: MailAddress | None = Field(
+        default=None,
+        description="Where mails about the use of canary tokens go; null: nowhere.",
+    )
     lead_times_hours: Hours = Field(
         default=(24,), description="How long before expiry a warning goes out, in hours."
     )

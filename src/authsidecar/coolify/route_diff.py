@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from authsidecar.decision.proxies.endpoints import WHOAMI_SHOWN
 from authsidecar.decision.routes.loading import Row, overlap
 from authsidecar.decision.routes.table import Guard, Route, RouteTable, is_parameter
 
@@ -42,12 +43,15 @@ class Diff:
         stricter: requests that need more, or meet more guards.
         added: rows that the old table lacks.
         removed: rows that the new table lacks.
+        hidden: rows that the new table has and the old one lacks where the files of deploy/ show
+            the sidecar's own answer, so that clients would not reach them.
     """
 
     weaker: tuple[RouteChange, ...]
     stricter: tuple[RouteChange, ...]
     added: tuple[RouteChange, ...]
     removed: tuple[RouteChange, ...]
+    hidden: tuple[RouteChange, ...]
 
 
 def compare(old: Iterable[Row], new: Iterable[Row]) -> Diff:
@@ -67,6 +71,11 @@ def compare(old: Iterable[Row], new: Iterable[Row]) -> Diff:
         tuple(stricter),
         added=tuple(_lacking(before.rows, after.rows)),
         removed=tuple(_lacking(after.rows, before.rows)),
+        hidden=tuple(
+            RouteChange(method, WHOAMI_SHOWN, "the proxies answer with the sidecar's own whoami")
+            for method in sorted({row.method for row in after.rows})
+            if after.find(method, WHOAMI_SHOWN) and not before.find(method, WHOAMI_SHOWN)
+        ),
     )
 
 

@@ -226,9 +226,9 @@ async def authorize(request: AccessRequest, rules: Rules, store: Store) -> Outco
             instance = (None if last else store.current()) or await store.instance(fresh=last)
             record = None if last else _known(request, store)
             if record is None:
-                record, paced = await _record(request, rules, store, fresh=last)
+                record, paced = await look_up(request, rules, store, fresh=last)
                 if paced:
-                    return _paced(store.now(), found)
+                    return refuse_look_up(store.now(), found)
             judged = _judged(request, rules, found, instance, record, now=store.now())
             if judged.paid or judged.to_resources:
                 judged = await _looked_up(judged, request, rules, store, fresh=last)
@@ -427,7 +427,7 @@ def _known(request: AccessRequest, store: Store) -> TokenRecord | None:
     return None if isinstance(credential, Deny) else store.known(credential)
 
 
-async def _record(
+async def look_up(
     request: AccessRequest, rules: Rules, store: Store, *, fresh: bool
 ) -> tuple[TokenRecord | None, bool]:
     """The token's record, and whether the address must wait before it may be looked up."""
@@ -440,7 +440,8 @@ async def _record(
     return await store.load(credential, fresh=fresh), False
 
 
-def _paced(now: UnixMs, route: Route) -> Outcome:
+def refuse_look_up(now: UnixMs, route: Route) -> Outcome:
+    """The refusal of an address that must wait before its token is looked up."""
     retry_at = UnixMs(now + LOOKUP_RETRY_MS)
     denial = Deny(RATE_LIMITED, "too many unknown tokens from this address")
     quota = Quota("failed", Limit(1, LOOKUP_RETRY_MS), 0, retry_at)

@@ -26,6 +26,7 @@ from authsidecar.decision.restrictions import (
     outside,
     refusal,
     refusal_now,
+    refusal_of_all,
 )
 from authsidecar.decision.routes import ROUTE_UNKNOWN, Guard
 
@@ -95,7 +96,7 @@ class Check(NamedTuple):
 def judge(case: Case) -> Judgement:
     """The verdict on an authenticated request, by rows 4 to 11: the same for the same case."""
     denial = first_denial(case)
-    return Judgement(_admit(case.record) if denial is None else denial, "principal")
+    return Judgement(admission(case.record) if denial is None else denial, "principal")
 
 
 def first_denial(case: Case) -> Deny | None:
@@ -109,6 +110,21 @@ def first_denial(case: Case) -> Deny | None:
         case Guard.PUBLIC | Guard.WRONG_METHOD | Guard.CLOSED | Guard.ABSENT:
             return Deny(ROUTE_UNKNOWN, "no token opens this route")  # `find_route` has answered
     assert_never(case.route.guard)
+
+
+def denial_of_all(case: Case) -> Deny | None:
+    """The first check that refuses the token whatever it asks of the API, or None.
+
+    Only what depends on neither route nor permission is looked at, at the time of the case.
+    """
+    for check in (_team_member, _team_role, _api_enabled, _address):
+        if (denial := check(case)) is not None:
+            return denial
+    for holder, narrower in case.record.restrictions.items():
+        why = refusal_of_all(narrower, case.client, case.now)
+        if why is not None:
+            return Deny(TOKEN_RESTRICTED, f"the {holder}'s restriction {why}")
+    return None
 
 
 def _team_member(case: Case) -> Deny | None:
@@ -350,7 +366,8 @@ CHECKS: Final = (
 """Rows 4 to 11, in order."""
 
 
-def _admit(record: TokenRecord) -> Allow:
+def admission(record: TokenRecord) -> Allow:
+    """What a member of the token's team is admitted as."""
     # Row 4 has seen both; a record without them never gets here.
     assert record.team is not None  # noqa: S101
     assert record.role is not None  # noqa: S101

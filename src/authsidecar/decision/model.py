@@ -210,6 +210,7 @@ class AccessRequest(NamedTuple):
         preflight: a CORS preflight (OPTIONS, Origin, Access-Control-Request-Method, no token).
         request_id: the proxy's own id of the client request, or None where it cannot set one.
         body: whether its Content-Type makes PHP or Laravel read a body as input.
+        user_agent: what the client calls itself, where the proxy shows it; only ever digested.
     """
 
     proxy: Proxy
@@ -221,6 +222,7 @@ class AccessRequest(NamedTuple):
     preflight: bool = False
     request_id: str | None = None
     body: bool = False
+    user_agent: bytes = b""
 
 
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -314,6 +316,9 @@ class TokenRecord:
         team_mcp: the team's MCP switch.
         limits: run-time overrides by scope ("token", "user", "team").
         restrictions: what narrows it, by the same scopes.
+        disabled: whether it is refused until it is enabled again.
+        rotated_until: until when this secret, which a newer one has replaced, is valid; None: it
+            is the token's own. `expires_at` is no later.
         nonce: the random value that proves, in Redis, that this record is still current.
     """
 
@@ -328,6 +333,8 @@ class TokenRecord:
     team_mcp: bool = True
     limits: Mapping[str, Limit] = field(default_factory=dict)
     restrictions: Mapping[str, Restriction] = field(default_factory=dict)
+    disabled: bool = False
+    rotated_until: UnixMs | None = None
     nonce: bytes = b""
 
 

@@ -33,6 +33,7 @@ METHOD_NOT_ALLOWED: Final = Reason(
     "method_not_allowed", Kind.MALFORMED, 405, "This method is not allowed here."
 )
 TOKEN_UNKNOWN: Final = Reason("token_unknown", Kind.UNAUTHENTICATED, 401, "Unauthenticated.")
+TOKEN_DISABLED: Final = Reason("token_disabled", Kind.UNAUTHENTICATED, 401, "Unauthenticated.")
 TOKEN_EXPIRED: Final = Reason("token_expired", Kind.UNAUTHENTICATED, 401, "Unauthenticated.")
 RATE_LIMITED: Final = Reason("rate_limited", Kind.RATE_LIMITED, 429, "Too Many Attempts.")
 MCP_DISABLED: Final = Reason("mcp_disabled", Kind.NOT_FOUND, 404, "Not found.")
@@ -164,6 +165,8 @@ def authenticate(
     """
     if record is None or not compare_digest(record.digest, credential.digest):
         return Deny(TOKEN_UNKNOWN, "no token with this id and secret")
+    if record.disabled:
+        return Deny(TOKEN_DISABLED, "the token is disabled")
     if record.expires_at is not None and now > record.expires_at:
         return Deny(TOKEN_EXPIRED, "the token's expiry has passed")
     return record

@@ -86,6 +86,11 @@ def refusal(restriction: Restriction, route: Route, client: Address) -> str | No
         if route.sufficient and not any(satisfies(held, one) for one in route.sufficient):
             wanted = " or ".join(route.sufficient)
             return f"leaves {' '.join(sorted(held))}, the route needs {wanted}"
+    return elsewhere(restriction, client)
+
+
+def elsewhere(restriction: Restriction, client: Address) -> str | None:
+    """Why it refuses everything from this address, or None."""
     if restriction.networks and not any(client in network for network in restriction.networks):
         return f"does not admit {client}"
     return None
@@ -170,6 +175,14 @@ def _inside(restriction: Restriction, one: Named, place: Place) -> bool:
     return one.text in restriction.resources or (
         bool(place.within) and place.within in restriction.resources
     )
+
+
+def refusal_of_all(restriction: Restriction, client: Address, now: UnixMs | None) -> str | None:
+    """Why it refuses this address at this time, whatever the route, or None."""
+    if restriction is DAMAGED:
+        return "cannot be read, so it admits nothing"
+    why = elsewhere(restriction, client)
+    return refusal_now(restriction, now) if why is None and now is not None else why
 
 
 def refusal_now(restriction: Restriction, now: UnixMs) -> str | None:

@@ -35,7 +35,7 @@ class ProxyUnreachableError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ProbePlace:
     """Where probes are sent.
 
     Attributes:
@@ -57,7 +57,9 @@ Resolved = Mapping[tuple[str, int], str]
 """Addresses to connect to, by host and port, in place of what the name resolves to."""
 
 
-def place(url: str, *, insecure: bool = False, resolved: Resolved = MappingProxyType({})) -> Place:
+def place(
+    url: str, *, insecure: bool = False, resolved: Resolved = MappingProxyType({})
+) -> ProbePlace:
     """Where `http(s)://host[:port]` leads; a path is refused, because the probes have theirs.
 
     Args:
@@ -81,7 +83,7 @@ def place(url: str, *, insecure: bool = False, resolved: Resolved = MappingProxy
             tls.verify_mode = ssl.CERT_NONE
     port = parts.port or (443 if tls else 80)
     address = resolved.get((parts.hostname, port), "")
-    return Place(parts.hostname, port, parts.netloc, tls, address)
+    return ProbePlace(parts.hostname, port, parts.netloc, tls, address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ def _finding(
     )
 
 
-async def _answered(where: Place, probe: Probe, key: Armed) -> Answer | None:
+async def _answered(where: ProbePlace, probe: Probe, key: Armed) -> Answer | None:
     """The answer to a probe; sent again where the sidecar answered but could not take it down.
 
     A Redis that is slow for a moment must not look like a fault of the proxy.
@@ -197,12 +199,12 @@ async def _answered(where: Place, probe: Probe, key: Armed) -> Answer | None:
     return await _sent(where, probe, key)
 
 
-async def _sent(where: Place, probe: Probe, key: Armed) -> Answer | None:
+async def _sent(where: ProbePlace, probe: Probe, key: Armed) -> Answer | None:
     authorization = credential(key.key, probe.name, probe.answer)
     return await asyncio.to_thread(_exchange, where, _written(where, probe, authorization))
 
 
-def _written(where: Place, probe: Probe, authorization: str) -> bytes:
+def _written(where: ProbePlace, probe: Probe, authorization: str) -> bytes:
     """The bytes of a probe's request: nothing is added, ordered or escaped by a library."""
     lines = [
         f"{probe.method} {probe.target} HTTP/1.1",
@@ -217,7 +219,7 @@ def _written(where: Place, probe: Probe, authorization: str) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1") + probe.body
 
 
-def _exchange(where: Place, request: bytes) -> Answer | None:
+def _exchange(where: ProbePlace, request: bytes) -> Answer | None:
     """One request on a connection of its own; None if there is no whole answer in time."""
     try:
         with _connected(where) as connection:
@@ -231,7 +233,7 @@ def _exchange(where: Place, request: bytes) -> Answer | None:
     return Answer(response.status, headers, body)
 
 
-def _reach(where: Place) -> None:
+def _reach(where: ProbePlace) -> None:
     """Connect once.
 
     Raises:
@@ -273,7 +275,7 @@ def _alive(management: tuple[str, int] | None, answer: Answer | None) -> None:
 
 
 @contextmanager
-def _connected(where: Place) -> Iterator[socket.socket]:
+def _connected(where: ProbePlace) -> Iterator[socket.socket]:
     to = where.address or where.host, where.port
     with socket.create_connection(to, timeout=PATIENCE_S) as plain:
         if where.tls is None:

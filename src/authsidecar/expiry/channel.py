@@ -2,7 +2,7 @@
 
 from typing import Final, Protocol
 
-from authsidecar.expiry.notice import Notice
+from authsidecar.expiry.notice import Message
 
 SEND_S: Final = 30.0
 """How long one try may take, in seconds; shorter than a claim lives."""
@@ -23,7 +23,7 @@ class Channel(Protocol):
     def name(self) -> str:
         """Part of the key that a warning is marked by."""
 
-    async def send(self, notice: Notice) -> None:
+    async def send(self, notice: Message) -> None:
         """Hand a warning over; returns once it was taken.
 
         Raises:

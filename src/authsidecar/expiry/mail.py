@@ -15,7 +15,7 @@ import aiosmtplib
 
 from authsidecar.config.sections import Mail as Settings
 from authsidecar.expiry.channel import SEND_S, NotTakenError, UnreachableError
-from authsidecar.expiry.notice import Notice, one_line
+from authsidecar.expiry.notice import Message, one_line
 
 _LOCAL: Final = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]{1,64}")
 
@@ -63,7 +63,7 @@ class SmtpServer:
             again,
         )
 
-    async def send(self, notice: Notice) -> None:
+    async def send(self, notice: Message) -> None:
         """Hand a warning to the server, for the token's owner.
 
         Raises:
@@ -99,7 +99,7 @@ class SmtpServer:
         return now.username, now.password.get_secret_value() if now.password else None
 
 
-def composed(notice: Notice, sender: str) -> EmailMessage:
+def composed(notice: Message, sender: str) -> EmailMessage:
     """The mail: text and HTML, with a Message-ID that is the same in every try.
 
     Raises:
@@ -115,7 +115,7 @@ def composed(notice: Notice, sender: str) -> EmailMessage:
     message["Subject"] = notice.subject
     message["Date"] = format_datetime(datetime.fromtimestamp(notice.now / 1000, UTC))
     message["Message-ID"] = (
-        f"<authsidecar.{notice.due.id.replace(':', '.')}@{sender.rpartition('@')[2]}>"
+        f"<authsidecar.{notice.id.replace(':', '.')}@{sender.rpartition('@')[2]}>"
     )
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office answers
     message.set_content(notice.text())

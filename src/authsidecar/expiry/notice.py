@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
-from typing import Final
+from typing import Final, Protocol
 
 from authsidecar.decision.model import TokenId
 from authsidecar.store.entities import Token, User
@@ -69,6 +69,35 @@ def due(token: TokenId, expires_at: UnixMs, leads: Iterable[int], now: UnixMs) -
     ]
 
 
+class Message(Protocol):
+    """What a channel sends."""
+
+    @property
+    def id(self) -> str:
+        """The same name in every try and every process: digits, letters, `:` and `-`."""
+
+    @property
+    def user(self) -> User | None:
+        """Whom a mail is for."""
+
+    @property
+    def now(self) -> UnixMs:
+        """When it is said."""
+
+    @property
+    def subject(self) -> str:
+        """One line, safe in a header."""
+
+    def text(self) -> str:
+        """The mail as plain text."""
+
+    def html(self) -> str:
+        """The mail as HTML; the same words."""
+
+    def json(self) -> bytes:
+        """What is posted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Notice:
     """All that a warning tells.
@@ -90,6 +119,11 @@ class Notice:
     now: UnixMs
 
     @property
+    def id(self) -> str:
+        """The same name in every try and every process."""
+        return self.due.id
+
+    @property
     def subject(self) -> str:
         """One line, safe in a header."""
         name = one_line(self.token.name)
@@ -102,13 +136,7 @@ class Notice:
 
     def html(self) -> str:
         """The mail as HTML; the same words."""
-        paragraphs = "\n".join(
-            f"<p>{escape(one).replace(chr(10), '<br>' + chr(10))}</p>" for one in self._paragraphs()
-        )
-        return (
-            '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">'
-            f"<title>{escape(self.subject)}</title></head>\n<body>\n{paragraphs}\n</body>\n</html>\n"
-        )
+        return page(self.subject, self._paragraphs())
 
     def json(self) -> bytes:
         """What is posted: `id` stays the same in every try, `sent_at` does not."""
@@ -162,6 +190,17 @@ class Notice:
             f"{last}\nIt holds: {' '.join(sorted(token.permissions)) or 'no permission'}.",
             _ADVICE,
         )
+
+
+def page(title: str, paragraphs: Iterable[str]) -> str:
+    """A page of HTML with these paragraphs; a line's end in one stays."""
+    body = "\n".join(
+        f"<p>{escape(one).replace(chr(10), '<br>' + chr(10))}</p>" for one in paragraphs
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">'
+        f"<title>{escape(title)}</title></head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
 
 
 def left(what: Due, now: UnixMs) -> str:

@@ -9,7 +9,7 @@ import aiohttp
 from authsidecar import __version__
 from authsidecar.config.sections import Mail as Settings
 from authsidecar.expiry.channel import SEND_S, NotTakenError, UnreachableError
-from authsidecar.expiry.notice import Notice
+from authsidecar.expiry.notice import Message
 
 SIGNATURE: Final = "X-Authsidecar-Signature"
 
@@ -46,7 +46,7 @@ class Webhook:
         secret = settings.webhook_secret
         return cls(settings.webhook_url, secret.get_secret_value() if secret else None)
 
-    async def send(self, notice: Notice) -> None:
+    async def send(self, notice: Message) -> None:
         """Post a warning; any 2xx takes it.
 
         Raises:

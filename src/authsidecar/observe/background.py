@@ -21,6 +21,7 @@ Name = Literal[
     "sync_status",
     "last_used",
     "warnings",
+    "canaries",
     "metrics",
     "sentinel",
     "cluster",

@@ -181,6 +181,11 @@ class Telemetry:
         )
         for result in results:
             self._warnings.labels(result)
+        self._canaries = Counter(
+            "authsidecar_canary_uses",
+            "Requests with a canary token.",
+            registry=registry,
+        )
 
     def _register_decisions(self, registry: CollectorRegistry) -> None:
         """What is decided, and how long it takes."""
@@ -498,6 +503,10 @@ class Telemetry:
     def warned(self, result: str) -> None:
         """Count one try to warn of a token's expiry: sent, failed or refused."""
         self._warnings.labels(result).inc()
+
+    def canary_used(self) -> None:
+        """Count one request with a canary token."""
+        self._canaries.inc()
 
     def _count_one(self, proxy: Proxy | None, verdict: Verdict, seconds: float | None) -> None:
         reason = "none" if isinstance(verdict, Allow) else verdict.reason.code

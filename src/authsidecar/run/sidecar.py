@@ -21,8 +21,10 @@ from authsidecar.coolify.status import exported, read_owner, readiness
 from authsidecar.coolify.sync import following
 from authsidecar.decision.authorize import UNSYNCED, StoreError
 from authsidecar.decision.ratelimit.pace import AddressPace
+from authsidecar.expiry.canaries import CanaryAlarms
 from authsidecar.expiry.rounds import NoDriverError, WarningOptions, WarningResult, warning
 from authsidecar.observe.background import Background
+from authsidecar.observe.canary import CanaryUse
 from authsidecar.observe.log import Bridge, Log
 from authsidecar.observe.metrics import Telemetry, collected
 from authsidecar.observe.once import Once
@@ -192,7 +194,15 @@ async def running(
         stack.push_async_callback(decisions.close)
         telemetry.watch(lambda: decisions.connections)
         uses = await stack.enter_async_context(last_uses(client, keys, log, background))
-        authz = _authz_server(settings, log, client, telemetry, terms=first, uses=uses)
+        alarms = _alarms(settings, client, log)
+        await stack.enter_async_context(background.running("canaries", alarms.run))
+
+        authz = _authz_server(
+            *(settings, log, client, telemetry),
+            terms=first,
+            uses=uses,
+            canary_used=partial(_canary_used, telemetry, alarms),
+        )
         telemetry.follow(first.digest, first.log_decisions)
         life.on_change(partial(_apply, authz=authz, telemetry=telemetry, pace=pace, log=log))
         beside = await stack.enter_async_context(AsyncExitStack())
@@ -282,6 +292,7 @@ def _authz_server(
     *,
     terms: Terms,
     uses: LastUses,
+    canary_used: Callable[[CanaryUse], None],
 ) -> AuthzServer:
     """What answers subrequests; until it is given a store, with 503."""
     keys = Keys(settings.redis.prefix)
@@ -295,6 +306,7 @@ def _authz_server(
         trusted_hops=terms.trusted_hops,
         report_only=report_only,
         uses=uses,
+        canary_used=canary_used,
         expiry_ms=terms.expiry_ms,
         config_digest=terms.digest,
         memo_entries=settings.listen.memo_entries,
@@ -478,6 +490,27 @@ def _warning(
         raise StartError(str(error)) from None
     keys = Keys(settings.redis.prefix)
     return warning(options, client, keys, log, telemetry.warned, background=background)
+
+
+def _canary_used(telemetry: Telemetry, alarms: CanaryAlarms, use: CanaryUse) -> None:
+    """Count it, and tell the operator."""
+    telemetry.canary_used()
+    alarms.used(use)
+
+
+def _alarms(settings: Settings, client: "Redis", log: Log) -> CanaryAlarms:
+    try:
+        channels = WarningOptions.of(settings).channels
+    except NoDriverError as error:
+        raise StartError(str(error)) from None
+    return CanaryAlarms(
+        channels,
+        settings.mail.operator,
+        client,
+        Keys(settings.redis.prefix),
+        log=log,
+        ipv6_prefix=settings.limits.ipv6_prefix,
+    )
 
 
 async def _switch(client: "Redis", keys: Keys, enabled: bool) -> None:

@@ -15,14 +15,16 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
 
 from authsidecar.decision.addresses import Networks, parse_address
-from authsidecar.decision.authorize import Outcome, Rules, Store, StoreError, authorize
-from authsidecar.decision.model import AccessRequest, Allow, Deny, Kind, Reason
+from authsidecar.decision.authorize import Outcome, Rules, StoreError, authorize
+from authsidecar.decision.model import AccessRequest, Allow, Credential, Deny, Kind, Proxy, Reason
 from authsidecar.decision.policy import METHOD_NOT_ALLOWED, STORE_UNAVAILABLE
-from authsidecar.decision.proxies.endpoints import Endpoint, find, guess
+from authsidecar.decision.proxies.endpoints import WHOAMI, Endpoint, find, guess
 from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER, read
 from authsidecar.decision.proxies.headers import Fields
-from authsidecar.decision.proxies.replies import Reply, render, served
+from authsidecar.decision.proxies.replies import Reply, preflight, render, served, shown
 from authsidecar.decision.routes import ROUTE_UNKNOWN
+from authsidecar.decision.whoami import METHODS, Facts, ReadingStore, whoami
+from authsidecar.observe.canary import CanaryUse, agent_digest
 from authsidecar.observe.log import Log
 from authsidecar.observe.metrics import Telemetry
 from authsidecar.serving.connection_limits import ConnectionLimits
@@ -70,7 +72,7 @@ class AuthzServer:
         self,
         *,
         rules: Rules,
-        store: Store,
+        store: ReadingStore,
         telemetry: Telemetry,
         log: Log,
         trusted_peers: Networks,
@@ -79,6 +81,7 @@ class AuthzServer:
         witness: Witness | None = None,
         report_only: bool = False,
         uses: LastUses | None = None,
+        canary_used: Callable[[CanaryUse], None] = lambda _: None,
         expiry_ms: int = 0,
         memo_entries: int = ENTRIES,
         config_digest: str = "",
@@ -97,6 +100,7 @@ class AuthzServer:
                 passes without identity, but for peers that are not trusted.
             expiry_ms: how long before its expiry a token is said to expire, in milliseconds.
             uses: told of every request that a token authenticated.
+            canary_used: told of every request with a canary token; it must not wait.
             witness: asked of a request without a readable token: is it a doctor's probe?
             memo_entries: how many subrequests are remembered at the most; 0: none.
             config_digest: names the configuration that all of these are from.
@@ -112,6 +116,7 @@ class AuthzServer:
         self._report_only = report_only
         self._witness = witness
         self._uses = uses
+        self._canary_used = canary_used
         self._expiry_ms = expiry_ms
         self._peers: dict[str, bool] = {}
         self._decision_ids = DecisionIds(secrets.token_bytes(5))
@@ -128,7 +133,7 @@ class AuthzServer:
         self._warm.use(store)
         self._quick: Any = None
 
-    def use(self, store: Store) -> None:
+    def use(self, store: ReadingStore) -> None:
         """Decide by this store from now on."""
         self._store = store
         self._warm.use(store)
@@ -203,6 +208,8 @@ class AuthzServer:
             return self._refuse(endpoint, _NO_ENDPOINT, asked.peer)
         if (refusal := self._unwelcome(endpoint, asked)) is not None:
             return self._refuse(endpoint, refusal, asked.peer)
+        if endpoint is WHOAMI:
+            return await self._describe(asked)
         access: AccessRequest | Deny = _NOT_READ
         try:
             fields = Fields(asked.headers)
@@ -250,6 +257,7 @@ class AuthzServer:
         """Observe and render what was decided."""
         decision_id = self._decision_ids()
         self._observe(endpoint, access, outcome, decision_id, peer, start=start)
+        self._look_for_canary(access, outcome, decision_id)
         return self._render(endpoint, access, outcome, decision_id, report_only=self._report_only)
 
     def _learn(
@@ -264,6 +272,29 @@ class AuthzServer:
         cut = [] if look.request_id is None else [look.request_id.encode("ascii")]
         if self._memo is not None and fields.request_id == cut:
             self._memo.learn(look, endpoint, access, asked.target)
+
+    async def _describe(self, asked: Subrequest) -> Reply:
+        """Tell a token about itself; what is only reported elsewhere is refused here, too."""
+        start = time.perf_counter()
+        access: AccessRequest | Deny = _NOT_READ
+        facts: Facts = {}
+        try:
+            line = WHOAMI.line(asked.method, asked.target)
+            access = read(Fields(asked.headers), Proxy.DIRECT, self._trusted_hops, line)
+            if isinstance(access, Deny):
+                outcome = Outcome(access, self._store.now())
+            else:
+                outcome, facts = await whoami(access, self._rules, self._store)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # unclear means refused
+            outcome, facts = Outcome(self._defect(error), self._store.now()), {}
+        decision_id = self._decision_ids()
+        self._observe(WHOAMI, access, outcome, decision_id, asked.peer, start=start)
+        self._look_for_canary(access, outcome, decision_id)
+        if facts:
+            return shown(outcome, facts)
+        if isinstance(outcome.verdict, Allow):
+            return preflight(METHODS)
+        return self._render(WHOAMI, access, outcome, decision_id)
 
     def _unwelcome(self, endpoint: Endpoint, asked: Subrequest) -> Deny | None:
         """Why nothing of a subrequest is looked at, or None."""
@@ -317,6 +348,28 @@ class AuthzServer:
             self._log.event(
                 "info", "api_switched", enabled=endpoint.enables, decision_id=decision_id
             )
+
+    def _look_for_canary(
+        self, access: AccessRequest | Deny, outcome: Outcome, decision_id: str
+    ) -> None:
+        """Look whether a token that is not known is a canary; the answer is an unknown token's."""
+        if outcome.record is not None or isinstance(access, Deny):
+            return
+        who = access.credential
+        if isinstance(who, Credential):
+            # Of every one of them, and after the answer is written at the tick's end: neither
+            # the look nor what is told may show in the time of an answer.
+            later = asyncio.get_running_loop().call_soon
+            later(later, self._tell_of_canary, access, who, outcome.route or "", decision_id)
+
+    def _tell_of_canary(
+        self, access: AccessRequest, who: Credential, route: str, decision_id: str
+    ) -> None:
+        if not self._store.is_canary(who):
+            return
+        agent = agent_digest(access.user_agent)
+        used = CanaryUse(who.token_id, access.client, access.method, route, agent, decision_id)
+        self._canary_used(used)
 
     def _render(
         self,

@@ -199,6 +199,8 @@ class WarmPath:
         )
         if judged is None or not isinstance(judged.judgement.verdict, Allow):
             return None
+        if record.rotated_until is not None:  # its answers say so, which no memo does
+            return None
         shown = [one for one in judged.claim.counters if one.scope != USES]
         allow = judged.judgement.verdict
         return _Prepared(

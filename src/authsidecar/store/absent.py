@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from authsidecar.decision.authorize import Claim, StoreError
 from authsidecar.decision.model import Credential, TokenRecord
+from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.times import UnixMs
 
 
@@ -36,6 +37,10 @@ class AbsentStore:
         """Redis is not there."""
         raise _absent("charge")
 
+    async def charge_and_read(self, claim: Claim, others: tuple[Charge, ...]) -> NoReturn:
+        """Redis is not there."""
+        raise _absent("charge")
+
     async def places(self, keys: tuple[str, ...]) -> NoReturn:
         """Redis is not there."""
         raise _absent("owner")
@@ -47,6 +52,10 @@ class AbsentStore:
     async def provable_places(self, keys: tuple[str, ...]) -> NoReturn:
         """Redis is not there."""
         raise _absent("owner")
+
+    def is_canary(self, _: Credential) -> bool:
+        """Nothing is known."""
+        return False
 
     def may_look_up(self, address: str, credential: Credential) -> bool:
         """Nobody can guess a token where none is known."""

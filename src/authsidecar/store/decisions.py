@@ -15,7 +15,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 
 from authsidecar.decision.authorize import Charged, Claim, Stale, StoreError
-from authsidecar.decision.model import Credential, Limit, Place, TokenRecord
+from authsidecar.decision.model import Credential, Limit, Place, Quota, TokenRecord
 from authsidecar.decision.policy import Instance
 from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.decision.ratelimit.pace import AddressPace
@@ -39,6 +39,9 @@ in another slot than the counters and cannot be proven with a charge."""
 
 PLACE_AGE_S: Final = 5.0
 """How long it is taken as read where a resource lies, in seconds: nothing proves whose it is."""
+
+CANARIES: Final = 4096
+"""How many canary tokens that were used are known at the most."""
 
 _READY_LIMIT: Final = Limit(1_000_000, 1000)
 """Of the counter that tells whether Redis is well: never reached, and forgotten in a second."""
@@ -83,7 +86,14 @@ class DecisionStore:
         self._pace = pace or AddressPace()
         self._looked_up = looked_up
         self._clock = RedisClock()
-        self._loader = Loader(client, keys, ordered=not self._clustered, unreadable=unreadable)
+        self._canaries: set[Credential] = set()
+        self._loader = Loader(
+            client,
+            keys,
+            ordered=not self._clustered,
+            unreadable=unreadable,
+            unknown=self._looked_for,
+        )
         self._trips = Trips(budget_ms / 1000, observe)
         self._calls: ClusterCalls | ChargeCalls = (
             ClusterCalls(anyway, self._trips)
@@ -213,6 +223,16 @@ class DecisionStore:
             return {}
         return await asyncio.ensure_future(self._load_places(keys))
 
+    def is_canary(self, credential: Credential) -> bool:
+        """Whether exactly this id and secret were a canary's when they were last looked up."""
+        return credential in self._canaries
+
+    def _looked_for(self, credential: Credential, is_canary: bool) -> None:
+        if is_canary and len(self._canaries) < CANARIES:
+            self._canaries.add(credential)
+        else:
+            self._canaries.discard(credential)
+
     def may_look_up(self, address: str, credential: Credential) -> bool:
         """Whether this token from this address may cost a look-up now.
 
@@ -256,6 +276,16 @@ class DecisionStore:
     def read(self, claim: Claim, result: Result) -> Charged | Stale:
         """What a result says of its claim."""
         return self._charging.read(claim, result)
+
+    async def charge_and_read(
+        self, claim: Claim, others: tuple[Charge, ...]
+    ) -> tuple[Charged | Stale, tuple[Quota, ...]]:
+        """Charge a claim, and tell what other counters say: they share its script call."""
+        reads = [self.charge(Claim((one,)), repeat_key=None, peek=True) for one in others]
+        charged, *read = await asyncio.gather(self.charge(claim, repeat_key=None), *reads)
+        return charged, tuple(
+            [quota for one in read if isinstance(one, Charged) for quota in one.quotas]
+        )
 
     async def close(self) -> None:
         """End what is under way; the client is the caller's to close."""

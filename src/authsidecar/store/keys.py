@@ -91,6 +91,15 @@ class Keys:
         """HASH: owner, at, problem, detail, kept, odd, tokens_file: what a sync tells of itself."""
         return f"{self.prefix}{{sync}}:status"
 
+    @property
+    def canaries(self) -> str:
+        """HASH: ids of canary tokens to the digest of each, when it was made, and its note."""
+        return f"{self.prefix}canaries"
+
+    def canary_alarm(self, address: str) -> str:
+        """STRING, empty: that address has used a canary token; lives for a minute."""
+        return f"{self.prefix}canary-alarm:{address}"
+
     def next_id(self, noun: str) -> str:
         """STRING: the last id given to a `user`, `team` or `token`."""
         return f"{self.prefix}last-id:{noun}"
@@ -98,7 +107,8 @@ class Keys:
     def token(self, token: TokenId) -> str:
         """HASH: sha256 (32 bytes), name, user, team, permissions, expires_at, created_at, limit.
 
-        What narrows it: restriction (JSON).
+        What narrows it: restriction (JSON). disabled: 1. rotated: the digest now, the one before
+        that, and until when it is valid.
 
         Its last use: used (time and address), used_route, used_route_rest.
         """

@@ -18,7 +18,7 @@ _ID: Final = r"[0-9]{1,19}"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class KeyKind:
     """One kind of key.
 
     Attributes:
@@ -34,8 +34,8 @@ class Kind:
     type: Type = "string"
 
 
-def _kind(name: str, pattern: str, role: Role, type_: Type = "string") -> Kind:
-    return Kind(name, re.compile(pattern), role, type_)
+def _kind(name: str, pattern: str, role: Role, type_: Type = "string") -> KeyKind:
+    return KeyKind(name, re.compile(pattern), role, type_)
 
 
 KINDS: Final = (
@@ -50,6 +50,7 @@ KINDS: Final = (
     _kind("warning", r"warning:.+", "state"),
     _kind("sync", r"\{sync\}:status", "state", "fields"),
     _kind("management key", rf"management-key:({_ID})", "state", "hash"),
+    _kind("canaries", "canaries", "state", "fields"),
     _kind("audit", r"audit", "state", "stream"),
     _kind("counter", r"rate:\{.+\}:.+", "counter", "list"),
     _kind("index", rf"users|teams|expiring|management-keys|user:{_ID}:(tokens|teams)", "index"),
@@ -58,6 +59,7 @@ KINDS: Final = (
     _kind("nonce", r"nonce:.+", "passing"),
     _kind("repeat", r"repeat:.+", "passing"),
     _kind("doctor", r"doctor:.+", "passing"),
+    _kind("canary alarm", r"canary-alarm:.+", "passing"),
     _kind("sync", r"\{sync(-[0-9]+)?\}:(epoch|fence|lease|room)", "passing"),
     _kind("receipts", r"receipts:[a-z]+:[0-9]+", "passing"),
     _kind("idempotency", r"idempotency:.+", "passing"),
@@ -66,6 +68,6 @@ KINDS: Final = (
 """The first that matches a key is its kind."""
 
 
-def kind_of(name: str) -> Kind | None:
+def kind_of(name: str) -> KeyKind | None:
     """The kind of a key, by its name without the prefix; None: it is not known."""
     return next((kind for kind in KINDS if kind.pattern.fullmatch(name)), None)

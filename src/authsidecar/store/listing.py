@@ -194,10 +194,24 @@ class Listing:
             number: restrictions.read(text) async for number, text in answers if text is not None
         }
 
+    async def disabled(self, tokens: Sequence[TokenId]) -> frozenset[TokenId]:
+        """Those of these tokens that are disabled."""
+        answers = self._answers(
+            tokens, lambda pipe, token: pipe.hget(self._keys.token(token), records.DISABLED)
+        )
+        return frozenset([t async for t, text in answers if records.is_disabled(text)])
+
     async def used(self, token: TokenId, user: UserId) -> int | None:
         """How often a token with a budget was used; None if it has none."""
         key = self._keys.counter(charges.budget(token, user, 1))
         return records.number(await self._client.get(key))
+
+    # Canaries
+
+    async def canaries(self) -> list[records.Canary]:
+        """All canary tokens by id."""
+        found = await self._client.hgetall(self._keys.canaries)
+        return sorted(records.canary(TokenId(int(i)), value) for i, value in found.items())
 
     # The instance
 

@@ -19,6 +19,9 @@ NONCE_BYTES: Final = 12
 Unreadable = Callable[[str, str], None]
 """Told of a value that cannot be read, and so grants nothing: its key, and its field."""
 
+Unknown = Callable[[Credential, bool], None]
+"""Told of a token that is not known, and whether it is a canary."""
+
 
 class Loader:
     """Reads whole records; redis-py's own exceptions pass through to the caller."""
@@ -30,6 +33,7 @@ class Loader:
         *,
         ordered: bool = True,
         unreadable: Unreadable = lambda *_: None,
+        unknown: Unknown = lambda *_: None,
     ) -> None:
         """Nothing is sent yet.
 
@@ -39,11 +43,13 @@ class Loader:
             ordered: whether the commands of a pipeline run in its order: not on Redis Cluster,
                 where each node has a part of them.
             unreadable: told of each field whose value cannot be read.
+            unknown: told of each token that is not known, and whether it is a canary.
         """
         self._client = client
         self._keys = keys
         self._ordered = ordered
         self._unreadable = unreadable
+        self._unknown = unknown
 
     async def instance(self) -> tuple[Instance, records.Field]:
         """The instance-wide state, and what a sync says of it (records.SYNCED)."""
@@ -67,10 +73,19 @@ class Loader:
         token that is not the caller's.
         """
         names, token = self._keys, credential.token_id
-        found = await self._client.hmget(names.token(token), ["sha256", "user", "team"])
+        asked = ["sha256", "user", "team", records.ROTATED]
+        found = await self._client.hmget(names.token(token), asked)
         digest = found[0] or b""
+        old = records.replaced(found[0], found[3])
+        # Both are compared, whatever there is: so every refusal takes the same time.
+        is_old = compare_digest(b"" if old is None else old.digest, credential.digest)
+        is_own = compare_digest(digest, credential.digest)
         owner, team_number = records.number(found[1]), records.number(found[2])
-        if owner is None or not compare_digest(digest, credential.digest):
+        if owner is None or not (is_own or is_old):
+            # Asked for every one of them: whoever uses a canary can't tell by the time it takes.
+            kept = await self._client.hget(names.canaries, str(token))
+            is_canary = compare_digest(records.canary_digest(kept), credential.digest)
+            self._unknown(credential, is_canary)
             return None, digest
         user, team = UserId(owner), None if team_number is None else TeamId(team_number)
 
@@ -92,7 +107,13 @@ class Loader:
             self._tell(names.team(team), records.TEAM_FIELDS, team_fields)
             self._tell(names.team_members(team), ["role"], [member])
         record = records.token_record(
-            token, fields, user=owned, team=team_fields, member=member, nonce=nonce
+            token,
+            fields,
+            user=owned,
+            team=team_fields,
+            member=member,
+            nonce=nonce,
+            wanted=credential.digest,
         )
         if record is None or not compare_digest(record.digest, credential.digest):
             return None, digest

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import lru_cache
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote, unquote
 
 from authsidecar.decision import restrictions
@@ -28,6 +28,12 @@ from authsidecar.times import UnixMs
 RESTRICTION: Final = "restriction"
 """The field, of a token, user or team, of what narrows it."""
 
+DISABLED: Final = "disabled"
+"""The field of a token that is refused until it is enabled: anything but `0`."""
+
+ROTATED: Final = "rotated"
+"""The field of a token whose secret was replaced: see `write_rotated`."""
+
 TOKEN_FIELDS: Final = (
     "sha256",
     "name",
@@ -37,6 +43,8 @@ TOKEN_FIELDS: Final = (
     "expires_at",
     "limit",
     RESTRICTION,
+    DISABLED,
+    ROTATED,
 )
 USER_FIELDS: Final = ("name", "limit", RESTRICTION)
 TEAM_FIELDS: Final = ("name", "mcp_enabled", "limit", RESTRICTION)
@@ -51,6 +59,7 @@ SYNC_ENDED: Final = b""
 INSTANCE_FIELDS: Final = ("api_enabled", "allowlist", "mcp_enabled")
 
 _BIGINT_DIGITS: Final = 19
+_DIGEST_BYTES: Final = 32
 
 _ROLES: Final = {role.value.encode(): role for role in Role}
 
@@ -126,6 +135,72 @@ def write_place(place: Place) -> str:
     return " ".join(words).rstrip(" ")
 
 
+def is_disabled(value: Field) -> bool:
+    """Whether a token is refused; what can't be read refuses."""
+    return value is not None and value != b"0"
+
+
+class Replaced(NamedTuple):
+    """A secret that a newer one has replaced.
+
+    Attributes:
+        digest: the 32 bytes of its SHA-256.
+        until: the last millisecond at which it is valid.
+    """
+
+    digest: bytes
+    until: UnixMs
+
+
+def write_rotated(now: bytes, before: Replaced) -> bytes:
+    """The text that `replaced` reads, for a token whose digest is `now` from here on.
+
+    It names that digest, so that it means nothing any more once the token has another one.
+    """
+    return now + before.digest + str(before.until).encode()
+
+
+def replaced(digest: Field, rotated: Field) -> Replaced | None:
+    """The secret that was replaced by the one of this digest, if any."""
+    if digest is None or rotated is None or len(digest) != _DIGEST_BYTES:
+        return None
+    until = number(rotated[2 * _DIGEST_BYTES :])
+    if until is None or not rotated.startswith(digest):
+        return None
+    return Replaced(rotated[_DIGEST_BYTES : 2 * _DIGEST_BYTES], UnixMs(until))
+
+
+class Canary(NamedTuple):
+    """A token that belongs to nobody, and tells who uses it.
+
+    Attributes:
+        id: the number before the `|`.
+        digest: the 32 bytes of the secret's SHA-256.
+        created_at: when it was made.
+        note: where it was put.
+    """
+
+    id: TokenId
+    digest: bytes
+    created_at: UnixMs
+    note: str
+
+    def written(self) -> bytes:
+        """The text that `canary` reads."""
+        return self.digest + f"{self.created_at} {self.note}".encode()
+
+
+def canary(token: TokenId, value: bytes) -> Canary:
+    """A canary token as it is kept."""
+    created, _, note = value[_DIGEST_BYTES:].partition(b" ")
+    return Canary(token, value[:_DIGEST_BYTES], UnixMs(number(created) or 0), text(note))
+
+
+def canary_digest(value: Field) -> bytes:
+    """What a secret is compared with; without a canary, what no secret has."""
+    return (value or b"")[:_DIGEST_BYTES].ljust(_DIGEST_BYTES, b"\0")
+
+
 def token_record(
     token: TokenId,
     fields: Sequence[Field],
@@ -134,28 +209,36 @@ def token_record(
     team: Sequence[Field],
     member: Field,
     nonce: bytes,
+    wanted: bytes | None = None,
 ) -> TokenRecord | None:
     """A token with what is known of its owner, or None if the token is not there.
 
     Args:
         token: its id.
+        wanted: the digest that was sent; the record is that of a rotated secret if it is that.
         fields: the values of TOKEN_FIELDS.
         user: the values of USER_FIELDS of its owner.
         team: the values of TEAM_FIELDS of its team.
         member: the owner's role in that team.
         nonce: the owner's nonce, read before all of the others.
     """
-    digest, name, owner_text, team_text, names, expires_text, token_limit, narrowed = fields
+    digest, name, owner_text, team_text, names, expires_text, *more = fields
+    token_limit, narrowed, disabled, rotated = more
     owner = number(owner_text)
     if digest is None or owner is None:
         return None
     # Something is written where an expiry belongs, and it is no number: it has expired.
     expires = None if expires_text is None else number(expires_text) or 0
+    old = replaced(digest, rotated)
+    if old is not None and wanted != old.digest:
+        old = None
+    if old is not None:  # whatever looks at the expiry ends the old secret, too
+        expires = old.until if expires is None else min(expires, old.until)
     team_id = number(team_text)
     belongs = user[0] is not None and team[0] is not None and team_id is not None
     return TokenRecord(
         token=token,
-        digest=digest,
+        digest=digest if old is None else old.digest,
         name=text(name),
         user=UserId(owner),
         team=None if team_id is None else TeamId(team_id),
@@ -168,6 +251,8 @@ def token_record(
             **_restrictions(token=narrowed, user=user[2], team=team[3]),
             **_unreadable_limits(token=token_limit, user=user[1], team=team[2]),
         },
+        disabled=is_disabled(disabled),
+        rotated_until=None if old is None else old.until,
         nonce=nonce,
     )
 
@@ -219,6 +304,7 @@ _READABLE: Final[Mapping[str, Callable[[bytes], bool]]] = {
     "limit": lambda value: limit(value) is not None,
     RESTRICTION: lambda value: restrictions.read(value) is not DAMAGED,
     "role": lambda value: role(value) is not None,
+    DISABLED: _is_flag,
     "api_enabled": _is_flag,
     "mcp_enabled": _is_flag,
     "allowlist": lambda value: not _allowlist(value.decode("utf-8", "replace"))[1],

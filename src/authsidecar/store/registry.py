@@ -205,6 +205,52 @@ class Registry(Listing):
 
         return await self._changes.transaction(change, [self._keys.token(token)], allow_oom=True)
 
+    async def disable_token(self, token: TokenId, *, disabled: bool) -> bool:
+        """Have a token refused, or no more; False if it is not there."""
+
+        def write(pipe: Any, key: str, _: "_Owned | None") -> None:
+            if disabled:
+                pipe.hset(key, records.DISABLED, 1)
+            else:
+                pipe.hdel(key, records.DISABLED)
+
+        return await self._change_holder("token", token, write)
+
+    async def rotate_token(self, token: TokenId, digest: bytes, until: UnixMs) -> bool:
+        """Give a token another secret; False if the token is not there.
+
+        Args:
+            token: its id.
+            digest: the 32 bytes of the new secret's SHA-256.
+            until: the last millisecond at which the secret that it has now is valid. The one
+                before that, if any, is not valid any more.
+        """
+        key = self._keys.token(token)
+
+        async def change(pipe: Any) -> bool:
+            before, owner = await pipe.hmget(key, "sha256", "user")
+            if before is None:
+                return False
+            pipe.multi()
+            rotated = records.write_rotated(digest, records.Replaced(before, until))
+            pipe.hset(key, mapping={"sha256": digest, records.ROTATED: rotated})
+            self._changes.renew(pipe, [UserId(records.number(owner) or 0)])
+            return True
+
+        return await self._changes.transaction(change, [key], allow_oom=True)
+
+    # Canaries
+
+    async def add_canary(self, canary: records.Canary) -> bool:
+        """Keep a canary token; False if there is one of that id."""
+        return bool(
+            await self._client.hsetnx(self._keys.canaries, str(canary.id), canary.written())
+        )
+
+    async def remove_canary(self, token: TokenId) -> bool:
+        """Forget a canary token; False if there is none of that id."""
+        return bool(await self._client.hdel(self._keys.canaries, str(token)))
+
     # Limits
 
     async def set_limit(self, scope: str, number: int, limit: Limit | None) -> bool:

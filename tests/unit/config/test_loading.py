@@ -75,6 +75,7 @@ def test_limits_reach_the_core_as_its_own_values(write):
         "unknown": Limit(200),
         "health": Limit(1000),
         "feedback": Limit(3),
+        "whoami": Limit(60),
     }
 
 

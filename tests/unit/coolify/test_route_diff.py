@@ -113,3 +113,13 @@ def test_each_weakening_has_its_words_and_its_opposite(
     assert compare(old, new).stricter == ()
     assert compare(new, old).weaker == ()
     assert len(compare(new, old).stricter) == 1
+
+
+def test_a_table_that_gains_a_route_where_whoami_is_shown_is_noticed():
+    """Clients would not reach it: the files of deploy/ answer there with the sidecar's own."""
+    before = released("4.3")
+    teams = next(row for row in before if row.path == "/api/v1/teams")
+    gained = (*before, teams._replace(path="/api/v1/{name}"))
+    hidden = compare(before, gained).hidden
+    assert [(one.method, one.path) for one in hidden] == [("GET", "/api/v1/whoami")]
+    assert compare(gained, gained).hidden == compare(before, before).hidden == ()

@@ -1,6 +1,7 @@
 """The reference pages say what the code does, no more and no less."""
 
 import inspect
+import json
 import pkgutil
 import re
 from collections import deque
@@ -9,6 +10,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -150,6 +152,7 @@ def key_rows() -> set[str]:
         "repeat_key": b"",
         "key": "DIGEST",
         "bucket": "BUCKET",
+        "address": "ADDRESS",
         "number": "NUMBER",
         "warning": "ID:EXPIRY:HOURS:CHANNEL",
     }
@@ -277,10 +280,24 @@ def test_the_worked_times_are_what_the_window_says():
 def test_the_scopes_of_the_page_are_those_of_the_code():
     """Each counter that can be charged has its row."""
     principal = {*charges.PRINCIPAL_SCOPES, charges.RESTRICTION}
-    scopes = principal | {"failed", "unknown", "health", "feedback", "sentinel"}
+    scopes = principal | {"failed", "unknown", "health", "feedback", "sentinel", "whoami"}
     rows = set(re.findall(r"^\| `(\w+)` \|", page("explanation/rate-limiting.md"), re.MULTILINE))
     assert rows == scopes
     for bucket in scopes - {"token", "user", "team", charges.RESTRICTION}:
         limits = {bucket: Limit(1)}
         (charge,) = charges.of_address(bucket, ip_address("192.0.2.1"), limits, 64)
         assert charge.scope == bucket
+
+
+def test_the_page_of_whoami_has_the_fields_of_its_schema():
+    """Each field once, in the order of the schema; the example on the page is valid."""
+    schema = json.loads(page("reference/whoami.schema.json"))
+    text = page("reference/whoami.md")
+    assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(schema["properties"])
+    assert schema["required"] == list(schema["properties"])
+    [example] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+    validator = jsonschema.Draft202012Validator(schema, format_checker=checker)
+    validator.check_schema(schema)
+    validator.validate(json.loads(example))
+    assert list(json.loads(example)) == list(schema["properties"])

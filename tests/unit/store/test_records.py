@@ -34,6 +34,8 @@ def token(**changed: Any) -> TokenRecord | None:
         "expires_at": None,
         "limit": None,
         "restriction": None,
+        "disabled": None,
+        "rotated": None,
         "user_name": b"ada",
         "user_limit": None,
         "user_restriction": None,
@@ -54,6 +56,7 @@ def token(**changed: Any) -> TokenRecord | None:
         ],
         member=held["member"],
         nonce=b"n",
+        wanted=held.get("wanted"),
     )
 
 
@@ -186,13 +189,25 @@ def test_restrictions_are_read_by_their_holder() -> None:
 
 def test_unreadable_fields_are_named() -> None:
     """Each that holds something odd, and no other."""
-    odd = [DIGEST, b"\xff", b"x", b"y", b"read everything", b"soon", b"5", b"{"]
+    odd = [DIGEST, b"\xff", b"x", b"y", b"read everything", b"soon", b"5", b"{", b"no", b"x"]
     assert records.unreadable(records.TOKEN_FIELDS, odd) == (
         *("user", "team", "permissions", "expires_at", "limit", "restriction"),
+        "disabled",
     )
-    fine = [DIGEST, b"ci", b"7", b"3", b"read write read", b"1800000000000", b"5/1000", None]
+    fine = [
+        DIGEST,
+        b"ci",
+        b"7",
+        b"3",
+        b"read write read",
+        b"1800000000000",
+        b"5/1000",
+        None,
+        b"1",
+        None,
+    ]
     assert records.unreadable(records.TOKEN_FIELDS, fine) == ()
-    assert records.unreadable(records.TOKEN_FIELDS, [None] * 8) == ()
+    assert records.unreadable(records.TOKEN_FIELDS, [None] * 10) == ()
     instance = records.INSTANCE_FIELDS
     assert records.unreadable(instance, [b"on", b"nonsense", b"2"]) == instance
     assert records.unreadable(instance, [b"1", b"10.0.0.0/8", b"0"]) == ()
@@ -208,3 +223,38 @@ def test_what_says_the_same_stays_what_is_held() -> None:
         assert records.unchanged(held, changed) is changed
     first = read()
     assert records.unchanged(None, first) is first
+
+
+def test_what_cannot_be_read_disables() -> None:
+    """Only its absence, or a plain 0, admits."""
+    assert [read(disabled=value).disabled for value in (None, b"0", b"1", b"", b"x")] == [
+        *(False, False),
+        *(True, True, True),
+    ]
+
+
+def test_a_replaced_secret_is_bound_to_the_one_that_replaced_it() -> None:
+    """Once the token has another digest, by whatever way, the old secret means nothing."""
+    old = records.Replaced(b"o" * 32, UnixMs(5))
+    written = records.write_rotated(DIGEST, old)
+    assert records.replaced(DIGEST, written) == old
+    assert records.replaced(b"e" * 32, written) is None
+    for damaged in (None, b"", written[:64], written[:-1] + b"x", b"x" + written):
+        assert records.replaced(DIGEST, damaged) is None
+
+
+def test_an_old_secret_expires_no_later_than_its_overlap() -> None:
+    """Whatever looks at the expiry alone ends it, too; the new one keeps the token's own."""
+    old = records.Replaced(b"o" * 32, UnixMs(5))
+    written = records.write_rotated(DIGEST, old)
+
+    def of(wanted: bytes, expires_at: bytes | None) -> TokenRecord:
+        found = token(rotated=written, expires_at=expires_at, wanted=wanted)
+        assert found is not None
+        return found
+
+    for expires_at, expected in ((None, 5), (b"9", 5), (b"3", 3)):
+        found = of(old.digest, expires_at)
+        assert (found.digest, found.expires_at, found.rotated_until) == (old.digest, expected, 5)
+    found = of(DIGEST, b"9")
+    assert (found.digest, found.expires_at, found.rotated_until) == (DIGEST, 9, None)

@@ -58,6 +58,12 @@ class Endpoint:
         return method.encode(), target.encode("utf-8", "surrogateescape")
 
 
+WHOAMI: Final = Endpoint(Proxy.DIRECT, "/authz/whoami", Target.WHOLE, request_id=False)
+"""Not a question of a proxy's: the client's own request, about its token."""
+
+WHOAMI_SHOWN: Final = "/api/v1/whoami"
+"""Where the files of deploy/ show it to clients."""
+
 ENDPOINTS: Final = (
     Endpoint(Proxy.TRAEFIK, "/authz/traefik", request_id=False),
     Endpoint(Proxy.NGINX, "/authz/nginx", write=auth_request.write),
@@ -66,6 +72,7 @@ ENDPOINTS: Final = (
     Endpoint(Proxy.ENVOY, "/authz/envoy", Target.APPENDED),
     Endpoint(Proxy.DIRECT, "/api/v1/enable", Target.WHOLE, request_id=False, enables=True),
     Endpoint(Proxy.DIRECT, "/api/v1/disable", Target.WHOLE, request_id=False, enables=False),
+    WHOAMI,
 )
 NOWHERE: Final = Endpoint(None, "")
 

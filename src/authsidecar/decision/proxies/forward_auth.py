@@ -79,9 +79,11 @@ def read(
     )
     request_id = _request_id(fields.request_id) if proxy in _WITH_REQUEST_ID else None
     credential = find(fields.authorization)
+    agent = fields.user_agent[0] if len(fields.user_agent) == 1 else b""
     return AccessRequest(
         *(proxy, method, path, target, client, credential, preflight, request_id),
         body=bool(fields.content_type) and makes_input(fields.content_type),
+        user_agent=agent,
     )
 
 

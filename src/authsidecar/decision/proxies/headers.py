@@ -60,6 +60,7 @@ class Field(StrEnum):
     OVERRIDE = "override"
     CONTENT_TYPE = "content_type"
     RESERVED = "reserved"
+    USER_AGENT = "user_agent"
 
 
 _FIELDS: Final = {
@@ -72,6 +73,7 @@ _FIELDS: Final = {
     b"access-control-request-method": Field.PREFLIGHT_METHOD,
     REQUEST_ID.lower().encode(): Field.REQUEST_ID,
     METHOD_OVERRIDE.lower().encode(): Field.OVERRIDE,
+    b"user-agent": Field.USER_AGENT,
 }
 
 
@@ -92,6 +94,7 @@ class Fields:
         self.override: list[bytes] = []
         self.content_type: list[bytes] = []
         self.reserved: list[bytes] = []
+        self.user_agent: list[bytes] = []
         for name, value in raw:
             field = _SEEN.get(name)
             if field is None:
@@ -104,7 +107,8 @@ class Fields:
 
 # The first letters of all names that mean anything here.
 _OURS: Final = re.compile(
-    rb"(?i:x[-_.](?:auth|forwarded|http[-_.]method)|authorization|origin|access[-_.]control|content[-_.]type)"
+    rb"(?i:x[-_.](?:auth|forwarded|http[-_.]method)|authorization|origin|user-agent"
+    rb"|access[-_.]control|content[-_.]type)"
 )
 
 

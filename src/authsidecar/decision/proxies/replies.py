@@ -5,7 +5,7 @@ section 3, Retry-After as in RFC 9110 section 10.2.3.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -34,6 +34,9 @@ MCP_REALM: Final = "mcp"
 DOCS: Final = "https://coolify.io/docs"
 NONE: Final = "none"
 """The identity of a request that needs none; never empty, so that no client value survives."""
+
+VALID_UNTIL: Final = "X-Token-Valid-Until"
+"""To the client: its token has another secret, and this one ends."""
 
 UNAVAILABLE_RETRY_S: Final = 1
 """Retry-After of a 503, in seconds: Redis is asked again at once when it is back."""
@@ -112,7 +115,7 @@ def render(
         decision_id: names this decision in the log, the answer and the backend's headers.
         expiry_ms: how long before its expiry a token is said to expire, in milliseconds.
     """
-    quota = _quota(outcome.quotas, outcome.now)
+    quota = _quota(outcome.quotas, outcome.now) + _rotated(outcome)
     match outcome.verdict:
         case Allow() as allow:
             identity = _identity(allow.principal, allow.read_sensitive, client)
@@ -177,9 +180,27 @@ class Admission:
 
 def served(outcome: Outcome, message: str) -> Reply:
     """The answer to a request that the sidecar served itself: to the client, so no identity."""
-    body = json.dumps({"message": message}).encode("ascii")
-    quota = _quota(outcome.quotas, outcome.now)
+    return shown(outcome, {"message": message})
+
+
+def shown(outcome: Outcome, facts: Mapping[str, object]) -> Reply:
+    """The answer to a client that asked the sidecar itself: one line of ASCII."""
+    body = json.dumps(facts).encode("ascii")
+    quota = _quota(outcome.quotas, outcome.now) + _rotated(outcome)
     return Reply(200, f"{JSON}{quota}{ANY_ORIGIN}{NO_STORE}", body)
+
+
+def preflight(methods: Sequence[str]) -> Reply:
+    """What a browser is told before it asks the sidecar itself: any script may, with a token.
+
+    Source: the Fetch standard; `*` stands for every header but Authorization.
+    """
+    fields = lines(
+        ("Access-Control-Allow-Methods", ", ".join(methods)),
+        ("Access-Control-Allow-Headers", "Authorization, *"),
+        ("Access-Control-Max-Age", "86400"),
+    )
+    return Reply(200, f"{fields}{ANY_ORIGIN}{NO_STORE}")
 
 
 def refuse(
@@ -229,6 +250,13 @@ def _refusal(reason: Reason, *, mcp: bool) -> str:
     elif reason.kind is Kind.UNAVAILABLE:
         extra = lines(("Retry-After", str(UNAVAILABLE_RETRY_S)))
     return f"{JSON}{extra}{ANY_ORIGIN}{NO_STORE}"
+
+
+def _rotated(outcome: Outcome) -> str:
+    """Until when a secret is valid that another one has replaced."""
+    if outcome.record is None or outcome.record.rotated_until is None:
+        return ""
+    return lines((VALID_UNTIL, rfc3339(outcome.record.rotated_until)))
 
 
 def _expiry(outcome: Outcome, allow: Allow, expiry_ms: int) -> str:
