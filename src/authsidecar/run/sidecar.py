@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,7 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from redis.asyncio import Redis
 
 from authsidecar import __version__
+from authsidecar.admin.keys import prove_key
 from authsidecar.config import Settings
 from authsidecar.coolify.source import SourceError
 from authsidecar.coolify.status import exported, read_owner, readiness
@@ -41,7 +43,8 @@ from authsidecar.run.redis_at_start import (
 from authsidecar.run.rules import rules
 from authsidecar.serving.authz import AuthzServer
 from authsidecar.serving.connection_limits import MAX_CONNECTIONS, ConnectionLimits
-from authsidecar.serving.listeners import BACKLOG, Listeners
+from authsidecar.serving.listeners import BACKLOG, Listeners, server_tls
+from authsidecar.serving.manage.access import Access
 from authsidecar.serving.management import application, bounded
 from authsidecar.serving.servers import Connections, choose
 from authsidecar.serving.untrusted_peers import MAX_UNTRUSTED
@@ -50,6 +53,7 @@ from authsidecar.store.absent import AbsentStore
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 from authsidecar.store.last_used import LastUses, last_uses
+from authsidecar.store.management_keys import ManagementKeys
 from authsidecar.store.registry import Registry
 from authsidecar.store.trips import KINDS, kind_of
 
@@ -59,6 +63,9 @@ GRACE_S: Final = 10.0
 DRAIN_S: Final = 0.2
 """How long a stop goes on answering connections that are open, each answer closing its own, in
 seconds: a proxy may have sent a request before it could know."""
+
+HANDSHAKE_S: Final = 5.0
+"""How long a TLS handshake with the management listener may take, in seconds."""
 
 READY_AGE_S: Final = 1.0
 """For how long `/readyz` repeats an answer, in seconds."""
@@ -188,13 +195,16 @@ async def running(
         await beside.enter_async_context(
             exported(client, keys, registry, background, expected=synced)
         )
+        access = Access(partial(prove_key, ManagementKeys(client, keys)))
         app = application(
             lambda: collected(registry),
             partial(_missing, life, _Readiness(decisions)),
             lambda: readiness(client, keys, expected=synced),
             lambda: background.failing,
             telemetry.record_ready,
+            metrics_access=access if settings.management.metrics_key else None,
         )
+        tls = _management_tls(settings)
         limits = _told_limits(settings, log, open_files)
         connections = authz.connections(limits, choose(settings.listen.server))
         managed = partial(
@@ -214,10 +224,10 @@ async def running(
         start = _Start(settings, log, life, client)
         if await start.tried():
             await begin()
-            await _serve_on(stack, listeners, connections, app, managed)
+            await _serve_on(stack, listeners, connections, app, managed, tls=tls)
             life.answering()
         else:
-            await _serve_on(stack, listeners, connections, app, managed)
+            await _serve_on(stack, listeners, connections, app, managed, tls=tls)
             life.answering()
             await start.waited()
             await begin()
@@ -392,6 +402,16 @@ def _warning(
     return warning(options, client, keys, log, telemetry.warned, background=background)
 
 
+def _management_tls(settings: Settings) -> ssl.SSLContext | None:
+    section = settings.management
+    if section.tls_cert_file is None or section.tls_key_file is None:
+        return None
+    try:
+        return server_tls(section.tls_cert_file, section.tls_key_file)
+    except (OSError, ValueError) as error:
+        raise StartError(f"management.tls_cert_file: can't be used ({error})") from None
+
+
 async def _switch(client: "Redis", keys: Keys, enabled: bool) -> None:
     try:
         if await read_owner(client, keys) is not None:
@@ -447,6 +467,8 @@ async def _serve_on(
     connections: Connections,
     app: web.Application,
     managed: Callable[[web.Server], Callable[[], asyncio.Protocol]],
+    *,
+    tls: ssl.SSLContext | None,
 ) -> None:
     """Answer on the open sockets; when the stack closes, the authz listener ends first."""
     # Copies: what is served is closed at the end, and workers share the originals.
@@ -457,7 +479,13 @@ async def _serve_on(
     manage = managed(runner.server)
     loop = asyncio.get_running_loop()
     for one in listeners.management:
-        managing = await loop.create_server(manage, sock=one.dup(), backlog=BACKLOG)
+        managing = await loop.create_server(
+            manage,
+            sock=one.dup(),
+            backlog=BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else HANDSHAKE_S,
+        )
         stack.callback(managing.close)
     servers = [
         await loop.create_server(connections, sock=one.dup(), backlog=BACKLOG)

@@ -11,6 +11,9 @@ from prometheus_client.exposition import choose_encoder
 
 from authsidecar.observe.metrics import shared
 from authsidecar.serving.encoding import SERVER
+from authsidecar.serving.manage.access import Access, Refused
+from authsidecar.serving.manage.problems import refusal
+from authsidecar.store.management_keys import Scope
 
 Dropped = Callable[[str, str], None]
 """Told of a connection that is closed although its peer has not ended it: why, and whose."""
@@ -34,6 +37,8 @@ def application(
     sync: Told = _nothing,
     background: Callable[[], Mapping[str, str]] = dict,
     record_ready: Callable[[bool], None] = lambda _: None,
+    *,
+    metrics_access: Access | None = None,
 ) -> web.Application:
     """`/healthz`, `/readyz` and `/metrics`.
 
@@ -43,6 +48,7 @@ def application(
         sync: what the sync tells of itself.
         background: what fails beside requests, by task.
         record_ready: called at each `/metrics`, before the metrics are read.
+        metrics_access: judges the key that `/metrics` wants; None: it is open.
     """
 
     async def healthz(_: web.Request) -> web.Response:
@@ -69,6 +75,10 @@ def application(
     reading = ThreadPoolExecutor(1, "metrics") if shared() else None
 
     async def metrics(request: web.Request) -> web.Response:
+        if metrics_access is not None:
+            key = await metrics_access.key(request, Scope.READ)
+            if isinstance(key, Refused):
+                return refusal(key)
         record_ready(not await ready())
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         loop = asyncio.get_running_loop()

@@ -54,6 +54,15 @@ class Keys:
         return f"{self.prefix}expiring"
 
     @property
+    def management_keys(self) -> str:
+        """SET of the ids of all management keys."""
+        return f"{self.prefix}management-keys"
+
+    def management_key(self, management_key: int) -> str:
+        """HASH: sha256 (32 bytes), name, scope, created_at, expires_at."""
+        return f"{self.prefix}management-key:{management_key}"
+
+    @property
     def sync_lease(self) -> str:
         """STRING: which sync may write; expires when it is not renewed."""
         return f"{self.prefix}{{sync}}:lease"
@@ -83,7 +92,7 @@ class Keys:
         return f"{self.prefix}{{sync}}:status"
 
     def next_id(self, noun: str) -> str:
-        """STRING: the last id given to a `user`, `team` or `token`."""
+        """STRING: the last id given to a `user`, `team`, `token` or `management-key`."""
         return f"{self.prefix}last-id:{noun}"
 
     def token(self, token: TokenId) -> str:

@@ -151,6 +151,7 @@ def key_rows() -> set[str]:
         "key": "DIGEST",
         "bucket": "BUCKET",
         "number": "NUMBER",
+        "management_key": "ID",
         "warning": "ID:EXPIRY:HOURS:CHANNEL",
     }
     rows = set()
