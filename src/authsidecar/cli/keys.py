@@ -6,7 +6,7 @@ import click
 
 from authsidecar.cli.errors import OutputError, RefusedError
 from authsidecar.cli.options import Group, IdType, NamedType
-from authsidecar.cli.session import Session, changing, done, on_registry, present
+from authsidecar.cli.session import Session, changing, done, on_registry, operator, present
 from authsidecar.cli.streams import keep
 from authsidecar.times import UnixMs, for_people, rfc3339
 
@@ -146,7 +146,7 @@ def _kept(session: Session) -> "ManagementKeys":
     from authsidecar.store.keys import Keys
     from authsidecar.store.management_keys import ManagementKeys
 
-    return ManagementKeys(session.client, Keys(session.settings.redis.prefix))
+    return ManagementKeys(session.client, Keys(session.settings.redis.prefix), operator())
 
 
 def as_data(key: "ManagementKey") -> dict[str, Any]:

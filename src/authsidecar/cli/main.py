@@ -11,6 +11,7 @@ import click
 from authsidecar.cli import (
     allowlist,
     api,
+    audit,
     completion,
     config,
     doctor,
@@ -71,6 +72,7 @@ for command in (
     members.member,
     tokens.token,
     keys.key,
+    audit.audit,
     api.api,
     mcp.mcp,
     allowlist.allowlist,

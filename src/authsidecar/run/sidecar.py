@@ -50,6 +50,7 @@ from authsidecar.serving.servers import Connections, choose
 from authsidecar.serving.untrusted_peers import MAX_UNTRUSTED
 from authsidecar.serving.witness import Witness
 from authsidecar.store.absent import AbsentStore
+from authsidecar.store.audit import Origin, Trail
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 from authsidecar.store.last_used import LastUses, last_uses
@@ -189,6 +190,9 @@ async def running(
         decisions = _decision_store(settings, log, client, telemetry)
         stack.push_async_callback(decisions.close)
         telemetry.watch(lambda: decisions.connections)
+        await stack.enter_async_context(
+            background.running("audit", partial(Trail(client, keys).keep_logging, log))
+        )
         uses = await stack.enter_async_context(last_uses(client, keys, log, background))
         authz = _authz_server(settings, log, client, telemetry, decided_by=decided_by, uses=uses)
         beside = await stack.enter_async_context(AsyncExitStack())
@@ -412,11 +416,11 @@ def _management_tls(settings: Settings) -> ssl.SSLContext | None:
         raise StartError(f"management.tls_cert_file: can't be used ({error})") from None
 
 
-async def _switch(client: "Redis", keys: Keys, enabled: bool) -> None:
+async def _switch(client: "Redis", keys: Keys, enabled: bool, origin: Origin) -> None:
     try:
         if await read_owner(client, keys) is not None:
             raise StoreError("other", "the API is switched in Coolify, which is followed")
-        await Registry(client, keys).set_instance(api_enabled=enabled)
+        await Registry(client, keys, origin).set_instance(api_enabled=enabled)
     except (redis.exceptions.RedisError, OSError):
         raise StoreError("other", "the switch was not set") from None
 

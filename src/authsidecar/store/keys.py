@@ -54,6 +54,11 @@ class Keys:
         return f"{self.prefix}expiring"
 
     @property
+    def audit(self) -> str:
+        """STREAM of about 10,000 changes: action, target, actor, via, place, before, after."""
+        return f"{self.prefix}audit"
+
+    @property
     def management_keys(self) -> str:
         """SET of the ids of all management keys."""
         return f"{self.prefix}management-keys"
@@ -61,6 +66,10 @@ class Keys:
     def management_key(self, management_key: int) -> str:
         """HASH: sha256 (32 bytes), name, scope, created_at, expires_at."""
         return f"{self.prefix}management-key:{management_key}"
+
+    def idempotency(self, request: str) -> str:
+        """STRING: JSON of what a request with an Idempotency-Key has created; lives for a day."""
+        return f"{self.prefix}idempotency:{request}"
 
     @property
     def sync_lease(self) -> str:

@@ -7,11 +7,12 @@ from typing import Any, ClassVar, Final, Self
 
 from redis.asyncio import Redis
 
-from authsidecar.store import records
+from authsidecar.store import audit, records
+from authsidecar.store.audit import Origin
 from authsidecar.store.changes import Changes
 from authsidecar.store.keys import Keys
 from authsidecar.store.records import Field
-from authsidecar.times import UnixMs
+from authsidecar.times import UnixMs, rfc3339
 
 EXPIRED_KEPT_MS: Final = 7 * 24 * 3600 * 1000
 """For how long an expired key is kept, so that `key list` can show it: a week."""
@@ -74,6 +75,14 @@ class ManagementKey:
         }
         return values if self.expires_at is None else values | {"expires_at": self.expires_at}
 
+    def facts(self) -> Mapping[str, object]:
+        """What the audit says of it: nothing of its secret."""
+        return {
+            "name": self.name,
+            "scope": self.scope.value,
+            "expires_at": None if self.expires_at is None else rfc3339(self.expires_at),
+        }
+
     def may(self, scope: Scope) -> bool:
         """Whether the key's scope is enough."""
         return self.scope is Scope.WRITE or scope is Scope.READ
@@ -86,16 +95,18 @@ class ManagementKey:
 class ManagementKeys:
     """Keeps the keys; redis-py's own exceptions pass through to the caller."""
 
-    def __init__(self, client: "Redis", keys: Keys) -> None:
+    def __init__(self, client: "Redis", keys: Keys, origin: Origin | None = None) -> None:
         """Nothing is sent yet.
 
         Args:
             client: redis-py's asyncio client, decode_responses off.
             keys: the key names.
+            origin: who makes the changes, for the audit; None: they are not recorded.
         """
         self._client: Any = client  # redis-py's own annotations mix sync, async, bytes and str
         self._keys = keys
         self._changes = Changes(client, keys)
+        self._origin = origin
 
     async def now(self) -> UnixMs:
         """The time by Redis's clock."""
@@ -114,6 +125,8 @@ class ManagementKeys:
             if key.expires_at is not None:
                 pipe.pexpireat(name, key.expires_at + EXPIRED_KEPT_MS)
             pipe.sadd(self._keys.management_keys, key.id)
+            target = f"key {key.id}"
+            audit.write(pipe, self._keys, self._origin, "key.create", target, after=key.facts())
             await pipe.execute()
 
     async def find(self, number: int) -> ManagementKey | None:
@@ -147,6 +160,11 @@ class ManagementKeys:
             pipe.multi()
             pipe.delete(name)
             pipe.srem(self._keys.management_keys, number)
+            if there is not None:
+                target = f"key {number}"
+                audit.write(
+                    pipe, self._keys, self._origin, "key.revoke", target, before=there.facts()
+                )
             return there is not None
 
         return await self._changes.transaction(change, [name], allow_oom=True)

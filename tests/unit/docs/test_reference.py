@@ -152,6 +152,7 @@ def key_rows() -> set[str]:
         "bucket": "BUCKET",
         "number": "NUMBER",
         "management_key": "ID",
+        "request": "DIGEST",
         "warning": "ID:EXPIRY:HOURS:CHANNEL",
     }
     rows = set()
