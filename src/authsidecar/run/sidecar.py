@@ -5,7 +5,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Final
@@ -17,12 +17,13 @@ from redis.asyncio import Redis
 
 from authsidecar import __version__
 from authsidecar.admin.keys import prove_key
-from authsidecar.config import Settings
+from authsidecar.config import Settings, warnings
 from authsidecar.coolify.source import SourceError
 from authsidecar.coolify.status import exported, read_owner, readiness
 from authsidecar.coolify.sync import following
 from authsidecar.decision.addresses import Networks
 from authsidecar.decision.authorize import UNSYNCED, Rules, StoreError
+from authsidecar.decision.model import TeamId
 from authsidecar.decision.ratelimit.pace import AddressPace
 from authsidecar.expiry.notice import HOUR_MS
 from authsidecar.expiry.rounds import NoDriverError, WarningOptions, WarningResult, warning
@@ -45,6 +46,8 @@ from authsidecar.serving.authz import AuthzServer
 from authsidecar.serving.connection_limits import MAX_CONNECTIONS, ConnectionLimits
 from authsidecar.serving.listeners import BACKLOG, Listeners, server_tls
 from authsidecar.serving.manage.access import Access
+from authsidecar.serving.manage.api import add_to
+from authsidecar.serving.manage.operations import Sidecar
 from authsidecar.serving.management import application, bounded
 from authsidecar.serving.servers import Connections, choose
 from authsidecar.serving.untrusted_peers import MAX_UNTRUSTED
@@ -64,6 +67,9 @@ GRACE_S: Final = 10.0
 DRAIN_S: Final = 0.2
 """How long a stop goes on answering connections that are open, each answer closing its own, in
 seconds: a proxy may have sent a request before it could know."""
+
+LONGEST_LINE: Final = 32 * 1024
+"""Bytes of the longest request line of the management listener."""
 
 HANDSHAKE_S: Final = 5.0
 """How long a TLS handshake with the management listener may take, in seconds."""
@@ -199,14 +205,29 @@ async def running(
         await beside.enter_async_context(
             exported(client, keys, registry, background, expected=synced)
         )
+        missing = partial(_missing, life, _Readiness(decisions))
         access = Access(partial(prove_key, ManagementKeys(client, keys)))
         app = application(
             lambda: collected(registry),
-            partial(_missing, life, _Readiness(decisions)),
+            missing,
             lambda: readiness(client, keys, expected=synced),
             lambda: background.failing,
             telemetry.record_ready,
             metrics_access=access if settings.management.metrics_key else None,
+        )
+        add_to(
+            app,
+            _managed(
+                settings,
+                client,
+                keys,
+                decisions,
+                decided_by,
+                missing=missing,
+                background=background,
+            ),
+            access,
+            log,
         )
         tls = _management_tls(settings)
         limits = _told_limits(settings, log, open_files)
@@ -406,6 +427,36 @@ def _warning(
     return warning(options, client, keys, log, telemetry.warned, background=background)
 
 
+def _managed(
+    settings: Settings,
+    client: "Redis",
+    keys: Keys,
+    decisions: DecisionStore,
+    decided_by: Rules,
+    *,
+    missing: Callable[[], Awaitable[dict[str, str]]],
+    background: Background,
+) -> Sidecar:
+    """What the operations of the management API work with."""
+    synced = settings.sync.source is not None
+    return Sidecar(
+        client=client,
+        keys=keys,
+        decisions=decisions,
+        rules=decided_by,
+        hops=Networks.of(settings.hop_networks),
+        limits=settings.limits.as_limits(),
+        instance_team=TeamId(settings.coolify.instance_team),
+        replicas=(settings.redis.wait_replicas, settings.redis.wait_timeout_ms),
+        owner=partial(read_owner, client, keys),
+        missing=missing,
+        sync=partial(readiness, client, keys, expected=synced),
+        background=lambda: background.failing,
+        warnings=warnings(settings),
+        version=__version__,
+    )
+
+
 def _management_tls(settings: Settings) -> ssl.SSLContext | None:
     section = settings.management
     if section.tls_cert_file is None or section.tls_key_file is None:
@@ -476,7 +527,9 @@ async def _serve_on(
 ) -> None:
     """Answer on the open sockets; when the stack closes, the authz listener ends first."""
     # Copies: what is served is closed at the end, and workers share the originals.
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE_S)
+    runner = web.AppRunner(
+        app, access_log=None, shutdown_timeout=GRACE_S, max_line_size=LONGEST_LINE
+    )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     assert runner.server is not None  # noqa: S101  # it is set up

@@ -12,6 +12,7 @@ from prometheus_client.exposition import choose_encoder
 from authsidecar.observe.metrics import shared
 from authsidecar.serving.encoding import SERVER
 from authsidecar.serving.manage.access import Access, Refused
+from authsidecar.serving.manage.api import LARGEST_BODY
 from authsidecar.serving.manage.problems import refusal
 from authsidecar.store.management_keys import Scope
 
@@ -94,7 +95,7 @@ def application(
             reading.shutdown(wait=False, cancel_futures=True)
 
     _sign_without_versions()
-    app = web.Application()
+    app = web.Application(client_max_size=LARGEST_BODY)
     app.on_cleanup.append(closed)
     app.add_routes(
         [

@@ -325,8 +325,9 @@ class Bulk(Registry):
                 for member in batch:
                     pipe.hdel(self._keys.team_members(member.team), member.user)
                     pipe.srem(self._keys.user_teams(member.user), member.team)
-                roles = {(one.team, one.user): one.role for one in batch}
-                self._record_members(pipe, "member.remove", batch, roles)
+                self._record_members(
+                    pipe, "member.remove", batch, {(one.team, one.user): one.role for one in batch}
+                )
                 self._changes.renew(pipe, {member.user for member in batch})
                 await pipe.execute()
 
