@@ -58,8 +58,15 @@ def request(shown: str | None, address: str = "192.0.2.1", scheme: str = "Bearer
     return make_mocked_request("GET", "/", headers=headers).clone(remote=address)
 
 
-async def status(access: Access, *how: str | None, needed: Scope = Scope.READ) -> int:
-    found = await access.key(request(*how), needed)
+async def status(
+    access: Access,
+    shown: str | None,
+    address: str = "192.0.2.1",
+    scheme: str = "Bearer",
+    *,
+    needed: Scope = Scope.READ,
+) -> int:
+    found = await access.key(request(shown, address, scheme), needed)
     return found.status if isinstance(found, Refused) else 200
 
 
