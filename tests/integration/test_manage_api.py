@@ -11,6 +11,8 @@ import redis
 from redis.asyncio import Redis
 
 from authsidecar.decision.model import Limit, UserId
+from authsidecar.decision.restrictions import _PARTS
+from authsidecar.serving.manage import models
 from authsidecar.serving.manage.openapi import BASE, OPERATIONS, statuses
 from authsidecar.store.keys import Keys
 from tests.support import seed
@@ -410,6 +412,12 @@ async def test_what_a_sync_owns_is_read_only(api: Api) -> None:
             assert right(api.ask("GET", "/status"))["owned_by"] == "coolify"
         finally:
             await client.delete(Keys().sync_status)
+
+
+def test_a_restriction_has_the_parts_that_there_are() -> None:
+    """A new part of a restriction is a field of the API, too."""
+    fields = models.Restriction.model_fields.items()
+    assert {one.alias or name for name, one in fields} == set(_PARTS)
 
 
 def test_every_refusal_has_a_place_in_the_document() -> None:

@@ -151,6 +151,10 @@ class Restriction(Model):
     routes: Annotated[
         list[str] | None, Field(description="`METHOD TEMPLATE`, as `routes list` shows them.")
     ] = None
+    projects: Annotated[list[str] | None, Field(description="Uuids.")] = None
+    environments: Annotated[list[str] | None, Field(description="`PROJECT/NAME`.")] = None
+    resources: Annotated[list[str] | None, Field(description="Uuids.")] = None
+    tags: list[str] | None = None
     sources: Annotated[
         list[str] | None, Field(alias="from", description="Networks in CIDR form.")
     ] = None
