@@ -315,6 +315,26 @@ async def narrow(bench: Bench) -> AsyncIterator[Setting]:
     )
 
 
+@asynccontextmanager
+async def script(bench: Bench) -> AsyncIterator[Setting]:
+    """A sidecar that runs, with nobody in it."""
+    redis = start_redis(bench.directory.with_name("redis"))
+    sidecar = start_sidecar(bench.directory.with_name("sidecar"), redis.url)
+    try:
+        yield Setting(
+            {"http://127.0.0.1:4191": sidecar.management_url},
+            dict(sidecar.environ),
+            says=(
+                *("night job", '"ready":true', '"name":"Web shop"', '"role":"owner"'),
+                *('"routes":["POST /api/v1/deploy"]', '"remaining":1000', '"mcp_enabled":true'),
+                *("412", "token_missing", "mcp.switch", "limit.set", "before", "revoked", "401"),
+            ),
+        )
+    finally:
+        sidecar.stop()
+        redis.stop()
+
+
 API_PHP = """<?php
 use App\\Http\\Middleware\\ApiAllowed;
 use Illuminate\\Support\\Facades\\Route;
@@ -413,6 +433,7 @@ SETUPS: Mapping[str, Setup] = {
     "compose.md": compose,
     "prometheus.md": monitoring,
     "narrow-tokens.md": narrow,
+    "script-it.md": script,
     "follow-a-coolify-release.md": release,
     "reload.md": changed,
     "move-to-another-redis.md": two_servers,

@@ -159,6 +159,11 @@ CHANGING = [
 
 ELSEWHERE = {
     "token create",
+    "key create",
+    "key list",
+    "key revoke",
+    "audit tail",
+    "audit show",
     "serve",
     "health",
     "demo",

@@ -120,6 +120,8 @@ async def value(client: Any, key: bytes) -> bytes:
             return b"\n".join(await client.smembers(key))
         case b"zset":
             return b"\n".join(await client.zrange(key, 0, -1))
+        case b"stream":
+            return repr(await client.xrange(key)).encode()
         case other:
             raise AssertionError(other)
 

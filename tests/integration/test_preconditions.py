@@ -60,6 +60,14 @@ def foreign_key(directory: Path) -> dict[str, str]:
     return {"REDIS__TLS_CERT_FILE": pem["client.pem"], "REDIS__TLS_KEY_FILE": pem["server.key"]}
 
 
+def foreign_management_key(directory: Path) -> dict[str, str]:
+    pem = certificates(directory / "pem")
+    return {
+        "MANAGEMENT__TLS_CERT_FILE": pem["client.pem"],
+        "MANAGEMENT__TLS_KEY_FILE": pem["server.key"],
+    }
+
+
 def no_directory(directory: Path) -> dict[str, str]:
     return {"LISTEN__UNIX_SOCKET": str(directory / "none" / "socket")}
 
@@ -93,6 +101,7 @@ CASES = {
     "ca": (no_ca, {"REDIS__URL": "rediss://127.0.0.1:1"}, "redis.tls_ca_file: cannot read"),
     "pem": (no_pem, {"REDIS__URL": "rediss://127.0.0.1:1"}, "redis.tls_ca_file"),
     "key": (foreign_key, {"REDIS__URL": "rediss://127.0.0.1:1"}, "redis.tls_key_file"),
+    "management": (foreign_management_key, {}, "management.tls_key_file"),
     "socket": (no_directory, {}, "listen.unix_socket: cannot listen on"),
     "routes": (no_routes, {}, "coolify.extra_routes: cannot read"),
 }

@@ -3,7 +3,10 @@
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from authsidecar.admin.refusal import Refusal
+from redis.asyncio import Redis
+
+from authsidecar.admin.refusal import Refusal, absent
+from authsidecar.decision.addresses import parse_address
 from authsidecar.decision.allowlist import (
     Allowlist,
     AllowlistError,
@@ -11,7 +14,11 @@ from authsidecar.decision.allowlist import (
     parse_lenient,
     wildcards,
 )
+from authsidecar.decision.checks import PRIVILEGED
 from authsidecar.decision.model import Address, TeamId, TokenId
+from authsidecar.decision.permissions import ROOTS
+from authsidecar.store.keys import Keys
+from authsidecar.store.last_used import last_use
 from authsidecar.store.registry import Registry
 from authsidecar.store.trials import Trial, Tried
 from authsidecar.times import rfc3339
@@ -79,12 +86,29 @@ async def switch_mcp(registry: Registry, *, on: bool, team: TeamId | None) -> Re
     if team is None:
         await registry.set_instance(mcp_enabled=on)
     elif not await registry.set_team_mcp(team, on):
-        return Refusal(f"there is no team {team}; `authsidecar team list` shows them")
+        return Refusal(absent("team", team))
     return None
 
 
 Callers = Callable[[], Awaitable[Mapping[TokenId, Address]]]
 """Tells from where tokens with full rights were last used."""
+
+
+async def root_callers(
+    registry: Registry, client: "Redis", keys: Keys, instance_team: TeamId
+) -> Mapping[TokenId, Address]:
+    """From where the instance team's root tokens were last used, of those that can be used."""
+    now = await registry.now()
+    tokens = [
+        one
+        async for one in registry.tokens(team=instance_team)
+        if not ROOTS.isdisjoint(one.permissions) and (one.expires_at or now) >= now
+    ]
+    roles = await registry.roles((instance_team, one.user) for one in tokens)
+    usable = [one.id for one in tokens if roles.get((instance_team, one.user)) in PRIVILEGED]
+    uses = await last_use(client, keys, usable)
+    found = {token: parse_address(use.client) for token, use in uses.items()}
+    return {token: address for token, address in found.items() if address is not None}
 
 
 async def set_allowlist(

@@ -140,21 +140,10 @@ def _ssh_client() -> Address | None:
 
 
 async def _callers(session: Session) -> "Mapping[TokenId, Address]":
-    """From where the instance team's root tokens were last used, of those that can be used."""
-    from authsidecar.decision.checks import PRIVILEGED
-    from authsidecar.decision.permissions import ROOTS
+    """From where the instance team's root tokens were last used."""
+    from authsidecar.admin.settings import root_callers
     from authsidecar.store.keys import Keys
-    from authsidecar.store.last_used import last_use
 
-    registry, team = session.registry, TeamId(session.settings.coolify.instance_team)
-    now = await registry.now()
-    tokens = [
-        one
-        async for one in registry.tokens(team=team)
-        if not ROOTS.isdisjoint(one.permissions) and (one.expires_at or now) >= now
-    ]
-    roles = await registry.roles((team, one.user) for one in tokens)
-    usable = [one.id for one in tokens if roles.get((team, one.user)) in PRIVILEGED]
-    uses = await last_use(session.client, Keys(session.settings.redis.prefix), usable)
-    found = {token: parse_address(use.client) for token, use in uses.items()}
-    return {token: address for token, address in found.items() if address is not None}
+    keys = Keys(session.settings.redis.prefix)
+    team = TeamId(session.settings.coolify.instance_team)
+    return await root_callers(session.registry, session.client, keys, team)

@@ -34,28 +34,40 @@ def health() -> None:
     """
     options = given()
     try:
-        endpoint = load_settings(options).management.endpoint
+        section = load_settings(options).management
     except MisconfiguredError as error:  # a health check knows no other code
         raise RefusedError(error.problems[0]) from None
-    missing = _missing(endpoint)
+    missing = _missing(section.endpoint, tls=section.tls_cert_file is not None)
     if missing:
         why = ", ".join(f"{part}: {kind}" for part, kind in missing.items())
         raise RefusedError(f"not ready ({why})")
     Output(options).result({"ready": True}, "ready")
 
 
-def _missing(endpoint: "Endpoint") -> dict[str, str]:
+def _missing(endpoint: "Endpoint", *, tls: bool) -> dict[str, str]:
     """What the sidecar says is missing; empty if it is ready.
+
+    Its certificate is not judged: nothing secret is sent, and one that has expired is no reason to
+    end the container that answers.
 
     Raises:
         RefusedError: it does not answer.
     """
-    from http.client import HTTPConnection, HTTPException
+    from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
     if endpoint.port == 0:
         raise RefusedError("management.address: has port 0, so nobody knows where to ask")
     host = _ANYWHERE.get(endpoint.host, endpoint.host or "")
-    connection = HTTPConnection(host, endpoint.port, timeout=PATIENCE_S)
+    if tls:
+        import ssl
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection: HTTPConnection = HTTPSConnection(
+            host, endpoint.port, timeout=PATIENCE_S, context=context
+        )
+    else:
+        connection = HTTPConnection(host, endpoint.port, timeout=PATIENCE_S)
     try:
         connection.request("GET", "/readyz")
         answer = connection.getresponse()

@@ -1,24 +1,19 @@
 """`limit set|show|clear|reset`."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from authsidecar.cli.options import TEAM_ID, TOKEN_ID, USER_ID, Group
 from authsidecar.cli.session import Session, changing, on_registry, present
-from authsidecar.decision.model import Limit, TeamId, TokenId, UserId
+from authsidecar.decision.model import Limit
+from authsidecar.decision.ratelimit.charges import LARGEST_LIMIT, LONGEST_WINDOW_S
 
 if TYPE_CHECKING:
     from authsidecar.decision.ratelimit.charges import Charge
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-LARGEST_LIMIT: Final = 100_000
-LONGEST_WINDOW_S: Final = 86_400
-
-ANY: Final = Limit(1)
-"""Stands for a limit where only its counter's name is asked for."""
 
 
 def _holder(function: F) -> F:
@@ -73,13 +68,14 @@ async def set_(  # noqa: PLR0917  # click passes by name
       authsidecar limit set --user 7 --limit 1000
       authsidecar limit set --token 67 --limit 5 --window 1
     """
+    from authsidecar.admin.limits import chosen
+
     scope, number = _one(user=user, token=token, team=team)
     configured = session.settings.limits.as_limits().get(scope)
-    width = window * 1000 if window is not None else (configured or ANY).window_ms
-    chosen = Limit(requests, width)
-    present(await session.registry.set_limit(scope, number, chosen) or None, scope, number)
-    item = _item(scope, number, chosen, "override")
-    text = f"{scope} {number}: {requests} requests in {_seconds(chosen):g} s"
+    wanted = chosen(requests, window, configured)
+    present(await session.registry.set_limit(scope, number, wanted) or None, scope, number)
+    item = _item(scope, number, wanted, "override")
+    text = f"{scope} {number}: {requests} requests in {_seconds(wanted):g} s"
     if window is None:
         text += f" (the {'configured' if configured else 'usual'} window)"
     session.out.result(item, text)
@@ -157,17 +153,9 @@ async def reset(session: Session, user: int | None, token: int | None, team: int
 
 async def _counter(session: Session, scope: str, number: int) -> "Charge":
     """The counter of something that is there."""
-    from authsidecar.decision.ratelimit import charges
+    from authsidecar.admin.limits import counter
 
-    registry = session.registry
-    if scope == "token":
-        found = present(await registry.token(TokenId(number)), scope, number)
-        return charges.of_token(found.id, found.user, ANY)
-    if scope == "team":
-        present(await registry.team(TeamId(number)), scope, number)
-        return charges.of_team(TeamId(number), ANY)
-    present(await registry.user(UserId(number)), scope, number)
-    return charges.of_user(UserId(number), ANY)
+    return present(await counter(session.registry, scope, number), scope, number)
 
 
 def _item(scope: str, number: int, limit: Limit | None, source: str) -> dict[str, Any]:

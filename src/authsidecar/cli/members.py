@@ -4,7 +4,7 @@ import click
 
 from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import TEAM_ID, USER_ID, Group, NamedType
-from authsidecar.cli.session import Session, on_own_registry, on_registry, present
+from authsidecar.cli.session import Session, done, on_own_registry, on_registry, present
 from authsidecar.cli.users import counted
 from authsidecar.decision.model import Role, TeamId, UserId
 
@@ -28,19 +28,12 @@ async def set_(session: Session, team: int, user: int, role: Role) -> None:
     Example:
       authsidecar member set --team 3 --user 7 --role admin
     """
-    from authsidecar.admin.tokens import refused_after
+    from authsidecar.admin.people import set_member
 
-    team_id, user_id = TeamId(team), UserId(user)
-    present(await session.registry.team(team_id), "team", team)
-    present(await session.registry.user(user_id), "user", user)
-    if not await session.registry.set_member(team_id, user_id, role):
-        raise RefusedError(f"team {team} or user {user} has just been removed")
+    placed = done(await set_member(session.registry, TeamId(team), UserId(user), role))
     await session.until_replicated()
-    if refused := await refused_after(session.registry, team_id, user_id, role):
-        session.out.warn(
-            f"{counted(refused)} of user {user} in team {team} hold more than read, which a "
-            "member may not use: they are refused everywhere from now on"
-        )
+    for warning in placed.warnings:
+        session.out.warn(warning)
     session.out.result(
         {"team": team, "user": user, "role": role}, f"user {user} is {role} of team {team}"
     )
@@ -57,12 +50,11 @@ async def remove(session: Session, team: int, user: int) -> None:
     Example:
       authsidecar member remove --team 3 --user 7
     """
+    from authsidecar.admin.people import no_member
+
     tokens = await session.registry.remove_member(TeamId(team), UserId(user))
     if tokens is None:
-        raise RefusedError(
-            f"user {user} is not in team {team}; `authsidecar member list --team {team}` shows "
-            "who is"
-        )
+        raise RefusedError(no_member(team, user))
     await session.until_replicated()
     session.out.result(
         {"team": team, "user": user, "removed_tokens": tokens},

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, TypeVar
 
-from authsidecar.admin.refusal import Refusal
+from authsidecar.admin.refusal import OWNED, Refusal, absent
 from authsidecar.cli import streams
 from authsidecar.cli.errors import MisconfiguredError, RefusedError
 from authsidecar.cli.options import Options, given
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # --help must not wait for redis and pydantic
     from redis.asyncio import Redis
 
     from authsidecar.config import Settings
+    from authsidecar.store.audit import Origin
     from authsidecar.store.registry import Registry
 
 P = ParamSpec("P")
@@ -62,6 +63,24 @@ class Session:
                 f"only {found} of {wanted} replicas have confirmed it within "
                 f"{section.wait_timeout_ms} ms; a failover now could undo it"
             )
+
+
+def operator() -> "Origin":
+    """Who types this command, for the audit: the user, the machine, where SSH comes from."""
+    import pwd
+    import socket
+
+    from authsidecar.store.audit import Origin, Via
+
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user need not have a name
+        name = f"uid {os.getuid()}"
+    if sudo := os.environ.get("SUDO_USER"):
+        name = f"{sudo} as {name}"
+    words = (os.environ.get("SSH_CLIENT") or os.environ.get("SSH_CONNECTION") or "").split()
+    host = socket.gethostname()
+    return Origin(name[:255], Via.CLI, f"{host} from {words[0][:45]}" if words else host)
 
 
 def load_settings(options: Options) -> "Settings":
@@ -129,10 +148,7 @@ def on_own_registry(command: Coroutine[P]) -> Callable[P, None]:
         from authsidecar.store.keys import Keys
 
         if await read_owner(session.client, Keys(session.settings.redis.prefix)) is not None:
-            raise RefusedError(
-                "Coolify owns users, teams, tokens and settings here: change them in Coolify, "
-                "or take them back with `authsidecar sync coolify release`"
-            )
+            raise RefusedError(OWNED)
         await changing(command)(session, *args, **kwargs)
 
     return on_registry(unless_synced)
@@ -164,7 +180,7 @@ def _callback(
             from authsidecar.store.registry import Registry
 
             async with connect(settings) as client:
-                registry = Registry(client, Keys(settings.redis.prefix))
+                registry = Registry(client, Keys(settings.redis.prefix), operator())
                 await command(Session(Output(options), settings, client, registry), *args, **kwargs)
 
         _run(with_session)
@@ -241,5 +257,5 @@ def present(answer: T | None, noun: str, number: int) -> T:
         RefusedError: it is not.
     """
     if answer is None:
-        raise RefusedError(f"there is no {noun} {number}; `authsidecar {noun} list` shows them")
+        raise RefusedError(absent(noun, number))
     return answer

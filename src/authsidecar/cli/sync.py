@@ -12,7 +12,7 @@ import click
 from authsidecar.cli.errors import MisconfiguredError, RefusedError
 from authsidecar.cli.options import Command, Group, given
 from authsidecar.cli.output import printable
-from authsidecar.cli.session import Session, changing, load_settings, on_registry
+from authsidecar.cli.session import Session, changing, load_settings, on_registry, operator
 from authsidecar.cli.streams import done, write
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ async def release(session: Session) -> None:
 
     keys = Keys(session.settings.redis.prefix)
     patience = time.monotonic() + LEASE_MS / 1000 + RENEW_S  # one that was killed seems to run
-    while (released := await let_go(session.client, keys)) is None:
+    while (released := await let_go(session.client, keys, operator())) is None:
         if time.monotonic() > patience:
             raise RefusedError(
                 "a sync is running and would take the state back: end every `sync coolify`, and "

@@ -3,10 +3,9 @@
 import click
 
 from authsidecar.cli import restrictions
-from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import NEW_ID, TEAM_ID, Group
 from authsidecar.cli.output import printable
-from authsidecar.cli.session import Session, on_own_registry, on_registry, present
+from authsidecar.cli.session import Session, done, on_own_registry, on_registry, present
 from authsidecar.cli.users import check_name, counted
 from authsidecar.decision.model import TeamId
 
@@ -33,11 +32,10 @@ async def add(session: Session, name: str, number: int | None) -> None:
       authsidecar team add "Root Team" --id 0
       authsidecar team add "Web shop"
     """
+    from authsidecar.admin.people import add_team
+
     check_name(name)
-    wanted = None if number is None else TeamId(number)
-    found = await session.registry.add_team(name, wanted)
-    if found is None:
-        raise RefusedError(f"the id {number} is taken; choose another, or leave --id out")
+    found = done(await add_team(session.registry, name=name, number=number))
     data = {"id": found, "name": name, "mcp_enabled": True}
     session.out.result(data, f"team {found} added: {printable(name)}", quiet=str(found))
 

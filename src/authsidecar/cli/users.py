@@ -1,14 +1,11 @@
 """`user add|list|remove`."""
 
-import re
-
 import click
 
 from authsidecar.cli import restrictions
-from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import NEW_ID, USER_ID, Group
 from authsidecar.cli.output import printable
-from authsidecar.cli.session import Session, on_own_registry, on_registry, present
+from authsidecar.cli.session import Session, done, on_own_registry, on_registry, present
 from authsidecar.decision.model import UserId
 
 
@@ -34,13 +31,12 @@ async def add(session: Session, name: str, email: str, number: int | None) -> No
     Example:
       authsidecar user add "Ada" --email ada@example.com
     """
+    from authsidecar.admin.people import add_user, mail_objection
+
     check_name(name)
-    if not re.fullmatch(r"[^@\s]+@[^@\s]+", email) or not email.isprintable() or len(email) > 254:
-        raise click.BadParameter("that is no mail address", param_hint="--email")
-    wanted = None if number is None else UserId(number)
-    found = await session.registry.add_user(name, email, wanted)
-    if found is None:
-        raise RefusedError(f"the id {number} is taken; choose another, or leave --id out")
+    if (why := mail_objection(email)) is not None:
+        raise click.BadParameter(why, param_hint="--email")
+    found = done(await add_user(session.registry, name=name, email=email, number=number))
     data = {"id": found, "name": name, "email": email}
     session.out.result(data, f"user {found} added: {printable(name)}", quiet=str(found))
 
@@ -88,9 +84,7 @@ def check_name(name: str) -> None:
     Raises:
         click.BadParameter: it is empty, too long, or holds control characters.
     """
-    from authsidecar.admin.tokens import unprintable
+    from authsidecar.admin.people import name_objection
 
-    if not name.strip() or len(name) > 255:
-        raise click.BadParameter("a name has 1 to 255 characters", param_hint="NAME")
-    if (why := unprintable(name)) is not None:
+    if (why := name_objection(name)) is not None:
         raise click.BadParameter(why, param_hint="NAME")

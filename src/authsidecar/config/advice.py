@@ -27,8 +27,11 @@ def _exposure(settings: Settings) -> Iterator[str]:
         yield "redis.public_without_redis: public routes are not limited while Redis is away"
     if settings.api.enabled_at_first_start:
         yield "api.enabled_at_first_start: a new installation is open at once (Coolify's is not)"
-    if not _is_local(settings.management.endpoint):
-        yield "management.address: metrics and readiness are readable from other machines"
+    management = settings.management
+    if not _is_local(management.endpoint):
+        seen = "readiness is" if management.metrics_key else "metrics and readiness are"
+        clear = "" if management.tls_cert_file else ", and management keys are sent in the clear"
+        yield f"management.address: {seen} readable from other machines{clear}"
     if settings.listen.unix_socket is not None and settings.listen.mode & 0o002:
         yield "listen.unix_socket_mode: every user of this machine can ask, and is trusted"
 

@@ -155,11 +155,35 @@ class Listen(Section):
 
 
 class Management(Section):
-    """Health and metrics, which answer without authentication."""
+    """Health, readiness and metrics, which are open, and the management API, which wants a key."""
 
     address: EndpointText = Field(
-        default="127.0.0.1:4191", description="Address of /healthz, /readyz and /metrics."
+        default="127.0.0.1:4191",
+        description="Address of /healthz, /readyz, /metrics and /manage/v1.",
     )
+    tls_cert_file: FilePath | None = Field(
+        default=None,
+        description="Certificate (PEM, with its chain) of this listener, which then speaks HTTPS "
+        "alone; null: HTTP.",
+    )
+    tls_key_file: FilePath | None = Field(
+        default=None, description="Private key (PEM) of that certificate, not encrypted."
+    )
+    metrics_key: bool = Field(
+        default=False,
+        description="Give /metrics only to who sends a management key (`authsidecar key create "
+        "--scope read`).",
+    )
+
+    @model_validator(mode="after")
+    def _tls_together(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise contradiction(
+                "management.tls_cert_file",
+                "and management.tls_key_file are not both set",
+                "both, or neither",
+            )
+        return self
 
     @property
     def endpoint(self) -> Endpoint:

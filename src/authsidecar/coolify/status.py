@@ -21,6 +21,9 @@ from redis.asyncio import Redis
 
 from authsidecar.coolify.rows import Odd
 from authsidecar.observe.background import Background
+from authsidecar.store import audit
+from authsidecar.store.audit import Origin
+from authsidecar.store.changes import Changes
 from authsidecar.store.keys import Keys
 from authsidecar.store.records import SYNC_ENDED, SYNCED
 
@@ -157,8 +160,13 @@ async def read_owner(client: "Redis", keys: Keys) -> str | None:
     return _text(await anyway.hget(keys.sync_status, "owner")) or None
 
 
-async def release(client: "Redis", keys: Keys) -> bool | None:
+async def release(client: "Redis", keys: Keys, origin: Origin | None = None) -> bool | None:
     """Let the state be managed here again, as it is.
+
+    Args:
+        client: redis-py's asyncio client.
+        keys: the key names.
+        origin: who does it, for the audit.
 
     Returns:
         Whether a sync owned it; None: one is running, would take it back, and still owns it.
@@ -167,8 +175,12 @@ async def release(client: "Redis", keys: Keys) -> bool | None:
     names = [keys.sync_lease, keys.sync_status, keys.sync_fence, keys.sync_epoch]
     found = int(await anyway.eval(_RELEASE, len(names), *names))
     if found > 0:
-        await anyway.hset(keys.instance, SYNCED, SYNC_ENDED)
-        await anyway.delete(keys.instance_nonce)
+        async with Changes(client, keys).multi() as pipe:
+            pipe.hset(keys.instance, SYNCED, SYNC_ENDED)
+            pipe.delete(keys.instance_nonce)
+            was = {"owner": OWNER}
+            audit.write(pipe, keys, origin, "sync.release", "instance", before=was)
+            await pipe.execute()
     return None if found < 0 else found > 0
 
 

@@ -6,6 +6,7 @@ half believed.
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -35,6 +36,7 @@ from authsidecar.coolify.status import Problem, StatusRecord
 from authsidecar.coolify.sweep import LOOK_S, Sweep
 from authsidecar.observe.background import Background, describe_error
 from authsidecar.observe.log import Level, Log, redact
+from authsidecar.store.audit import Origin, Via
 from authsidecar.store.bulk import Bulk
 from authsidecar.store.epoch import FenceBroken, WritesLost
 from authsidecar.store.keys import Keys
@@ -153,7 +155,8 @@ class Follower:
         """
         self._options = options
         self._lease = Lease(client, keys)
-        self._bulk = Bulk(client, keys, self._lease.fence)
+        origin = Origin("coolify", Via.SYNC, socket.gethostname())
+        self._bulk = Bulk(client, keys, self._lease.fence, origin)
         self._status = StatusRecord(client, keys)
         self._log = log
         self._progress = progress

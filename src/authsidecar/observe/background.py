@@ -20,6 +20,7 @@ Name = Literal[
     "sync",
     "sync_status",
     "last_used",
+    "audit",
     "warnings",
     "canaries",
     "metrics",

@@ -19,7 +19,7 @@ from typing import Final, Literal, TextIO
 
 from authsidecar.observe.log_writer import Writer
 
-_TOKEN: Final = re.compile(r"\d+\|\S+|(?i:bearer)\s+\S+")
+_TOKEN: Final = re.compile(r"\d+\|\S+|(?i:bearer)\s+\S+|authsidecar_\d+_\S+")
 _REDACTED: Final = "[redacted]"
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _URGENT: Final = frozenset({"warning", "error"})

@@ -10,6 +10,7 @@ from authsidecar.coolify.source import SourceError, driver
 from authsidecar.expiry.rounds import NoDriverError, WarningOptions
 from authsidecar.run.errors import StartError
 from authsidecar.run.rules import routes
+from authsidecar.serving.listeners import server_tls
 from authsidecar.store.embedded import EmbeddedRedisError, find_server, unusable
 
 
@@ -42,30 +43,36 @@ def _embedded(settings: Settings) -> Iterator[str]:
 
 
 def _tls(settings: Settings) -> Iterator[str]:
-    section = settings.redis
+    redis, management = settings.redis, settings.management
     files = {
-        "redis.tls_ca_file": section.tls_ca_file,
-        "redis.tls_cert_file": section.tls_cert_file,
-        "redis.tls_key_file": section.tls_key_file,
+        "redis.tls_ca_file": redis.tls_ca_file,
+        "redis.tls_cert_file": redis.tls_cert_file,
+        "redis.tls_key_file": redis.tls_key_file,
+        "management.tls_cert_file": management.tls_cert_file,
+        "management.tls_key_file": management.tls_key_file,
     }
     unreadable = [line for name, path in files.items() if path for line in _read(name, Path(path))]
     yield from unreadable
     if unreadable:
         return
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if redis.tls_ca_file:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(redis.tls_ca_file)
+        except (OSError, ValueError):
+            yield f"redis.tls_ca_file: {redis.tls_ca_file} holds no certificates (PEM)"
+    yield from _pair("redis", redis.tls_cert_file, redis.tls_key_file)
+    yield from _pair("management", management.tls_cert_file, management.tls_key_file)
+
+
+def _pair(section: str, certificate: Path | None, key: Path | None) -> Iterator[str]:
+    if certificate is None or key is None:
+        return
     try:
-        if section.tls_ca_file:
-            context.load_verify_locations(section.tls_ca_file)
-    except (OSError, ValueError):
-        yield f"redis.tls_ca_file: {section.tls_ca_file} holds no certificates (PEM)"
-    try:
-        if section.tls_cert_file and section.tls_key_file:
-            # An encrypted key would have a password asked for on the terminal.
-            context.load_cert_chain(section.tls_cert_file, section.tls_key_file, password="")
+        server_tls(certificate, key)
     except (OSError, ValueError):
         yield (
-            f"redis.tls_cert_file: {section.tls_cert_file} is no certificate (PEM) of the key in "
-            f"redis.tls_key_file, {section.tls_key_file}, or that key is encrypted"
+            f"{section}.tls_cert_file: {certificate} is no certificate (PEM) of the key in "
+            f"{section}.tls_key_file, {key}, or that key is encrypted"
         )
 
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import signal
+import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Final
@@ -15,7 +16,8 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from redis.asyncio import Redis
 
 from authsidecar import __version__
-from authsidecar.config import Settings
+from authsidecar.admin.keys import prove_key
+from authsidecar.config import Settings, warnings
 from authsidecar.coolify.source import SourceError
 from authsidecar.coolify.status import exported, read_owner, readiness
 from authsidecar.coolify.sync import following
@@ -43,15 +45,20 @@ from authsidecar.run.reload import Load, Reloaded, ReloadError, RunningConfig, r
 from authsidecar.run.terms import Terms, terms
 from authsidecar.serving.authz import AuthzServer
 from authsidecar.serving.connection_limits import MAX_CONNECTIONS, ConnectionLimits
-from authsidecar.serving.listeners import BACKLOG, Listeners
+from authsidecar.serving.listeners import BACKLOG, Listeners, server_tls
+from authsidecar.serving.manage.access import Access
+from authsidecar.serving.manage.api import add_to
+from authsidecar.serving.manage.operations import Sidecar
 from authsidecar.serving.management import application, bounded
 from authsidecar.serving.servers import Connections, choose
 from authsidecar.serving.untrusted_peers import MAX_UNTRUSTED
 from authsidecar.serving.witness import Witness
 from authsidecar.store.absent import AbsentStore
+from authsidecar.store.audit import Origin, Trail
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 from authsidecar.store.last_used import LastUses, last_uses
+from authsidecar.store.management_keys import ManagementKeys
 from authsidecar.store.registry import Registry
 from authsidecar.store.trips import KINDS, kind_of
 from authsidecar.tasks import end
@@ -62,6 +69,12 @@ GRACE_S: Final = 10.0
 DRAIN_S: Final = 0.2
 """How long a stop goes on answering connections that are open, each answer closing its own, in
 seconds: a proxy may have sent a request before it could know."""
+
+LONGEST_LINE: Final = 32 * 1024
+"""Bytes of the longest request line of the management listener."""
+
+HANDSHAKE_S: Final = 5.0
+"""How long a TLS handshake with the management listener may take, in seconds."""
 
 READY_AGE_S: Final = 1.0
 """For how long `/readyz` repeats an answer, in seconds."""
@@ -193,6 +206,9 @@ async def running(
         decisions = _decision_store(settings, log, client, telemetry, pace)
         stack.push_async_callback(decisions.close)
         telemetry.watch(lambda: decisions.connections)
+        await stack.enter_async_context(
+            background.running("audit", partial(Trail(client, keys).keep_logging, log))
+        )
         uses = await stack.enter_async_context(last_uses(client, keys, log, background))
         alarms = _alarms(settings, client, log)
         await stack.enter_async_context(background.running("canaries", alarms.run))
@@ -209,14 +225,15 @@ async def running(
         await beside.enter_async_context(
             exported(client, keys, registry, background, expected=synced)
         )
-        app = application(
-            lambda: collected(registry),
-            partial(_missing, life, _Readiness(decisions)),
-            lambda: readiness(client, keys, expected=synced),
-            lambda: background.failing,
-            telemetry.record_ready,
-            config_digest=lambda: authz.config_digest,
+        app = _management(
+            *(settings, client, decisions, authz),
+            missing=partial(_missing, life, _Readiness(decisions)),
+            registry=registry,
+            telemetry=telemetry,
+            background=background,
+            log=log,
         )
+        tls = _management_tls(settings)
         limits = _told_limits(settings, log, open_files)
         connections = authz.connections(limits, choose(settings.listen.server))
         managed = partial(
@@ -240,10 +257,10 @@ async def running(
         start = _Start(settings, log, life, client)
         if await start.tried():
             await begin()
-            await _serve_on(stack, listeners, connections, app, managed)
+            await _serve_on(stack, listeners, connections, app, managed, tls=tls)
             life.answering()
         else:
-            await _serve_on(stack, listeners, connections, app, managed)
+            await _serve_on(stack, listeners, connections, app, managed, tls=tls)
             life.answering()
             await start.waited()
             await begin()
@@ -513,11 +530,80 @@ def _alarms(settings: Settings, client: "Redis", log: Log) -> CanaryAlarms:
     )
 
 
-async def _switch(client: "Redis", keys: Keys, enabled: bool) -> None:
+def _management(
+    settings: Settings,
+    client: "Redis",
+    decisions: DecisionStore,
+    authz: AuthzServer,
+    *,
+    missing: Callable[[], Awaitable[dict[str, str]]],
+    registry: CollectorRegistry,
+    telemetry: Telemetry,
+    background: Background,
+    log: Log,
+) -> web.Application:
+    """What the management listener answers."""
+    keys, synced = Keys(settings.redis.prefix), settings.sync.source is not None
+    access = Access(partial(prove_key, ManagementKeys(client, keys)))
+    app = application(
+        lambda: collected(registry),
+        missing,
+        lambda: readiness(client, keys, expected=synced),
+        lambda: background.failing,
+        telemetry.record_ready,
+        config_digest=lambda: authz.config_digest,
+        metrics_access=access if settings.management.metrics_key else None,
+    )
+    managed = _managed(
+        *(settings, client, keys, decisions, authz), missing=missing, background=background
+    )
+    add_to(app, managed, access, log)
+    return app
+
+
+def _managed(
+    settings: Settings,
+    client: "Redis",
+    keys: Keys,
+    decisions: DecisionStore,
+    authz: AuthzServer,
+    *,
+    missing: Callable[[], Awaitable[dict[str, str]]],
+    background: Background,
+) -> Sidecar:
+    """What the operations of the management API work with."""
+    synced = settings.sync.source is not None
+    return Sidecar(
+        client=client,
+        keys=keys,
+        decisions=decisions,
+        rules=lambda: authz.rules,
+        hops=lambda: authz.trusted_hops,
+        replicas=(settings.redis.wait_replicas, settings.redis.wait_timeout_ms),
+        owner=partial(read_owner, client, keys),
+        missing=missing,
+        sync=partial(readiness, client, keys, expected=synced),
+        background=lambda: background.failing,
+        warnings=warnings(settings),
+        version=__version__,
+    )
+
+
+def _management_tls(settings: Settings) -> ssl.SSLContext | None:
+    section = settings.management
+    if section.tls_cert_file is None or section.tls_key_file is None:
+        return None
+    try:
+        return server_tls(section.tls_cert_file, section.tls_key_file)
+    except (OSError, ValueError) as error:
+        raise StartError(f"management.tls_cert_file: can't be used ({error})") from None
+
+
+async def _switch(client: "Redis", keys: Keys, enabled: bool, origin: Origin) -> None:
     try:
         if await read_owner(client, keys) is not None:
             raise StoreError("other", "the API is switched in Coolify, which is followed")
-        await Registry(client, keys).set_instance(api_enabled=enabled)
+        await Registry(client, keys, origin).set_instance(api_enabled=enabled)
     except (redis.exceptions.RedisError, OSError):
         raise StoreError("other", "the switch was not set") from None
 
@@ -568,17 +654,27 @@ async def _serve_on(
     connections: Connections,
     app: web.Application,
     managed: Callable[[web.Server], Callable[[], asyncio.Protocol]],
+    *,
+    tls: ssl.SSLContext | None,
 ) -> None:
     """Answer on the open sockets; when the stack closes, the authz listener ends first."""
     # Copies: what is served is closed at the end, and workers share the originals.
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE_S)
+    runner = web.AppRunner(
+        app, access_log=None, shutdown_timeout=GRACE_S, max_line_size=LONGEST_LINE
+    )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     assert runner.server is not None  # noqa: S101  # it is set up
     manage = managed(runner.server)
     loop = asyncio.get_running_loop()
     for one in listeners.management:
-        managing = await loop.create_server(manage, sock=one.dup(), backlog=BACKLOG)
+        managing = await loop.create_server(
+            manage,
+            sock=one.dup(),
+            backlog=BACKLOG,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else HANDSHAKE_S,
+        )
         stack.callback(managing.close)
     servers = [
         await loop.create_server(connections, sock=one.dup(), backlog=BACKLOG)

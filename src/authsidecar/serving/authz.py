@@ -39,6 +39,7 @@ from authsidecar.serving.subrequest import (
 )
 from authsidecar.serving.warm_path import Asker, WarmPath
 from authsidecar.serving.witness import Witness, identify_doctor, is_probe
+from authsidecar.store.audit import Origin, Via
 from authsidecar.store.last_used import LastUses
 
 HEADERS_TOO_LARGE: Final = Reason(
@@ -77,7 +78,7 @@ class AuthzServer:
         log: Log,
         trusted_peers: Networks,
         trusted_hops: Networks,
-        switch: Callable[[bool], Awaitable[None]],
+        switch: Callable[[bool, Origin], Awaitable[None]],
         witness: Witness | None = None,
         report_only: bool = False,
         uses: LastUses | None = None,
@@ -95,7 +96,7 @@ class AuthzServer:
             log: told of what should not happen.
             trusted_peers: networks that may ask, beside the unix socket.
             trusted_hops: networks that are skipped in X-Forwarded-For.
-            switch: sets the API switch; may raise StoreError.
+            switch: sets the API switch, told by whom; may raise StoreError.
             report_only: everything is decided, logged and counted; what would have been refused
                 passes without identity, but for peers that are not trusted.
             expiry_ms: how long before its expiry a token is said to expire, in milliseconds.
@@ -137,6 +138,16 @@ class AuthzServer:
         """Decide by this store from now on."""
         self._store = store
         self._warm.use(store)
+
+    @property
+    def rules(self) -> Rules:
+        """What the next request is decided by."""
+        return self._rules
+
+    @property
+    def trusted_hops(self) -> Networks:
+        """Networks that are skipped in the next request's X-Forwarded-For."""
+        return self._trusted_hops
 
     def apply(
         self,
@@ -319,8 +330,10 @@ class AuthzServer:
         outcome = await authorize(access, self._rules, self._store)
         if endpoint.enables is None or isinstance(outcome.verdict, Deny):
             return outcome
+        who = "nobody" if outcome.record is None else f"token {outcome.record.token}"
+        origin = Origin(who, Via.AUTHZ, str(access.client))
         try:
-            await asyncio.ensure_future(self._switch(endpoint.enables))
+            await asyncio.ensure_future(self._switch(endpoint.enables, origin))
         except StoreError as error:
             return outcome._replace(verdict=Deny(STORE_UNAVAILABLE, error.kind))
         return outcome

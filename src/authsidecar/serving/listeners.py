@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import socket
+import ssl
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -110,6 +111,23 @@ def listening(settings: Settings, handed: Listeners = NONE) -> Iterator[Listener
             _tcp(stack, settings.management.endpoint, "management.address", shared=shared)
         )
         yield Listeners(tuple(authz), tuple(management), shared, tuple(paths))
+
+
+def server_tls(certificate: Path, key: Path) -> ssl.SSLContext:
+    """What a listener with this certificate speaks: TLS 1.2 or later.
+
+    Args:
+        certificate: a PEM file, with its chain.
+        key: its private key.
+
+    Raises:
+        OSError, ValueError: they are no such pair, or can't be read.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # An encrypted key would have a password asked for on the terminal.
+    context.load_cert_chain(certificate, key, password="")
+    return context
 
 
 def _tcp(

@@ -11,6 +11,10 @@ from prometheus_client.exposition import choose_encoder
 
 from authsidecar.observe.metrics import shared
 from authsidecar.serving.encoding import SERVER
+from authsidecar.serving.manage.access import Access, Refused
+from authsidecar.serving.manage.api import LARGEST_BODY
+from authsidecar.serving.manage.problems import refusal
+from authsidecar.store.management_keys import Scope
 
 Dropped = Callable[[str, str], None]
 """Told of a connection that is closed although its peer has not ended it: why, and whose."""
@@ -36,6 +40,7 @@ def application(
     record_ready: Callable[[bool], None] = lambda _: None,
     *,
     config_digest: Callable[[], str] = str,
+    metrics_access: Access | None = None,
 ) -> web.Application:
     """`/healthz`, `/readyz` and `/metrics`.
 
@@ -46,6 +51,7 @@ def application(
         background: what fails beside requests, by task.
         record_ready: called at each `/metrics`, before the metrics are read.
         config_digest: names the configuration in force; the empty text: it has no name.
+        metrics_access: judges the key that `/metrics` wants; None: it is open.
     """
 
     async def healthz(_: web.Request) -> web.Response:
@@ -58,12 +64,8 @@ def application(
             "status": "not ready" if missing else "ready",
             "missing": missing,
         }
-        if digest := config_digest():
-            status["config_digest"] = digest
-        if told is not None:
-            status["sync"] = told
-        if failing := background():
-            status["background"] = dict(failing)
+        more = {"config_digest": config_digest(), "sync": told, "background": dict(background())}
+        status |= {name: value for name, value in more.items() if value}
         return web.json_response(
             status,
             status=503 if missing else 200,
@@ -74,6 +76,10 @@ def application(
     reading = ThreadPoolExecutor(1, "metrics") if shared() else None
 
     async def metrics(request: web.Request) -> web.Response:
+        if metrics_access is not None:
+            key = await metrics_access.key(request, Scope.READ)
+            if isinstance(key, Refused):
+                return refusal(key)
         record_ready(not await ready())
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         loop = asyncio.get_running_loop()
@@ -89,7 +95,7 @@ def application(
             reading.shutdown(wait=False, cancel_futures=True)
 
     _sign_without_versions()
-    app = web.Application()
+    app = web.Application(client_max_size=LARGEST_BODY)
     app.on_cleanup.append(closed)
     app.add_routes(
         [

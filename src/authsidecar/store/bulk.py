@@ -6,15 +6,16 @@ one whose last write Redis has lost.
 """
 
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
 
-from authsidecar.decision.model import Place, TeamId, TokenId, UserId
+from authsidecar.decision.model import Place, Role, TeamId, TokenId, UserId
 from authsidecar.store import records
+from authsidecar.store.audit import Origin
 from authsidecar.store.changes import Changes
 from authsidecar.store.entities import Member, Team, Token, User
 from authsidecar.store.epoch import (
@@ -26,7 +27,7 @@ from authsidecar.store.epoch import (
     epoch,
 )
 from authsidecar.store.keys import Keys, owner_bucket
-from authsidecar.store.registry import Registry
+from authsidecar.store.registry import RECORDED_ONE_BY_ONE, Registry
 from authsidecar.store.scan import Scan
 
 BATCH: Final = 500
@@ -108,9 +109,11 @@ class FencedChanges(Changes):
 class Bulk(Registry):
     """A Registry with batches for all nouns; they and the settings are behind a fence."""
 
-    def __init__(self, client: "Redis", keys: Keys, fence: Fence) -> None:
+    def __init__(
+        self, client: "Redis", keys: Keys, fence: Fence, origin: Origin | None = None
+    ) -> None:
         """Nothing is sent yet."""
-        super().__init__(client, keys)
+        super().__init__(client, keys, origin)
         self._changes: FencedChanges = FencedChanges(client, keys, fence)
 
     @property
@@ -229,10 +232,12 @@ class Bulk(Registry):
     async def put_users(self, users: Sequence[User]) -> None:
         """Write users whole, new or again."""
         for batch in _batches(users):
+            old = await self.users_of([user.id for user in batch]) if self._origin else ()
             async with self._changes.multi() as pipe:
                 for user in batch:
                     pipe.hset(self._keys.user(user.id), mapping=user.fields())
                     pipe.sadd(self._keys.users, user.id)
+                self._record_all(pipe, "user", batch, old)
                 self._changes.renew(pipe, [user.id for user in batch])
                 await pipe.execute()
             await self._changes.raise_last_id("user", max(user.id for user in batch))
@@ -241,10 +246,12 @@ class Bulk(Registry):
         """Write teams whole, new or again; every member's records are stale from then on."""
         for batch in _batches(teams):
             members = await self._members_of(batch)
+            old = await self.teams_of([team.id for team in batch]) if self._origin else ()
             async with self._changes.multi() as pipe:
                 for team in batch:
                     pipe.hset(self._keys.team(team.id), mapping=team.fields())
                     pipe.sadd(self._keys.teams, team.id)
+                self._record_all(pipe, "team", batch, old)
                 self._changes.renew(pipe, members)
                 await pipe.execute()
             await self._changes.raise_last_id("team", max(team.id for team in batch))
@@ -252,11 +259,14 @@ class Bulk(Registry):
     async def put_members(self, members: Sequence[Member]) -> None:
         """Write memberships, new or again."""
         for batch in _batches(members):
+            pairs = [(one.team, one.user) for one in batch]
+            roles = await self.roles(pairs) if self._origin else {}
             async with self._changes.multi() as pipe:
                 for member in batch:
                     key = self._keys.team_members(member.team)
                     pipe.hset(key, member.user, member.role.value)
                     pipe.sadd(self._keys.user_teams(member.user), member.team)
+                self._record_members(pipe, "member.set", batch, roles)
                 self._changes.renew(pipe, {member.user for member in batch})
                 await pipe.execute()
 
@@ -291,6 +301,7 @@ class Bulk(Registry):
                     pipe.srem(keys.users, user.id)
                     pipe.delete(keys.user(user.id), keys.user_teams(user.id))
                     pipe.delete(keys.user_tokens(user.id))
+                self._record_dropped(pipe, "user.remove", "user", batch)
                 self._changes.renew(pipe, [user.id for user in batch])
                 await pipe.execute()
 
@@ -303,6 +314,7 @@ class Bulk(Registry):
                 for team in batch:
                     pipe.srem(keys.teams, team.id)
                     pipe.delete(keys.team(team.id), keys.team_members(team.id))
+                self._record_dropped(pipe, "team.remove", "team", batch)
                 self._changes.renew(pipe, members)
                 await pipe.execute()
 
@@ -313,6 +325,9 @@ class Bulk(Registry):
                 for member in batch:
                     pipe.hdel(self._keys.team_members(member.team), member.user)
                     pipe.srem(self._keys.user_teams(member.user), member.team)
+                self._record_members(
+                    pipe, "member.remove", batch, {(one.team, one.user): one.role for one in batch}
+                )
                 self._changes.renew(pipe, {member.user for member in batch})
                 await pipe.execute()
 
@@ -321,8 +336,45 @@ class Bulk(Registry):
         for batch in _batches(tokens):
             async with self._changes.multi(allow_oom=True) as pipe:
                 self._drop_tokens(pipe, batch)
+                self._record_dropped(pipe, "token.revoke", "token", batch)
                 self._changes.renew(pipe, {token.user for token in batch})
                 await pipe.execute()
+
+    def _record_dropped(
+        self, pipe: Any, action: str, noun: str, facts: Sequence[User | Team | Token]
+    ) -> None:
+        """Record facts that are removed: each by itself, or of very many their number."""
+        if len(facts) > RECORDED_ONE_BY_ONE:
+            gone = {"count": len(facts), "ids": [int(one.id) for one in facts]}
+            self._record(pipe, action, f"{len(facts)} {noun}s", before=gone)
+            return
+        for one in facts:
+            self._record(pipe, action, f"{noun} {one.id}", before=one.facts())
+
+    def _record_members(
+        self,
+        pipe: Any,
+        action: str,
+        members: Sequence[Member],
+        roles: Mapping[tuple[TeamId | None, UserId], Role],
+    ) -> None:
+        """Record memberships that are written or removed, with the roles that were there."""
+        after = action == "member.set"
+        if len(members) > RECORDED_ONE_BY_ONE:
+            count = {"count": len(members)}
+            self._record(
+                pipe, action, f"{len(members)} members", **{"after" if after else "before": count}
+            )
+            return
+        for one in members:
+            was = roles.get((one.team, one.user))
+            self._record(
+                pipe,
+                action,
+                f"user {one.user} in team {one.team}",
+                before=None if was is None else {"role": was.value},
+                after=one.facts() if after else None,
+            )
 
     def _let_expire(self, pipe: Any, key: str, token: Token) -> None:  # noqa: ARG002
         """Keep it: whoever is followed deletes its expired tokens itself."""

@@ -86,7 +86,7 @@ class Changes:
         pipe.set(self._keys.instance_nonce, _nonce())
 
     async def next_id(self, noun: str) -> int:
-        """An id that was never given before to a `user`, `team` or `token`; they count up."""
+        """An id that was never given before to one of its noun; they count up."""
         return int(await self._client.incr(self._keys.next_id(noun)))
 
     async def raise_last_id(self, noun: str, number: int) -> None:

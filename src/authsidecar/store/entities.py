@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 from authsidecar.decision.model import Permission, Role, TeamId, TokenId, UserId
 from authsidecar.store import records
 from authsidecar.store.records import Field
-from authsidecar.times import UnixMs
+from authsidecar.times import UnixMs, rfc3339
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,10 @@ class User:
     def fields(self) -> Mapping[str, str]:
         """The values that `read` reads, by name."""
         return {"name": self.name, "email": self.email}
+
+    def facts(self) -> Mapping[str, object]:
+        """What the audit says of it."""
+        return self.fields()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,10 @@ class Team:
         """The values that `read` reads, by name."""
         return {"name": self.name, "mcp_enabled": int(self.mcp_enabled)}
 
+    def facts(self) -> Mapping[str, object]:
+        """What the audit says of it."""
+        return {"name": self.name, "mcp_enabled": self.mcp_enabled}
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -61,6 +69,10 @@ class Member:
     team: TeamId
     user: UserId
     role: Role
+
+    def facts(self) -> Mapping[str, object]:
+        """What the audit says of it."""
+        return {"role": self.role.value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,3 +131,13 @@ class Token:
             "created_at": self.created_at,
         }
         return {name: value for name, value in values.items() if value is not None}
+
+    def facts(self) -> Mapping[str, object]:
+        """What the audit says of it: nothing of its secret."""
+        return {
+            "name": self.name,
+            "user": self.user,
+            "team": self.team,
+            "permissions": sorted(self.permissions),
+            "expires_at": None if self.expires_at is None else rfc3339(self.expires_at),
+        }

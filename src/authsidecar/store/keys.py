@@ -63,6 +63,24 @@ class Keys:
         return f"{self.prefix}expiring"
 
     @property
+    def audit(self) -> str:
+        """STREAM of about 10,000 changes: action, target, actor, via, place, before, after."""
+        return f"{self.prefix}audit"
+
+    @property
+    def management_keys(self) -> str:
+        """SET of the ids of all management keys."""
+        return f"{self.prefix}management-keys"
+
+    def management_key(self, management_key: int) -> str:
+        """HASH: sha256 (32 bytes), name, scope, created_at, expires_at."""
+        return f"{self.prefix}management-key:{management_key}"
+
+    def idempotency(self, request: str) -> str:
+        """STRING: JSON of what a request with an Idempotency-Key has created; lives for a day."""
+        return f"{self.prefix}idempotency:{request}"
+
+    @property
     def sync_lease(self) -> str:
         """STRING: which sync may write; expires when it is not renewed."""
         return f"{self.prefix}{{sync}}:lease"
@@ -101,7 +119,7 @@ class Keys:
         return f"{self.prefix}canary-alarm:{address}"
 
     def next_id(self, noun: str) -> str:
-        """STRING: the last id given to a `user`, `team` or `token`."""
+        """STRING: the last id given to a `user`, `team`, `token` or `management-key`."""
         return f"{self.prefix}last-id:{noun}"
 
     def token(self, token: TokenId) -> str:

@@ -12,10 +12,26 @@ from authsidecar.decision import restrictions
 from authsidecar.decision.model import Limit, Place, Restriction, Role, TeamId, TokenId, UserId
 from authsidecar.decision.policy import Instance
 from authsidecar.decision.ratelimit import charges
+from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.store import records
 from authsidecar.store.entities import Member, Team, Token, User
 from authsidecar.store.keys import OWNER_BUCKETS, Keys, owner_bucket
 from authsidecar.times import UnixMs
+
+SMALL: Final = 1000
+"""Ids of the largest set that is read whole for a page of it: a millisecond's work."""
+
+# The list is in the order of time: half of what is left is dropped until one is left.
+_USAGE: Final = """
+local n = redis.call('LLEN', KEYS[1])
+local low, high = 0, n
+while low < high do
+  local middle = math.floor((low + high) / 2)
+  if tonumber(redis.call('LINDEX', KEYS[1], middle)) > tonumber(ARGV[1]) then high = middle
+  else low = middle + 1 end
+end
+return {n - low, redis.call('LINDEX', KEYS[1], low)}
+"""
 
 _PAGE: Final = 500
 """How many records one trip of a listing reads."""
@@ -161,6 +177,17 @@ class Listing:
         """The override of one token, user or team, or None."""
         return records.limit(await self._client.hget(self._limited(scope, number), "limit"))
 
+    async def limits_of(self, scope: str, ids: Sequence[int]) -> Mapping[int, Limit]:
+        """The overrides of those of these tokens, users or teams that have one, by id."""
+        answers = self._answers(
+            ids, lambda pipe, number: pipe.hget(self._limited(scope, number), "limit")
+        )
+        return {
+            number: limit
+            async for number, text in answers
+            if (limit := records.limit(text)) is not None
+        }
+
     async def limits(self) -> Mapping[tuple[str, int], Limit]:
         """Every override, by scope and id."""
         teams = await self.team_ids()
@@ -176,6 +203,59 @@ class Listing:
             async for holder, text in answers
             if (limit := records.limit(text)) is not None
         }
+
+    async def usage(self, counter: Charge, window_ms: int) -> tuple[int, UnixMs | None]:
+        """How many requests a counter has admitted in a window that ends now, and when the first.
+
+        Found by halving in Redis: a long counter costs no more than a short one.
+        """
+        key = self._keys.counter(counter)
+        seconds, micros = await self._client.time()
+        since = int(seconds) * 1000 + int(micros) // 1000 - window_ms
+        used, oldest = await self._client.eval(_USAGE, 1, key, since)
+        return int(used), None if oldest is None else UnixMs(int(oldest))
+
+    # Pages: some at a time, for who must not wait for all
+
+    async def page(
+        self, index: str, cursor: int, count: int, *, scan: bool
+    ) -> tuple[list[int], int | None, bool]:
+        """Some ids of a set, and where to go on.
+
+        A small set is read whole, and its ids come in their order; a large one is scanned, in no
+        order, and an id that is added or removed meanwhile may be left out or come twice.
+
+        Args:
+            index: the set's key.
+            cursor: 0, or where the last page has ended.
+            count: how many at the most; of a large set about so many.
+            scan: how the last page was read; False at first.
+
+        Returns:
+            The ids, the next cursor or None, and how this page was read.
+        """
+        if not scan and (cursor or int(await self._client.scard(index)) <= SMALL):
+            ids = [i for i in await self._ids(index) if i >= cursor]
+            more = ids[count] if len(ids) > count else None
+            return ids[:count], more, False
+        following, found = await self._client.sscan(index, cursor=cursor, count=count)
+        return sorted(int(i) for i in found), int(following) or None, True
+
+    async def members_page(
+        self, team: TeamId, cursor: int, count: int, *, scan: bool
+    ) -> tuple[list[Member], int | None, bool]:
+        """Some members of a team, as `page` gives ids."""
+        key = self._keys.team_members(team)
+        if not scan and (cursor or int(await self._client.hlen(key)) <= SMALL):
+            found = [one for one in await self.members(team) if one.user >= cursor]
+            more = int(found[count].user) if len(found) > count else None
+            return found[:count], more, False
+        following, rows = await self._client.hscan(key, cursor=cursor, count=count)
+        found = [
+            Member(team, UserId(int(user)), records.role(role) or Role.MEMBER)
+            for user, role in rows.items()
+        ]
+        return sorted(found, key=lambda one: one.user), int(following) or None, True
 
     # Restrictions
 

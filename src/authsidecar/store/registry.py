@@ -10,19 +10,33 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from authsidecar.decision import restrictions
-from authsidecar.decision.model import Limit, Restriction, Role, TeamId, TokenId, UserId
+from authsidecar.decision.model import (
+    DAMAGED,
+    Limit,
+    Restriction,
+    Role,
+    TeamId,
+    TokenId,
+    UserId,
+)
+from authsidecar.decision.policy import Instance
 from authsidecar.decision.ratelimit import charges
 from authsidecar.decision.ratelimit.charges import Charge
-from authsidecar.store import records
+from authsidecar.store import audit, records
+from authsidecar.store.audit import Origin
 from authsidecar.store.changes import Changes
 from authsidecar.store.entities import Team, Token, User
 from authsidecar.store.keys import Keys
 from authsidecar.store.listing import Listing
-from authsidecar.store.trials import TRIED, Trials, trial_field
-from authsidecar.times import UnixMs
+from authsidecar.store.trials import SETTING_ACTIONS, TRIED, Trials, trial_field
+from authsidecar.times import UnixMs, rfc3339
 
 EXPIRED_KEPT_MS: Final = 7 * 24 * 3600 * 1000
 """For how long an expired token is kept, so that its refusal can say why: a week."""
+
+
+RECORDED_ONE_BY_ONE: Final = 20
+"""Up to how many facts that are written together have a record each in the audit."""
 
 
 class _Owned(NamedTuple):
@@ -39,16 +53,18 @@ class Registry(Listing):
         trials: changes of settings that somebody has to confirm.
     """
 
-    def __init__(self, client: "Redis", keys: Keys) -> None:
+    def __init__(self, client: "Redis", keys: Keys, origin: Origin | None = None) -> None:
         """Nothing is sent yet.
 
         Args:
             client: redis-py's asyncio client, decode_responses off.
             keys: the key names.
+            origin: who makes the changes, for the audit; None: they are not recorded.
         """
         super().__init__(client, keys)
         self._changes = Changes(client, keys)
-        self.trials = Trials(client, keys)
+        self.trials = Trials(client, keys, origin)
+        self._origin = origin
 
     # Users
 
@@ -60,6 +76,7 @@ class Registry(Listing):
             added = User(UserId(number), name, email)
             pipe.hset(keys.user(added.id), mapping=added.fields())
             pipe.sadd(keys.users, added.id)
+            self._record(pipe, "user.add", f"user {number}", after=added.facts())
             self._changes.renew(pipe, [added.id])
 
         number = await self._changes.add("user", lambda i: keys.user(UserId(i)), user, write)
@@ -70,7 +87,8 @@ class Registry(Listing):
         keys = self._keys
 
         async def change(pipe: Any) -> int | None:
-            if not await pipe.exists(keys.user(user)):
+            was = User.read(user, await pipe.hmget(keys.user(user), User.FIELDS))
+            if was is None:
                 return None
             teams = [TeamId(int(i)) for i in await pipe.smembers(keys.user_teams(user))]
             tokens = await self._watched_tokens(pipe, await pipe.smembers(keys.user_tokens(user)))
@@ -80,6 +98,8 @@ class Registry(Listing):
                 pipe.hdel(keys.team_members(team), user)
             pipe.srem(keys.users, user)
             pipe.delete(keys.user(user), keys.user_teams(user), keys.user_tokens(user))
+            before = {**was.facts(), "teams": sorted(teams), "tokens": _ids(tokens)}
+            self._record(pipe, "user.remove", f"user {user}", before=before)
             self._changes.renew(pipe, [user])
             return len(tokens)
 
@@ -96,6 +116,7 @@ class Registry(Listing):
             added = Team(TeamId(number), name, mcp_enabled=True)
             pipe.hset(keys.team(added.id), mapping=added.fields())
             pipe.sadd(keys.teams, added.id)
+            self._record(pipe, "team.add", f"team {number}", after=added.facts())
 
         number = await self._changes.add("team", lambda i: keys.team(TeamId(i)), team, write)
         return None if number is None else TeamId(number)
@@ -105,7 +126,8 @@ class Registry(Listing):
         keys = self._keys
 
         async def change(pipe: Any) -> int | None:
-            if not await pipe.exists(keys.team(team)):
+            was = Team.read(team, await pipe.hmget(keys.team(team), Team.FIELDS))
+            if was is None:
                 return None
             members = await self._watched_members(pipe, team)
             tokens = await self._watched_tokens(pipe, await pipe.smembers(keys.team_tokens(team)))
@@ -115,6 +137,8 @@ class Registry(Listing):
                 pipe.srem(keys.user_teams(user), team)
             pipe.srem(keys.teams, team)
             pipe.delete(keys.team(team), keys.team_members(team), keys.team_tokens(team))
+            before = {**was.facts(), "members": sorted(members), "tokens": _ids(tokens)}
+            self._record(pipe, "team.remove", f"team {team}", before=before)
             self._changes.renew(pipe, {*members, *(t.user for t in tokens)})
             return len(tokens)
 
@@ -123,9 +147,18 @@ class Registry(Listing):
 
     async def set_team_mcp(self, team: TeamId, enabled: bool) -> bool:
         """Turn a team's MCP switch; False if there is no such team."""
-        return await self._change_team(
-            team, lambda pipe, key: pipe.hset(key, "mcp_enabled", int(enabled))
-        )
+
+        def write(pipe: Any, key: str, was: records.Field) -> None:
+            pipe.hset(key, "mcp_enabled", int(enabled))
+            self._record(
+                pipe,
+                "mcp.switch",
+                f"team {team}",
+                before={"mcp_enabled": records.flag(was, absent=True)},
+                after={"mcp_enabled": enabled},
+            )
+
+        return await self._change_team(team, write, "mcp_enabled")
 
     async def set_member(self, team: TeamId, user: UserId, role: Role) -> bool:
         """Give a user a role in a team; False if either is not there."""
@@ -135,9 +168,17 @@ class Registry(Listing):
         async def change(pipe: Any) -> bool:
             if await pipe.exists(*needed) != len(needed):
                 return False
+            was = await pipe.hget(keys.team_members(team), str(user))
             pipe.multi()
             pipe.hset(keys.team_members(team), user, role.value)
             pipe.sadd(keys.user_teams(user), team)
+            self._record(
+                pipe,
+                "member.set",
+                f"user {user} in team {team}",
+                before=None if was is None else {"role": records.text(was)},
+                after={"role": role.value},
+            )
             self._changes.renew(pipe, [user])
             return True
 
@@ -148,7 +189,8 @@ class Registry(Listing):
         keys = self._keys
 
         async def change(pipe: Any) -> int | None:
-            if not await pipe.hexists(keys.team_members(team), str(user)):
+            was = await pipe.hget(keys.team_members(team), str(user))
+            if was is None:
                 return None
             held = await self._watched_tokens(pipe, await pipe.smembers(keys.user_tokens(user)))
             tokens = [t for t in held if t.team == team]
@@ -156,6 +198,8 @@ class Registry(Listing):
             self._drop_tokens(pipe, tokens)
             pipe.hdel(keys.team_members(team), user)
             pipe.srem(keys.user_teams(user), team)
+            before = {"role": records.text(was), "tokens": _ids(tokens)}
+            self._record(pipe, "member.remove", f"user {user} in team {team}", before=before)
             self._changes.renew(pipe, [user])
             return len(tokens)
 
@@ -200,6 +244,8 @@ class Registry(Listing):
             tokens = await self._watched_tokens(pipe, [token])
             pipe.multi()
             self._drop_tokens(pipe, tokens)
+            for one in tokens:
+                self._record(pipe, "token.revoke", f"token {one.id}", before=one.facts())
             self._changes.renew(pipe, [t.user for t in tokens])
             return bool(tokens)
 
@@ -208,13 +254,20 @@ class Registry(Listing):
     async def disable_token(self, token: TokenId, *, disabled: bool) -> bool:
         """Have a token refused, or no more; False if it is not there."""
 
-        def write(pipe: Any, key: str, _: "_Owned | None") -> None:
+        def write(pipe: Any, key: str, was: records.Field, _: "_Owned | None") -> None:
             if disabled:
                 pipe.hset(key, records.DISABLED, 1)
             else:
                 pipe.hdel(key, records.DISABLED)
+            self._record(
+                pipe,
+                "token.disable" if disabled else "token.enable",
+                f"token {token}",
+                before={"disabled": records.is_disabled(was)},
+                after={"disabled": disabled},
+            )
 
-        return await self._change_holder("token", token, write)
+        return await self._change_holder("token", token, write, records.DISABLED)
 
     async def rotate_token(self, token: TokenId, digest: bytes, until: UnixMs) -> bool:
         """Give a token another secret; False if the token is not there.
@@ -234,6 +287,8 @@ class Registry(Listing):
             pipe.multi()
             rotated = records.write_rotated(digest, records.Replaced(before, until))
             pipe.hset(key, mapping={"sha256": digest, records.ROTATED: rotated})
+            after = {"old_secret_until": rfc3339(until)}
+            self._record(pipe, "token.rotate", f"token {token}", after=after)
             self._changes.renew(pipe, [UserId(records.number(owner) or 0)])
             return True
 
@@ -243,26 +298,51 @@ class Registry(Listing):
 
     async def add_canary(self, canary: records.Canary) -> bool:
         """Keep a canary token; False if there is one of that id."""
-        return bool(
-            await self._client.hsetnx(self._keys.canaries, str(canary.id), canary.written())
-        )
+        key, field = self._keys.canaries, str(canary.id)
+
+        async def change(pipe: Any) -> bool:
+            if await pipe.hexists(key, field):
+                return False
+            pipe.multi()
+            pipe.hset(key, field, canary.written())
+            self._record(pipe, "canary.create", f"canary {field}", after={"note": canary.note})
+            return True
+
+        return await self._changes.transaction(change, [key])
 
     async def remove_canary(self, token: TokenId) -> bool:
         """Forget a canary token; False if there is none of that id."""
-        return bool(await self._client.hdel(self._keys.canaries, str(token)))
+        key, field = self._keys.canaries, str(token)
+
+        async def change(pipe: Any) -> bool:
+            if not await pipe.hexists(key, field):
+                return False
+            pipe.multi()
+            pipe.hdel(key, field)
+            self._record(pipe, "canary.remove", f"canary {field}")
+            return True
+
+        return await self._changes.transaction(change, [key], allow_oom=True)
 
     # Limits
 
     async def set_limit(self, scope: str, number: int, limit: Limit | None) -> bool:
         """Override a limit for one token, user or team, or clear it; False if it is not there."""
 
-        def write(pipe: Any, key: str, _: "_Owned | None") -> None:
+        def write(pipe: Any, key: str, was: records.Field, _: "_Owned | None") -> None:
             if limit is None:
                 pipe.hdel(key, "limit")
             else:
                 pipe.hset(key, "limit", records.write_limit(limit))
+            self._record(
+                pipe,
+                "limit.clear" if limit is None else "limit.set",
+                f"{scope} {number}",
+                before=_limit_facts(records.limit(was)),
+                after=_limit_facts(limit),
+            )
 
-        return await self._change_holder(scope, number, write)
+        return await self._change_holder(scope, number, write, "limit")
 
     # Restrictions
 
@@ -274,7 +354,14 @@ class Registry(Listing):
         What a token has used of a budget is kept as long as it is restricted.
         """
 
-        def write(pipe: Any, key: str, token: "_Owned | None") -> None:
+        def write(pipe: Any, key: str, was: records.Field, token: "_Owned | None") -> None:
+            self._record(
+                pipe,
+                "unrestrict" if restriction is None else "restrict",
+                f"{scope} {number}",
+                before=_restriction_facts(None if was is None else restrictions.read(was)),
+                after=_restriction_facts(restriction),
+            )
             if restriction is None:
                 pipe.hdel(key, records.RESTRICTION)
             else:
@@ -288,11 +375,15 @@ class Registry(Listing):
                     if token.expires_at is not None:
                         pipe.pexpireat(budget, token.expires_at + EXPIRED_KEPT_MS)
 
-        return await self._change_holder(scope, number, write)
+        return await self._change_holder(scope, number, write, records.RESTRICTION)
 
     async def reset(self, counter: Charge) -> bool:
         """Forget what a counter has admitted; False if it was empty."""
-        return bool(await self._client.delete(self._keys.counter(counter)))
+        async with self._changes.multi(allow_oom=True) as pipe:
+            pipe.delete(self._keys.counter(counter))
+            self._record(pipe, "limit.reset", f"{counter.scope} counter of {counter.tag}")
+            deleted, *_ = await pipe.execute()
+        return bool(deleted)
 
     # The instance
 
@@ -310,10 +401,20 @@ class Registry(Listing):
             for name, value in given.items()
             if value is not None
         }
+        before = _instance_facts(await self.instance()) if self._origin else {}
         async with self._changes.multi(allow_oom=True) as pipe:
             pipe.hset(self._keys.instance, mapping=fields)
             if tried := [trial_field(name) for name in TRIED if name in fields]:
                 pipe.hdel(self._keys.instance, *tried)
+            for name, value in given.items():
+                if value is not None and (len(fields) == 1 or before.get(name) != value):
+                    self._record(
+                        pipe,
+                        SETTING_ACTIONS[name],
+                        "instance",
+                        before={name: before.get(name)},
+                        after={name: value},
+                    )
             self._changes.renew_instance(pipe)
             await pipe.execute()
 
@@ -329,45 +430,68 @@ class Registry(Listing):
 
     # How it is written
 
+    def _record(
+        self,
+        pipe: Any,
+        action: str,
+        target: str,
+        *,
+        before: audit.Facts | None = None,
+        after: audit.Facts | None = None,
+    ) -> None:
+        """Have the audit say what a change does, in that very change."""
+        audit.write(pipe, self._keys, self._origin, action, target, before=before, after=after)
+
     async def _change_holder(
-        self, scope: str, number: int, write: "Callable[[Any, str, _Owned | None], object]"
+        self,
+        scope: str,
+        number: int,
+        write: "Callable[[Any, str, records.Field, _Owned | None], object]",
+        field: str,
     ) -> bool:
         """Change what is kept beside a token, user or team; False if it is not there.
 
         Args:
             scope: "token", "user" or "team".
             number: its id.
-            write: called with the pipeline, the key of the record and, if it is a token's, what is
-                known of that.
+            write: called with the pipeline, the key of the record, the field's value and, if it is
+                a token's, what is known of that.
+            field: what is changed.
         """
         if scope == "team":
-            return await self._change_team(TeamId(number), lambda pipe, key: write(pipe, key, None))
+            return await self._change_team(
+                TeamId(number), lambda pipe, key, was: write(pipe, key, was, None), field
+            )
         key = self._limited(scope, number)
 
         async def change(pipe: Any) -> bool:
             if not await pipe.exists(key):
                 return False
+            was = await pipe.hget(key, field)
             token = None
             if scope == "token":
                 owner, expires = map(records.number, await pipe.hmget(key, "user", "expires_at"))
                 token = _Owned(UserId(owner or 0), None if expires is None else UnixMs(expires))
             pipe.multi()
-            write(pipe, key, token)
+            write(pipe, key, was, token)
             self._changes.renew(pipe, [UserId(number) if token is None else token.owner])
             return True
 
         return await self._changes.transaction(change, [key], allow_oom=True)
 
-    async def _change_team(self, team: TeamId, write: Callable[[Any, str], object]) -> bool:
-        """Change a team's own fields; every member's records are stale from then on."""
+    async def _change_team(
+        self, team: TeamId, write: Callable[[Any, str, records.Field], object], field: str
+    ) -> bool:
+        """Change a field of a team's; every member's records are stale from then on."""
         key, members_key = self._keys.team(team), self._keys.team_members(team)
 
         async def change(pipe: Any) -> bool:
             if not await pipe.exists(key):
                 return False
+            was = await pipe.hget(key, field)
             members = await self._watched_members(pipe, team)
             pipe.multi()
-            write(pipe, key)
+            write(pipe, key, was)
             self._changes.renew(pipe, members)
             return True
 
@@ -382,8 +506,27 @@ class Registry(Listing):
                 self._unlist(pipe, moved)
             for token in tokens:
                 self._put_token(pipe, token)
+            self._record_all(pipe, "token", tokens, old)
             self._changes.renew(pipe, {t.user for t in (*tokens, *old)})
             await pipe.execute()
+
+    def _record_all(
+        self,
+        pipe: Any,
+        noun: str,
+        new: Collection[User | Team | Token],
+        old: Collection[User | Team | Token] = (),
+    ) -> None:
+        """Record facts that are written: each by itself, or of very many their number."""
+        if len(new) > RECORDED_ONE_BY_ONE:
+            facts = {"count": len(new), "new": len(new) - len(old), "ids": _ids(new)}
+            self._record(pipe, f"{noun}.put", f"{len(new)} {noun}s", after=facts)
+            return
+        was = {one.id: one.facts() for one in old}
+        for one in new:
+            action = f"{noun}.change" if one.id in was else f"{noun}.add"
+            target = f"{noun} {one.id}"
+            self._record(pipe, action, target, before=was.get(one.id), after=one.facts())
 
     def _put_token(self, pipe: Any, token: Token) -> None:
         key, fields = self._keys.token(token.id), token.fields()
@@ -428,3 +571,27 @@ class Registry(Listing):
     async def _watched_members(self, pipe: Any, team: TeamId) -> list[UserId]:
         """Who is in a team, read within a transaction."""
         return [UserId(int(i)) for i in await pipe.hkeys(self._keys.team_members(team))]
+
+
+def _ids(found: Iterable[User | Team | Token]) -> list[int]:
+    return sorted(int(one.id) for one in found)
+
+
+def _limit_facts(limit: Limit | None) -> audit.Facts | None:
+    if limit is None:
+        return None
+    return {"limit": limit.requests, "window_seconds": limit.window_ms / 1000}
+
+
+def _restriction_facts(restriction: Restriction | None) -> audit.Facts | None:
+    if restriction is DAMAGED:
+        return {"damaged": True}
+    return None if restriction is None else restrictions.as_mapping(restriction)
+
+
+def _instance_facts(instance: Instance) -> audit.Facts:
+    return {
+        "api_enabled": instance.api_enabled,
+        "mcp_enabled": instance.mcp_enabled,
+        "allowlist": instance.allowlist.text,
+    }

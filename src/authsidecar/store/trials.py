@@ -7,7 +7,8 @@ looks for a trial that has ended, and ends it by one change; Redis's clock decid
 
 import asyncio
 import json
-from collections.abc import Sequence
+import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
@@ -15,7 +16,8 @@ from redis import exceptions
 from redis.asyncio import Redis
 
 from authsidecar.observe.log import Log
-from authsidecar.store import records
+from authsidecar.store import audit, records
+from authsidecar.store.audit import Origin, Via
 from authsidecar.store.changes import Changes
 from authsidecar.store.cluster import Cluster
 from authsidecar.store.keys import Keys
@@ -25,6 +27,13 @@ Tried = Literal["api_enabled", "allowlist"]
 """The settings that can be tried."""
 
 TRIED: Final[tuple[Tried, ...]] = ("api_enabled", "allowlist")
+
+SETTING_ACTIONS: Final = {
+    "api_enabled": "api.switch",
+    "mcp_enabled": "mcp.switch",
+    "allowlist": "allowlist.set",
+}
+"""What the audit calls a change of the instance's settings."""
 
 EVERY_S: Final = 1.0
 """The time between two looks of a process, in seconds."""
@@ -75,13 +84,15 @@ class Trial:
 class Trials:
     """Begins and ends trials; redis-py's own exceptions pass through to the caller."""
 
-    def __init__(self, client: "Redis", keys: Keys) -> None:
+    def __init__(self, client: "Redis", keys: Keys, origin: Origin | None = None) -> None:
         """Nothing is sent yet.
 
         Args:
             client: redis-py's asyncio client, decode_responses off.
             keys: the key names.
+            origin: who begins and confirms, for the audit; None: that is not recorded.
         """
+        self._origin = origin
         self._client: Any = client
         self._keys = keys
         self._changes = Changes(client, keys)
@@ -113,6 +124,10 @@ class Trials:
             trial = Trial(setting, UnixMs(now + within_ms), str(value), before)
             pipe.multi()
             pipe.hset(key, mapping={setting: value, trial_field(setting): trial.written()})
+            was = None if old is None else records.text(old)
+            after: dict[str, str | None] = {setting: trial.value, "until": rfc3339(trial.until)}
+            action = SETTING_ACTIONS[setting]
+            self._record(pipe, action, setting, was, after, origin=self._origin)
             self._changes.renew_instance(pipe)
             return trial
 
@@ -128,6 +143,10 @@ class Trials:
                 return False
             pipe.multi()
             pipe.hdel(key, trial_field(trial.setting))
+            after: dict[str, str | None] = {trial.setting: trial.value}
+            self._record(
+                *(pipe, "setting.confirm", trial.setting, trial.value), after, origin=self._origin
+            )
             return True
 
         return await self._changes.transaction(change, [key], allow_oom=True)
@@ -148,6 +167,11 @@ class Trials:
             for one in over:
                 if one.before is not None:
                     pipe.hset(key, one.setting, one.before)
+                after: dict[str, str | None] = {one.setting: one.before}
+                nobody = Origin("authsidecar", Via.TIME, socket.gethostname())
+                self._record(
+                    *(pipe, "setting.roll-back", one.setting, one.value), after, origin=nobody
+                )
             gone = [trial_field(one.setting) for one in over]
             gone += [one.setting for one in over if one.before is None]
             pipe.hdel(key, *gone)
@@ -155,6 +179,19 @@ class Trials:
             return over
 
         return await self._changes.transaction(change, [key], allow_oom=True)
+
+    def _record(
+        self,
+        pipe: Any,
+        action: str,
+        setting: str,
+        was: str | None,
+        after: Mapping[str, str | None],
+        *,
+        origin: Origin | None,
+    ) -> None:
+        before = {setting: was}
+        audit.write(pipe, self._keys, origin, action, "instance", before=before, after=after)
 
     async def keep_rolling_back(self, log: Log) -> None:
         """Look every second; a Redis that is away is tried again."""

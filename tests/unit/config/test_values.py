@@ -26,6 +26,9 @@ RUN = {
     "listen.memo_entries": ("0", 0),
     "listen.reuse_port": ("on", True),
     "management.address": ("[::1]:9999", "[::1]:9999"),
+    "management.tls_cert_file": ("/cert.pem", Path("/cert.pem")),
+    "management.tls_key_file": ("/key.pem", Path("/key.pem")),
+    "management.metrics_key": ("true", True),
     "redis.url": ("rediss://u:p@cache:6380/2", "rediss://u:p@cache:6380/2"),
     "redis.prefix": ("az:", "az:"),
     "redis.budget_ms": ("75", 75),
@@ -88,6 +91,8 @@ RUN = {
 
 BESIDE = {
     "redis.tls_ca_file": {"redis.url": "rediss://cache"},
+    "management.tls_cert_file": {"management.tls_key_file": "/key.pem"},
+    "management.tls_key_file": {"management.tls_cert_file": "/cert.pem"},
     "redis.tls_cert_file": {"redis.url": "rediss://cache", "redis.tls_key_file": "/key.pem"},
     "redis.tls_key_file": {"redis.url": "rediss://cache", "redis.tls_cert_file": "/cert.pem"},
     "mail.host": {"mail.sender": "a@example.com"},
@@ -257,6 +262,9 @@ WRONG = [
     ("redis.budget_ms", "50ms", "a whole number from 1 to 10000"),
     ("redis.username", "a\nb", "1 to 255 characters"),
     ("redis.tls_ca_file", "/ca.pem", "rediss://"),
+    ("management.tls_cert_file", "/cert.pem", "both, or neither"),
+    ("management.tls_key_file", "/key.pem", "both, or neither"),
+    ("management.metrics_key", "maybe", "true or false"),
     ("redis.tls_cert_file", "/cert.pem", "both, or neither"),
     ("redis.tls_key_file", "/key.pem", "both, or neither"),
     ("redis.wait_replicas", "-1", "a whole number from 0 to 10"),
@@ -350,6 +358,7 @@ WRONG = [
 ABOUT = {
     ("redis.tls_ca_file", "/ca.pem"): "redis.url",
     ("redis.tls_key_file", "/key.pem"): "redis.tls_cert_file",
+    ("management.tls_key_file", "/key.pem"): "management.tls_cert_file",
     ("mail.host", "mail.example.com"): "mail.sender",
     ("sync.source", "coolify"): "sync.dsn",
     ("sync.host", "db"): "sync.user",

@@ -154,6 +154,8 @@ def key_rows() -> set[str]:
         "bucket": "BUCKET",
         "address": "ADDRESS",
         "number": "NUMBER",
+        "management_key": "ID",
+        "request": "DIGEST",
         "warning": "ID:EXPIRY:HOURS:CHANNEL",
     }
     rows = set()

@@ -10,6 +10,12 @@ PRINCIPAL_SCOPES = ("token", "user", "team", "address")
 """The counters of an authenticated request, narrowest first; only the configured ones count."""
 
 
+LARGEST_LIMIT = 100_000
+"""The most requests in a window that somebody may be given at run time."""
+
+LONGEST_WINDOW_S = 86_400
+"""The longest such window, in seconds: a day."""
+
 RESTRICTION = "restriction"
 """The scope of a restriction's own rate."""
 

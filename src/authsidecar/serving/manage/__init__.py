@@ -1,0 +1,1 @@
+"""The management API on the management listener, and who may use it."""

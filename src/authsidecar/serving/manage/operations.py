@@ -1,0 +1,179 @@
+"""What an operation of the management API is: its place, its types, and what may be answered."""
+
+import base64
+import json
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+from redis.asyncio import Redis
+
+from authsidecar.decision.addresses import Networks
+from authsidecar.decision.authorize import Rules
+from authsidecar.serving.manage.models import Query
+from authsidecar.store.audit import Origin, Trail
+from authsidecar.store.decisions import DecisionStore
+from authsidecar.store.keys import Keys
+from authsidecar.store.management_keys import ManagementKeys, Scope
+from authsidecar.store.registry import Registry
+
+Asked = Callable[[], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sidecar:
+    """What operations work with.
+
+    Attributes:
+        client: redis-py's asyncio client.
+        keys: the key names.
+        decisions: the hot path's store, for explanations.
+        rules: what decisions depend on now.
+        hops: networks that are skipped in X-Forwarded-For now.
+        replicas: how many a revocation waits for, and for how many milliseconds.
+        owner: tells whose the state is, if a sync owns it.
+        missing: tells what keeps the process from deciding.
+        sync: tells what the sync tells of itself.
+        background: what fails beside requests, by task.
+        warnings: what is unwise about the configuration.
+        version: of this program.
+    """
+
+    client: "Redis"
+    keys: Keys
+    decisions: DecisionStore
+    rules: Callable[[], Rules]
+    hops: Callable[[], Networks]
+    replicas: tuple[int, int]
+    owner: Asked
+    missing: Asked
+    sync: Asked
+    background: Callable[[], Mapping[str, str]]
+    warnings: tuple[str, ...]
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request, read and found right.
+
+    Attributes:
+        sidecar: what it works with.
+        origin: who asks, for the audit.
+        path: the numbers and words of its path, by name.
+        query: its query.
+        body: its body.
+    """
+
+    sidecar: Sidecar
+    origin: Origin
+    path: Mapping[str, Any]
+    query: Any
+    body: Any
+
+    @property
+    def registry(self) -> Registry:
+        """Users, teams, tokens and settings, changed by who asks."""
+        return Registry(self.sidecar.client, self.sidecar.keys, self.origin)
+
+    @property
+    def management_keys(self) -> ManagementKeys:
+        """The keys, changed by who asks."""
+        return ManagementKeys(self.sidecar.client, self.sidecar.keys, self.origin)
+
+    @property
+    def trail(self) -> Trail:
+        """The audit."""
+        return Trail(self.sidecar.client, self.sidecar.keys)
+
+
+class RefusedError(Exception):
+    """An operation is not done; the problem that is answered.
+
+    Attributes:
+        status: 400, 404, 409, 412 or 422.
+        why: one line, in the CLI's words where it has any.
+    """
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+        self.why = why
+
+
+Run = Callable[[Call], Coroutine[Any, Any, BaseModel]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One operation.
+
+    Attributes:
+        method: GET, POST, PUT, PATCH or DELETE.
+        path: below /manage/v1, with {names}.
+        name: its operationId.
+        summary: what it does, one line.
+        run: does it.
+        answer: what it gives.
+        scope: what a key must have for it.
+        status: of what it gives.
+        query: what its query may hold.
+        body: what it takes.
+        refusals: statuses beside those that any operation may have.
+        owned: whether a sync that owns the state forbids it.
+        tagged: whether its answer has an ETag.
+        current: for a change of what has an ETag: reads what If-Match is compared with.
+        creates: whether it takes an Idempotency-Key: reads again what was created.
+    """
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    run: Run
+    answer: type[BaseModel]
+    scope: Scope = Scope.READ
+    status: int = 200
+    query: type[Query] | None = None
+    body: type[BaseModel] | None = None
+    refusals: tuple[int, ...] = ()
+    owned: bool = False
+    tagged: bool = False
+    current: Run | None = None
+    creates: Run | None = None
+    tags: tuple[str, ...] = field(default=())
+
+
+def write_cursor(place: Any) -> str:
+    """A place in a list as its next page names it; opaque to clients."""
+    return base64.urlsafe_b64encode(json.dumps(place, separators=(",", ":")).encode()).decode()
+
+
+def read_cursor(text: str | None) -> Any:
+    """The place that `write_cursor` wrote; None: the beginning.
+
+    Raises:
+        RefusedError: it is no cursor.
+    """
+    if text is None:
+        return None
+    try:
+        return json.loads(base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True))
+    except (ValueError, RecursionError):
+        raise RefusedError(422, "cursor: is none that a page gave as `next`") from None
+
+
+def place_in_set(place: Any) -> tuple[int, bool]:
+    """The place in a set: its number, and whether the set is scanned.
+
+    Raises:
+        RefusedError: it is none.
+    """
+    match place:
+        case None:
+            return 0, False
+        case [int(number), bool(scan)] if not isinstance(number, bool) and 0 <= number < 2**64:
+            return number, scan
+        case _:
+            raise RefusedError(422, "cursor: is none that a page gave as `next`")

@@ -1,0 +1,211 @@
+"""The instance's settings and the limits over the management API."""
+
+from authsidecar.admin.limits import Standing, chosen, counter, look_up
+from authsidecar.admin.refusal import Refusal, absent
+from authsidecar.admin.settings import root_callers, set_allowlist, switch_api, switch_mcp
+from authsidecar.decision.addresses import parse_address
+from authsidecar.serving.manage import models
+from authsidecar.serving.manage.operations import (
+    Call,
+    Operation,
+    RefusedError,
+    place_in_set,
+    read_cursor,
+    write_cursor,
+)
+from authsidecar.serving.manage.tokens import list_tokens
+from authsidecar.store.management_keys import Scope
+from authsidecar.times import rfc3339
+
+
+async def read_settings(call: Call) -> models.Settings:
+    """The switches and the allowlist."""
+    found = await call.registry.instance()
+    allowlist = models.Allowlist(
+        text=found.allowlist.text,
+        everyone=found.allowlist.everyone,
+        entries=list(found.allowlist.entries),
+    )
+    return models.Settings(
+        api_enabled=found.api_enabled, mcp_enabled=found.mcp_enabled, allowlist=allowlist
+    )
+
+
+async def change_settings(call: Call) -> models.ChangedSettings:
+    """Change what is given: the allowlist first, which may be refused."""
+    body: models.SettingsChange = call.body
+    sidecar = call.sidecar
+    warnings: list[str] = []
+    if body.allowlist is not None:
+        caller = None if body.my_ip is None else parse_address(body.my_ip)
+        if body.my_ip is not None and caller is None:
+            raise RefusedError(422, "my_ip: is not an IP address (no port, no network, no name)")
+        saved = await set_allowlist(
+            call.registry,
+            body.allowlist,
+            caller=caller,
+            force=body.force,
+            callers=lambda: root_callers(
+                call.registry, sidecar.client, sidecar.keys, sidecar.rules().policy.instance_team
+            ),
+        )
+        if isinstance(saved, Refusal):
+            raise RefusedError(422, saved.why)
+        warnings += saved.warnings
+    if body.api_enabled is not None:
+        await switch_api(call.registry, on=body.api_enabled)
+    if body.mcp_enabled is not None:
+        await switch_mcp(call.registry, on=body.mcp_enabled, team=None)
+    found = await read_settings(call)
+    return models.ChangedSettings(**dict(found), warnings=warnings)
+
+
+async def list_limits(call: Call) -> models.LimitPage:
+    """A page of overrides: it looks at some holders, and gives those that have one."""
+    query: models.LimitsQuery = call.query
+    registry, keys = call.registry, call.sidecar.keys
+    if query.scope == "token":
+        page = await list_tokens(
+            Call(
+                call.sidecar,
+                call.origin,
+                call.path,
+                models.TokensQuery(limit=query.limit, cursor=query.cursor),
+                None,
+            )
+        )
+        ids, following = [one.id for one in page.items], page.next
+    else:
+        cursor, scan = place_in_set(read_cursor(query.cursor))
+        index = keys.users if query.scope == "user" else keys.teams
+        found, more, scanned = await registry.page(index, cursor, query.limit, scan=scan)
+        ids, following = found, None if more is None else write_cursor([more, scanned])
+    own = await registry.limits_of(query.scope, ids)
+    items = [await _standing(call, query.scope, number) for number in own]
+    return models.LimitPage(items=items, next=following)
+
+
+async def read_limit(call: Call) -> models.Limit:
+    """What holds for a user, token or team, and how much of it is used."""
+    return await _standing(call, call.path["scope"], call.path["id"])
+
+
+async def set_limit(call: Call) -> models.Limit:
+    """Give it a limit of its own."""
+    scope, number = call.path["scope"], call.path["id"]
+    body: models.NewLimit = call.body
+    wanted = chosen(body.limit, body.window_seconds, call.sidecar.rules().limits.get(scope))
+    if not await call.registry.set_limit(scope, number, wanted):
+        raise RefusedError(404, absent(scope, number))
+    return await read_limit(call)
+
+
+async def clear_limit(call: Call) -> models.Limit:
+    """Take it back; the configured one applies again."""
+    scope, number = call.path["scope"], call.path["id"]
+    if not await call.registry.set_limit(scope, number, None):
+        raise RefusedError(404, absent(scope, number))
+    return await read_limit(call)
+
+
+async def reset_limit(call: Call) -> models.Limit:
+    """Forget what was counted."""
+    scope, number = call.path["scope"], call.path["id"]
+    found = await counter(call.registry, scope, number)
+    if found is None:
+        raise RefusedError(404, absent(scope, number))
+    await call.registry.reset(found)
+    return await read_limit(call)
+
+
+async def _standing(call: Call, scope: models.ScopeName, number: int) -> models.Limit:
+    found = await look_up(call.registry, call.sidecar.rules().limits, scope, number)
+    if found is None:
+        raise RefusedError(404, absent(scope, number))
+    return _limit(scope, number, found)
+
+
+def _limit(scope: models.ScopeName, number: int, found: Standing) -> models.Limit:
+    limit = found.limit
+    return models.Limit(
+        scope=scope,
+        id=number,
+        limit=None if limit is None else limit.requests,
+        window_seconds=None if limit is None else limit.window_ms / 1000,
+        source=found.source,
+        used=found.used,
+        remaining=None if limit is None else max(0, limit.requests - found.used),
+        free_at=None if found.free_at is None else rfc3339(found.free_at),
+    )
+
+
+OPERATIONS = (
+    Operation(
+        method="GET",
+        path="/settings",
+        name="readSettings",
+        summary="Read the switches and the allowlist.",
+        run=read_settings,
+        answer=models.Settings,
+        tagged=True,
+    ),
+    Operation(
+        method="PATCH",
+        path="/settings",
+        name="changeSettings",
+        summary="Change the switches and the allowlist, from the very next request on.",
+        run=change_settings,
+        body=models.SettingsChange,
+        answer=models.ChangedSettings,
+        current=read_settings,
+        scope=Scope.WRITE,
+        owned=True,
+    ),
+    Operation(
+        method="GET",
+        path="/limits",
+        name="listLimits",
+        summary="List the limits that were set, with what is used of them.",
+        run=list_limits,
+        query=models.LimitsQuery,
+        answer=models.LimitPage,
+        refusals=(404, 422),
+    ),
+    Operation(
+        method="GET",
+        path="/limits/{scope}/{id}",
+        name="readLimit",
+        summary="Read what holds for a user, token or team, and how much of it is used.",
+        run=read_limit,
+        answer=models.Limit,
+    ),
+    Operation(
+        method="PUT",
+        path="/limits/{scope}/{id}",
+        name="setLimit",
+        summary="Give a user, token or team a limit of its own.",
+        run=set_limit,
+        body=models.NewLimit,
+        answer=models.Limit,
+        scope=Scope.WRITE,
+    ),
+    Operation(
+        method="DELETE",
+        path="/limits/{scope}/{id}",
+        name="clearLimit",
+        summary="Take it back; the configured one applies again.",
+        run=clear_limit,
+        answer=models.Limit,
+        scope=Scope.WRITE,
+    ),
+    Operation(
+        method="POST",
+        path="/limits/{scope}/{id}/reset",
+        name="resetLimit",
+        summary="Forget what was counted: the full limit is there again.",
+        run=reset_limit,
+        answer=models.Limit,
+        scope=Scope.WRITE,
+    ),
+)
+"""In the order of their paths."""
