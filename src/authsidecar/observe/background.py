@@ -17,7 +17,15 @@ from authsidecar.observe.log import Log
 from authsidecar.tasks import end
 
 Name = Literal[
-    "sync", "sync_status", "last_used", "warnings", "metrics", "sentinel", "cluster", "embedded"
+    "sync",
+    "sync_status",
+    "last_used",
+    "receipts",
+    "warnings",
+    "metrics",
+    "sentinel",
+    "cluster",
+    "embedded",
 ]
 """The tasks that there are; closed, since it labels a metric."""
 

@@ -16,18 +16,21 @@ from redis.asyncio import Redis
 
 from authsidecar import __version__
 from authsidecar.config import Settings
+from authsidecar.config.digest import digest
 from authsidecar.coolify.source import SourceError
 from authsidecar.coolify.status import exported, read_owner, readiness
 from authsidecar.coolify.sync import following
 from authsidecar.decision.addresses import Networks
 from authsidecar.decision.authorize import UNSYNCED, Rules, StoreError
 from authsidecar.decision.ratelimit.pace import AddressPace
+from authsidecar.decision.routes import RELEASES, coolify
 from authsidecar.expiry.notice import HOUR_MS
 from authsidecar.expiry.rounds import NoDriverError, WarningOptions, WarningResult, warning
 from authsidecar.observe.background import Background
 from authsidecar.observe.log import Bridge, Log
 from authsidecar.observe.metrics import Telemetry, collected
 from authsidecar.observe.once import Once
+from authsidecar.observe.receipts import Origin, words
 from authsidecar.run import descriptors
 from authsidecar.run.errors import AwayError, StartError
 from authsidecar.run.life import Life, StoppedError, log_ignored_signals
@@ -50,6 +53,8 @@ from authsidecar.store.absent import AbsentStore
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 from authsidecar.store.last_used import LastUses, last_uses
+from authsidecar.store.receipts import Options as ReceiptOptions
+from authsidecar.store.receipts import Receipts, written
 from authsidecar.store.registry import Registry
 from authsidecar.store.trips import KINDS, kind_of
 
@@ -183,7 +188,12 @@ async def running(
         stack.push_async_callback(decisions.close)
         telemetry.watch(lambda: decisions.connections)
         uses = await stack.enter_async_context(last_uses(client, keys, log, background))
-        authz = _authz_server(settings, log, client, telemetry, decided_by=decided_by, uses=uses)
+        receipts = await stack.enter_async_context(
+            _receipts(settings, decided_by, client, registry, background)
+        )
+        authz = _authz_server(
+            settings, log, client, telemetry, decided_by=decided_by, uses=uses, receipts=receipts
+        )
         beside = await stack.enter_async_context(AsyncExitStack())
         await beside.enter_async_context(
             exported(client, keys, registry, background, expected=synced)
@@ -266,6 +276,7 @@ def _authz_server(
     *,
     decided_by: Rules,
     uses: LastUses,
+    receipts: Receipts | None,
 ) -> AuthzServer:
     """What answers subrequests; until it is given a store, with 503."""
     keys = Keys(settings.redis.prefix)
@@ -279,6 +290,7 @@ def _authz_server(
         trusted_hops=Networks.of(settings.hop_networks),
         report_only=report_only,
         uses=uses,
+        receipts=receipts,
         expiry_ms=settings.mail.expiry_header_hours * HOUR_MS,
         memo_entries=settings.listen.memo_entries,
         witness=Witness(
@@ -390,6 +402,36 @@ def _warning(
         raise StartError(str(error)) from None
     keys = Keys(settings.redis.prefix)
     return warning(options, client, keys, log, telemetry.warned, background=background)
+
+
+@asynccontextmanager
+async def _receipts(
+    settings: Settings,
+    decided_by: Rules,
+    client: "Redis",
+    registry: CollectorRegistry,
+    background: Background,
+) -> AsyncIterator[Receipts | None]:
+    """What keeps receipts, if they are to be kept."""
+    section = settings.receipts
+    if not section.enabled:
+        yield None
+        return
+    options = ReceiptOptions(
+        share=section.share,
+        max_entries=section.max_entries,
+        max_age_ms=section.max_age_hours * HOUR_MS,
+        max_per_second=section.max_per_second,
+    )
+    origin = Origin(
+        release=__version__,
+        config=digest(settings, map(repr, decided_by.policy.routes)),
+        words=words(decided_by.policy.routes, *map(coolify, RELEASES)),
+        report_only=settings.enforcement == "report",
+    )
+    receipts = Receipts(client, Keys(settings.redis.prefix), options, origin, registry)
+    async with written(receipts, background):
+        yield receipts
 
 
 async def _switch(client: "Redis", keys: Keys, enabled: bool) -> None:

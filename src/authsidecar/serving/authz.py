@@ -38,6 +38,7 @@ from authsidecar.serving.subrequest import (
 from authsidecar.serving.warm_path import WarmPath
 from authsidecar.serving.witness import Witness, identify_doctor, is_probe
 from authsidecar.store.last_used import LastUses
+from authsidecar.store.receipts import Receipts
 
 HEADERS_TOO_LARGE: Final = Reason(
     "headers_too_large", Kind.MALFORMED, 431, "The request's headers are too large."
@@ -75,6 +76,7 @@ class AuthzServer:
         witness: Witness | None = None,
         report_only: bool = False,
         uses: LastUses | None = None,
+        receipts: Receipts | None = None,
         expiry_ms: int = 0,
         memo_entries: int = ENTRIES,
     ) -> None:
@@ -92,6 +94,7 @@ class AuthzServer:
                 passes without identity, but for peers that are not trusted.
             expiry_ms: how long before its expiry a token is said to expire, in milliseconds.
             uses: told of every request that a token authenticated.
+            receipts: told of every decision; keeps those that can be looked up.
             witness: asked of a request without a readable token: is it a doctor's probe?
             memo_entries: how many subrequests are remembered at the most; 0: none.
         """
@@ -105,6 +108,7 @@ class AuthzServer:
         self._report_only = report_only
         self._witness = witness
         self._uses = uses
+        self._receipts = receipts
         self._expiry_ms = expiry_ms
         self._peers: dict[str, bool] = {}
         self._decision_ids = DecisionIds(secrets.token_bytes(5))
@@ -255,6 +259,13 @@ class AuthzServer:
         start: float,
     ) -> None:
         """Count and log what was decided, whatever is answered."""
+        if self._receipts is not None:
+            if isinstance(access, AccessRequest) and isinstance(outcome.verdict, Allow):
+                self._receipts.admitted(decision_id, endpoint.proxy, access, outcome, self._store)
+            else:
+                self._receipts.refused(
+                    decision_id, endpoint.proxy, access, outcome, peer, self._store
+                )
         if isinstance(access, Deny):
             deny = outcome.verdict if isinstance(outcome.verdict, Deny) else access
             self._telemetry.unreadable(endpoint.proxy, deny, decision_id, peer)
