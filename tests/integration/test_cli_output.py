@@ -128,6 +128,10 @@ READING = [
     "config example",
     "completion bash",
     "explain GET /api/v1/teams",
+    "decisions top",
+    "decisions report",
+    "decisions report --csv",
+    "simulate",
 ]
 
 CHANGING = [
@@ -168,6 +172,9 @@ ELSEWHERE = {
     "sync coolify install-triggers",
     "sync coolify remove-triggers",
     "routes import",
+    "decisions tail",
+    "decisions show",
+    "decisions export",
 }
 """Commands with a test of their own, or that write nothing to standard output but a log."""
 

@@ -40,6 +40,9 @@ _ID: Final = re.compile(
 )
 """How Coolify spells what it names: a cuid2, a plain number, or a UUID."""
 
+_SHORT_ID: Final = re.compile(r"[a-z0-9]{6,36}")
+"""What may be one where a route has a uuid."""
+
 _REQUEST_ID: Final = re.compile(r"[0-9A-Fa-f-]{16,64}")
 
 
@@ -80,6 +83,7 @@ class Receipt:
         api_enabled: the API switch; None if it was not looked at.
         mcp_enabled: the instance's MCP switch; the same.
         address_allowed: whether the allowlist admitted the address; the same.
+        isolated: the team of a resource in the path was looked at.
     """
 
     id: str
@@ -114,6 +118,7 @@ class Receipt:
     api_enabled: bool | None = None
     mcp_enabled: bool | None = None
     address_allowed: bool | None = None
+    isolated: bool = False
 
     @property
     def address(self) -> str | None:
@@ -151,12 +156,14 @@ class Origin(NamedTuple):
         config: the digest of its configuration.
         words: the words that its route tables spell out.
         report_only: what is refused passes all the same.
+        isolated: resources that are known to be another team's are refused.
     """
 
     release: str
     config: str
     words: Collection[str]
     report_only: bool
+    isolated: bool = False
 
 
 def words(*tables: RouteTable) -> frozenset[str]:
@@ -170,18 +177,34 @@ def words(*tables: RouteTable) -> frozenset[str]:
     )
 
 
-def shown_path(path: str, known: Collection[str]) -> str | None:
+def shown_path(path: str, known: Collection[str], template: str | None = None) -> str | None:
     """A path without what may be anything: words of the route table and ids stay.
+
+    Args:
+        path: as it was judged.
+        known: the words of the route table.
+        template: the route that was reached; None: none.
 
     >>> shown_path("/api/v1/projects/my-secret", {"api", "v1", "projects"})
     '/api/v1/projects/*'
     """
-    if path.count("/") > LONGEST_PATH:
+    parts = path.split("/")
+    if len(parts) > LONGEST_PATH:
         return None
+    places = [] if template is None else template.split("/")
+    if len(places) != len(parts):
+        places = [""] * len(parts)
     return "/".join(
-        part if not part or part in known or _ID.fullmatch(part) else HIDDEN
-        for part in path.split("/")
+        part if not part or part in known or _is_id(part, place) else HIDDEN
+        for part, place in zip(parts, places, strict=True)
     )
+
+
+def _is_id(part: str, place: str) -> bool:
+    """Whether a segment names something of Coolify's; old uuids are as short as 7 characters."""
+    if place.endswith("uuid}") and _SHORT_ID.fullmatch(part):
+        return True
+    return _ID.fullmatch(part) is not None
 
 
 def receipt(decided: Decided, origin: Origin) -> Receipt:
@@ -203,6 +226,7 @@ def receipt(decided: Decided, origin: Origin) -> Receipt:
         weight=decided.weight,
         release=origin.release,
         config=origin.config,
+        isolated=origin.isolated,
         counters=outcome.quotas,
         **(
             {"peer": decided.peer or None}
@@ -219,7 +243,7 @@ def _of_request(access: AccessRequest, outcome: Outcome, origin: Origin) -> dict
     return {
         "method": access.method,
         "route": outcome.route,
-        "path": shown_path(access.path, origin.words),
+        "path": shown_path(access.path, origin.words, outcome.route),
         "client": str(access.client),
         "preflight": access.preflight,
         "request_id": request_id if request_id and _REQUEST_ID.fullmatch(request_id) else None,

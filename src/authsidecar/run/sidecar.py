@@ -428,6 +428,7 @@ async def _receipts(
         config=digest(settings, map(repr, decided_by.policy.routes)),
         words=words(decided_by.policy.routes, *map(coolify, RELEASES)),
         report_only=settings.enforcement == "report",
+        isolated=settings.sync.team_isolation,
     )
     receipts = Receipts(client, Keys(settings.redis.prefix), options, origin, registry)
     async with written(receipts, background):
