@@ -252,6 +252,29 @@ async def test_a_sidecar_keeps_what_it_refuses(sidecar, redis_client):
     assert 'authsidecar_receipts_dropped_total{cause="redis"} 0.0' in text
 
 
+async def test_requests_that_were_seen_before_are_kept_like_others(
+    redis_server, redis_client, tmp_path
+):
+    """With a share of all, each admission has its receipt, also on the short way."""
+    registry = seed.registry(redis_client)
+    await seed.user(registry, 7, t3="owner")
+    await registry.put_tokens([seed.token(1, user=7, team=3)])
+    await registry.set_instance(api_enabled=True)
+    process = start_sidecar(tmp_path, redis_server.url, RECEIPTS__SHARE="1")
+    names = set()
+    for _ in range(8):
+        answer = process.ask("GET", "/api/v1/teams", authorization=bearer(1))
+        names.add(answer.header("X-Auth-Decision-Id"))
+    assert process.stop() == 0  # the last receipts are written at the end
+    found = {one.id: one for one in await all_of(redis_client)}
+    assert set(found) == names
+    counters = sorted(one.counters[0].remaining for one in found.values())
+    assert counters == list(range(192, 200))
+    assert {(one.token, one.path, one.code) for one in found.values()} == {
+        (1, "/api/v1/teams", None)
+    }
+
+
 async def _codes(client, names) -> bool:
     return None not in [await find(client, Keys(), name) for name in names]
 

@@ -118,6 +118,7 @@ class AuthzServer:
             telemetry,
             self._decision_ids,
             uses=uses,
+            receipts=receipts,
             expiry_ms=expiry_ms,
             plain=self._decide,
             finish=self._finish,

@@ -149,20 +149,28 @@ class Receipts:
             outcome: what was decided.
             store: what it was decided by.
         """
-        record = outcome.record
-        if record is not None:
-            first = (record.token, outcome.route)
+        token = None if outcome.record is None else outcome.record.token
+        weight = self.weight(token, outcome.route)
+        if weight:
+            self.keep(Decided(decision_id, proxy, access, outcome, "", store.current(), weight))
+
+    def weight(self, token: TokenId | None, route: str | None) -> float:
+        """For how many admissions the receipt of this one is to stand; 0: it is not kept.
+
+        Args:
+            token: what was proven; None: nothing.
+            route: the template that was reached.
+        """
+        if token is not None:
+            first = (token, route)
             if first not in self._firsts and len(self._firsts) < FIRSTS:
                 self._firsts.add(first)
-                self._keep(Decided(decision_id, proxy, access, outcome, "", store.current(), 1))
-                return
+                return 1
         if self._skip:
             self._skip -= 1
-            return
+            return 0
         self._skip = self._skipped()
-        if self._weight:
-            weight = self._weight
-            self._keep(Decided(decision_id, proxy, access, outcome, "", store.current(), weight))
+        return self._weight
 
     def refused(  # noqa: PLR0917  # in the path of every request
         self,
@@ -183,9 +191,10 @@ class Receipts:
             peer: who called.
             store: what it was decided by.
         """
-        self._keep(Decided(decision_id, proxy, access, outcome, peer, store.current(), 1))
+        self.keep(Decided(decision_id, proxy, access, outcome, peer, store.current(), 1))
 
-    def _keep(self, decided: Decided) -> None:
+    def keep(self, decided: Decided) -> None:
+        """Have a receipt of a decision written, if there is room."""
         now = time.monotonic()
         if now - self._second >= 1:
             self._second = now
