@@ -128,7 +128,6 @@ READING = [
     "config example",
     "completion bash",
     "explain GET /api/v1/teams",
-    "decisions top",
     "decisions report",
     "decisions report --csv",
     "simulate",
@@ -173,6 +172,7 @@ ELSEWHERE = {
     "sync coolify remove-triggers",
     "routes import",
     "decisions tail",
+    "decisions top",
     "decisions show",
     "decisions export",
 }
