@@ -14,7 +14,7 @@ from authsidecar.decision.restrictions import TOKEN_RESTRICTED
 from authsidecar.store.keys import Keys
 from authsidecar.store.receipts import find
 from tests.integration.test_cli_explain import CASES, GOLDEN, Case, world
-from tests.integration.test_receipts import State, outcome, request
+from tests.integration.test_receipts import STATE, outcome, request
 from tests.integration.test_receipts import receipts as kept_by
 from tests.support import seed
 from tests.support.cli import invoke, with_registry
@@ -60,15 +60,15 @@ def refuse(case: Case, sidecars, redis_url: str) -> dict:
 
         await with_registry(redis_url, build)
         token = case.token
-        if token in range(99):
+        if isinstance(token, int):
             token = f"{token}|{seed.secret_of(token)}"
-        headers = [tuple(case.more[1].split(": "))] if case.more[:1] == ("--header",) else []
+        name, _, value = case.more[1].partition(": ") if case.more else ("", "", "")
         request = subrequest(
             case.method,
             case.target,
             authorization=None if token is None else f"Bearer {token}",
             client="192.0.2.1",
-            headers=headers,
+            headers=[(name, value)] if name else [],
         )
         await asyncio.sleep(1.1 if case.isolated or case.prepare else 0)  # the instance is cached
         answer = (await ask(sidecars[case.isolated].port, request))[0]
@@ -133,9 +133,9 @@ def kept(redis_url):
             ):
                 told = outcome(deny, token)
                 if deny is None:
-                    receipts.admitted(name, Proxy.NGINX, request(), told, State())
+                    receipts.admitted(name, Proxy.NGINX, request(), told, STATE)
                 else:
-                    receipts.refused(name, Proxy.NGINX, request(), told, "", State())
+                    receipts.refused(name, Proxy.NGINX, request(), told, "", STATE)
             await receipts.write()
 
     asyncio.run(with_registry(redis_url, world))

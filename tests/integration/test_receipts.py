@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -31,14 +32,16 @@ from authsidecar.decision.policy import Instance
 from authsidecar.observe.receipts import Origin
 from authsidecar.store import receipts as written
 from authsidecar.store.keys import Keys
-from authsidecar.store.receipts import Options, Reader, Receipts, find
+from authsidecar.store.receipts import Reader, ReceiptOptions, ReceiptWriter, find
 from authsidecar.times import UnixMs
 from tests.support import seed
 from tests.support.seed import bearer
 from tests.support.sidecar import get, start_sidecar
 from tests.support.waiting import eventually
 
-KEEP_ALL = Options(share=1, max_entries=100_000, max_age_ms=3_600_000, max_per_second=100_000)
+KEEP_ALL = ReceiptOptions(
+    share=1, max_entries=100_000, max_age_ms=3_600_000, max_per_second=100_000
+)
 ORIGIN = Origin("1.2.3", "c0ffee", {"api", "v1", "teams"}, report_only=False)
 UUID = "abcdefghijklmnopqrstuvwx"
 
@@ -49,6 +52,9 @@ class State:
     @staticmethod
     def current():
         return Instance(api_enabled=True, allowlist=parse("192.0.2.0/24"), mcp_enabled=False)
+
+
+STATE: Any = State()
 
 
 def record(token: int = 7) -> TokenRecord:
@@ -80,12 +86,14 @@ def outcome(verdict=None, token: int | None = 7, at: int | None = None) -> Outco
     )
 
 
-def receipts(client, registry=None, **options) -> Receipts:
-    return Receipts(client, Keys(), Options(**{**vars_of(KEEP_ALL), **options}), ORIGIN, registry)
+def receipts(client, registry=None, **options) -> ReceiptWriter:
+    return ReceiptWriter(
+        client, Keys(), ReceiptOptions(**{**vars_of(KEEP_ALL), **options}), ORIGIN, registry
+    )
 
 
-def vars_of(options: Options) -> dict:
-    return {name: getattr(options, name) for name in Options.__slots__}
+def vars_of(options: ReceiptOptions) -> dict:
+    return {name: getattr(options, name) for name in ReceiptOptions.__slots__}
 
 
 async def all_of(client) -> list:
@@ -95,9 +103,9 @@ async def all_of(client) -> list:
     return sorted(found, key=lambda one: one.id)
 
 
-def refuse(kept: Receipts, name: str, *, token: int | None = 7) -> None:
+def refuse(kept: ReceiptWriter, name: str, *, token: int | None = 7) -> None:
     deny = Deny(PERMISSION_MISSING, "the route needs write", (Permission.WRITE,))
-    kept.refused(name, Proxy.NGINX, request(), outcome(deny, token), "", State())
+    kept.refused(name, Proxy.NGINX, request(), outcome(deny, token), "", STATE)
 
 
 async def test_a_refusal_is_found_by_its_id_with_all_it_was_decided_from(redis_client):
@@ -122,13 +130,13 @@ async def test_of_admissions_a_share_and_the_first_of_token_and_route_in_an_hour
     """Share 0: the firsts alone, with a weight of 1; share 0.1: about a tenth, each for ten."""
     firsts = receipts(redis_client, share=0)
     for n in range(100):
-        firsts.admitted(f"f{n}", Proxy.NGINX, request(), outcome(token=n % 2), State())
+        firsts.admitted(f"f{n}", Proxy.NGINX, request(), outcome(token=n % 2), STATE)
     await firsts.write()
     assert [(one.id, one.weight) for one in await all_of(redis_client)] == [("f0", 1), ("f1", 1)]
     await redis_client.flushdb()
     some = receipts(redis_client, share=0.1)
     for n in range(5000):
-        some.admitted(f"s{n}", Proxy.NGINX, request(), outcome(), State())
+        some.admitted(f"s{n}", Proxy.NGINX, request(), outcome(), STATE)
     await some.write()
     sampled = [one for one in await all_of(redis_client) if one.weight > 1]
     assert {one.weight for one in sampled} == {10}
@@ -203,7 +211,7 @@ async def test_only_words_of_the_routes_and_ids_stay_of_a_path(redis_client):
     for n, path in enumerate(
         (f"/api/v1/teams/{UUID}", "/api/v1/hunter2/S3CRET", "/api" + "/a" * 99)
     ):
-        kept.admitted(f"{n}", Proxy.NGINX, request(path), outcome(token=n), State())
+        kept.admitted(f"{n}", Proxy.NGINX, request(path), outcome(token=n), STATE)
     await kept.write()
     found = [one.path for one in await all_of(redis_client)]
     assert found == [f"/api/v1/teams/{UUID}", "/api/v1/*/*", None]

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from authsidecar.admin.replay import Replay
-from authsidecar.admin.simulate import Change, simulate
+from authsidecar.admin.simulate import SimulatedChange, simulate
 from authsidecar.decision.allowlist import parse
 from authsidecar.decision.authorize import Charged, Claim, Rules, authorize
 from authsidecar.decision.credentials import TOKEN_MALFORMED, TOKEN_MISSING
@@ -141,6 +142,9 @@ class Registry:
         return Instance(api_enabled=False, allowlist=parse("203.0.113.0/24"), mcp_enabled=False)
 
 
+REGISTRY: Any = Registry()
+
+
 async def decided(asked, world: Instance, rules: Rules) -> Kept:
     """The receipts of requests that were decided in their order, all kept, and read back."""
     store = Counting(world)
@@ -161,8 +165,8 @@ async def decided(asked, world: Instance, rules: Rules) -> Kept:
         one = receipts.receipt(
             Decided(f"{number:04}", Proxy.NGINX, access, outcome, "", world, 1), ORIGIN
         )
-        found.append(receipts.read(receipts.write(one)))
-        assert found[-1] == one
+        assert receipts.read(receipts.write(one)) == one
+        found.append(one)
     return Kept(tuple(found), 0)
 
 
@@ -171,7 +175,7 @@ async def decided(asked, world: Instance, rules: Rules) -> Kept:
 async def test_the_same_rules_flip_nothing(asked, world):
     """Whatever was asked, and whatever the switches and the allowlist are now."""
     kept = await decided(asked, world, RULES)
-    found = await simulate(kept, Change(RULES), registry=Registry())
+    found = await simulate(kept, SimulatedChange(RULES), registry=REGISTRY)
     assert found.flips == ()
     assert found.judged == len(kept.receipts)
     replay = Replay(RULES, await Registry().instance())
@@ -188,7 +192,7 @@ async def test_another_allowlist_flips_what_it_must(asked, world):
     other = parse("192.0.2.64/26")
     kept = await decided(asked, world, rules)
     would_be = await decided(asked, replace(world, allowlist=other), rules)
-    found = await simulate(kept, Change(rules, other), registry=Registry())
+    found = await simulate(kept, SimulatedChange(rules, other), registry=REGISTRY)
     flipped = {
         (one.id, was.code is None)
         for was, one in zip(kept.receipts, would_be.receipts, strict=True)
@@ -206,7 +210,7 @@ async def test_other_routes_flip_what_they_must(asked, world):
     table = extra("GET /api/v1/teams deny\nPOST /api/v1/projects read\n", TABLE)
     rules, other = (Rules(Policy(routes), {}) for routes in (TABLE, table))
     kept, would_be = await decided(asked, world, rules), await decided(asked, world, other)
-    found = await simulate(kept, Change(other), registry=Registry())
+    found = await simulate(kept, SimulatedChange(other), registry=REGISTRY)
     flipped = [
         one.id
         for was, one in zip(kept.receipts, would_be.receipts, strict=True)
@@ -226,7 +230,7 @@ async def test_another_limit_flips_what_it_must_where_all_is_kept(waits, limit):
     world = Instance(api_enabled=True, allowlist=parse(""), mcp_enabled=True)
     rules, other = (Rules(Policy(TABLE), {"user": Limit(n)}) for n in (20, limit))
     kept, would_be = await decided(asked, world, rules), await decided(asked, world, other)
-    found = await simulate(kept, Change(other), registry=Registry())
+    found = await simulate(kept, SimulatedChange(other), registry=REGISTRY)
     flipped = [
         one.id
         for was, one in zip(kept.receipts, would_be.receipts, strict=True)

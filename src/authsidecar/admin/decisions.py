@@ -297,7 +297,7 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class RefusalReport:
     """Refusals of a time.
 
     Attributes:
@@ -329,7 +329,7 @@ class _Tally:
     example: str = ""
 
 
-def report(kept: Kept, since: UnixMs, until: UnixMs, *, most: int | None = None) -> Report:
+def report(kept: Kept, since: UnixMs, until: UnixMs, *, most: int | None = None) -> RefusalReport:
     """Count what was refused.
 
     Args:
@@ -349,7 +349,7 @@ def report(kept: Kept, since: UnixMs, until: UnixMs, *, most: int | None = None)
         _add(total, one)
         for by in BY:
             _add(tallies.setdefault((by, value_of(one, by)), _Tally()), one)
-    return Report(
+    return RefusalReport(
         since,
         until,
         total.own,

@@ -79,7 +79,7 @@ Doubt = Literal["counters", "secret"]
 """Why a judgement is an estimate: a counter had to be guessed, or a secret was never checked."""
 
 
-class Judged(NamedTuple):
+class Rejudged(NamedTuple):
     """A receipt judged again.
 
     Attributes:
@@ -130,7 +130,7 @@ class Replay:
     _instances: dict[tuple[object, ...], Instance] = field(default_factory=dict)
     _addresses: dict[str, Address] = field(default_factory=dict)
 
-    async def judge(self, one: Receipt) -> Judged | None:
+    async def judge(self, one: Receipt) -> Rejudged | None:
         """What these rules make of a receipt; None if it holds too little.
 
         Args:
@@ -140,7 +140,7 @@ class Replay:
             return None
         recorded = _Recorded(self, one)
         outcome = await authorize(self.access(one), self.rules, recorded)
-        return Judged(outcome, recorded.doubt)
+        return Rejudged(outcome, recorded.doubt)
 
     def access(self, one: Receipt) -> AccessRequest:
         """The request as it was judged."""

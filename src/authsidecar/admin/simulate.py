@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from authsidecar.admin.replay import TAKEN, Judged, Replay
+from authsidecar.admin.replay import TAKEN, Rejudged, Replay
 from authsidecar.decision.allowlist import Allowlist
 from authsidecar.decision.authorize import Rules
 from authsidecar.decision.model import Allow, Credential, TeamId, TokenId, TokenRecord
@@ -23,7 +23,7 @@ Direction = Literal["refused", "admitted"]
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class SimulatedChange:
     """What receipts are judged by.
 
     Attributes:
@@ -115,7 +115,7 @@ class _Found:
 
 async def simulate(
     kept: Kept,
-    change: Change,
+    change: SimulatedChange,
     *,
     registry: Registry,
     store: DecisionStore | None = None,
@@ -166,7 +166,7 @@ async def simulate(
     )
 
 
-def _note(found: _Found, one: Receipt, judged: Judged | None) -> None:
+def _note(found: _Found, one: Receipt, judged: Rejudged | None) -> None:
     if judged is None:
         why = DEFECTS if one.code == "internal_error" else UNREAD
         found.unknown[why] = found.unknown.get(why, 0) + one.weight

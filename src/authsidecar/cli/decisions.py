@@ -20,7 +20,7 @@ from authsidecar.cli.streams import write
 from authsidecar.times import UnixMs, rfc3339
 
 if TYPE_CHECKING:
-    from authsidecar.admin.decisions import Count, Filter, Report, Shown
+    from authsidecar.admin.decisions import Count, Filter, RefusalReport, Shown
     from authsidecar.decision.authorize import Rules
     from authsidecar.observe.receipts import Receipt
     from authsidecar.store.decisions import DecisionStore
@@ -215,7 +215,7 @@ async def export(session: Session, /, span_ms: int, **wanted: Any) -> None:
 @click.option("--csv", "as_csv", is_flag=True, help="Write comma-separated values.")
 @on_registry
 async def report(session: Session, span_ms: int, as_csv: bool) -> None:
-    """Report what was refused: by token, owner, address, route and code.
+    """RefusalReport what was refused: by token, owner, address, route and code.
 
     What Coolify refuses anyway is counted apart. With `enforcement: report` these are the requests
     that would be refused if you enforced now.
@@ -374,7 +374,7 @@ def _count_data(one: "Count") -> dict[str, Any]:
     }
 
 
-def _report_data(found: "Report") -> dict[str, Any]:
+def _report_data(found: "RefusalReport") -> dict[str, Any]:
     return {
         "since": rfc3339(found.since),
         "until": rfc3339(found.until),
@@ -402,7 +402,7 @@ def _report_data(found: "Report") -> dict[str, Any]:
 _WORDS: Final = {"user": "owner"}
 
 
-def _report_text(found: "Report") -> str:
+def _report_text(found: "RefusalReport") -> str:
     lines = [
         f"from {rfc3339(found.since)} to {rfc3339(found.until)}",
         f"refused where Coolify would not:  {found.refused}",
@@ -425,7 +425,7 @@ def _report_text(found: "Report") -> str:
     return "\n".join(lines)
 
 
-def _report_csv(found: "Report") -> str:
+def _report_csv(found: "RefusalReport") -> str:
     from authsidecar.admin.decisions import Count
 
     out = io.StringIO()

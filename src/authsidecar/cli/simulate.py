@@ -15,7 +15,7 @@ from authsidecar.decision.model import Limit
 from authsidecar.times import UnixMs, rfc3339
 
 if TYPE_CHECKING:
-    from authsidecar.admin.simulate import Change, Flip, Simulation
+    from authsidecar.admin.simulate import Flip, SimulatedChange, Simulation
     from authsidecar.decision.allowlist import Allowlist
 
 SHOWN: Final = 50
@@ -95,10 +95,10 @@ async def simulate(
 
 def _change(
     session: Session, allowlist_text: str | None, limits: tuple[str, ...], routes: str | None
-) -> "Change":
+) -> "SimulatedChange":
     from dataclasses import replace
 
-    from authsidecar.admin.simulate import Change
+    from authsidecar.admin.simulate import SimulatedChange
     from authsidecar.run.errors import StartError
     from authsidecar.run.rules import rules
 
@@ -118,7 +118,7 @@ def _change(
             changed.pop(scope, None)
         else:
             changed[scope] = limit
-    return Change(
+    return SimulatedChange(
         replace(found, limits=changed),
         None if allowlist_text is None else _allowlist(allowlist_text),
     )

@@ -53,8 +53,7 @@ from authsidecar.store.absent import AbsentStore
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 from authsidecar.store.last_used import LastUses, last_uses
-from authsidecar.store.receipts import Options as ReceiptOptions
-from authsidecar.store.receipts import Receipts, written
+from authsidecar.store.receipts import ReceiptOptions, ReceiptWriter, written
 from authsidecar.store.registry import Registry
 from authsidecar.store.trips import KINDS, kind_of
 
@@ -276,7 +275,7 @@ def _authz_server(
     *,
     decided_by: Rules,
     uses: LastUses,
-    receipts: Receipts | None,
+    receipts: ReceiptWriter | None,
 ) -> AuthzServer:
     """What answers subrequests; until it is given a store, with 503."""
     keys = Keys(settings.redis.prefix)
@@ -411,7 +410,7 @@ async def _receipts(
     client: "Redis",
     registry: CollectorRegistry,
     background: Background,
-) -> AsyncIterator[Receipts | None]:
+) -> AsyncIterator[ReceiptWriter | None]:
     """What keeps receipts, if they are to be kept."""
     section = settings.receipts
     if not section.enabled:
@@ -430,7 +429,7 @@ async def _receipts(
         report_only=settings.enforcement == "report",
         isolated=settings.sync.team_isolation,
     )
-    receipts = Receipts(client, Keys(settings.redis.prefix), options, origin, registry)
+    receipts = ReceiptWriter(client, Keys(settings.redis.prefix), options, origin, registry)
     async with written(receipts, background):
         yield receipts
 

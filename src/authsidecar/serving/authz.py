@@ -38,7 +38,7 @@ from authsidecar.serving.subrequest import (
 from authsidecar.serving.warm_path import WarmPath
 from authsidecar.serving.witness import Witness, identify_doctor, is_probe
 from authsidecar.store.last_used import LastUses
-from authsidecar.store.receipts import Receipts
+from authsidecar.store.receipts import ReceiptWriter
 
 HEADERS_TOO_LARGE: Final = Reason(
     "headers_too_large", Kind.MALFORMED, 431, "The request's headers are too large."
@@ -76,7 +76,7 @@ class AuthzServer:
         witness: Witness | None = None,
         report_only: bool = False,
         uses: LastUses | None = None,
-        receipts: Receipts | None = None,
+        receipts: ReceiptWriter | None = None,
         expiry_ms: int = 0,
         memo_entries: int = ENTRIES,
     ) -> None:

@@ -38,7 +38,7 @@ from authsidecar.serving.memo import Remembered
 from authsidecar.store.calls import Result
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.last_used import LastUses
-from authsidecar.store.receipts import Receipts
+from authsidecar.store.receipts import ReceiptWriter
 
 _FIRST_STATE: Final = 2
 """Where in a result the states of the counters begin."""
@@ -106,7 +106,7 @@ class WarmPath:
         decision_ids: DecisionIds,
         *,
         uses: LastUses | None,
-        receipts: Receipts | None,
+        receipts: ReceiptWriter | None,
         expiry_ms: int,
         plain: Plain,
         finish: Finish,

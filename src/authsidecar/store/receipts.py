@@ -65,7 +65,7 @@ Whose = Literal["token", "other"]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class ReceiptOptions:
     """How much is kept.
 
     Attributes:
@@ -81,14 +81,14 @@ class Options:
     max_per_second: int
 
 
-class Receipts:
+class ReceiptWriter:
     """What one process has still to write of what it decided."""
 
     def __init__(
         self,
         client: Any,
         keys: Keys,
-        options: Options,
+        options: ReceiptOptions,
         origin: Origin,
         registry: CollectorRegistry | None = None,
     ) -> None:
@@ -283,7 +283,7 @@ class Receipts:
 
 
 @contextlib.asynccontextmanager
-async def written(receipts: Receipts, background: Background) -> AsyncIterator[Receipts]:
+async def written(receipts: ReceiptWriter, background: Background) -> AsyncIterator[ReceiptWriter]:
     """Receipts that are written beside other work, and a last time at the end."""
     try:
         async with background.running("receipts", receipts.keep_writing):

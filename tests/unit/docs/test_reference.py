@@ -22,7 +22,7 @@ from authsidecar.observe.log import Log
 from authsidecar.observe.metrics import DROPS, Telemetry
 from authsidecar.observe.receipts import Origin
 from authsidecar.store.keys import Keys
-from authsidecar.store.receipts import CAUSES, Options, Receipts
+from authsidecar.store.receipts import CAUSES, ReceiptOptions, ReceiptWriter
 from authsidecar.times import UnixMs
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -115,7 +115,9 @@ def test_every_metric_is_documented_with_its_labels():
     log = Log(json_lines=True)
     Telemetry(registry, log)
     Background(log, registry)
-    Receipts(None, Keys(), Options(0, 0, 0, 0), Origin("", "", (), report_only=False), registry)
+    ReceiptWriter(
+        None, Keys(), ReceiptOptions(0, 0, 0, 0), Origin("", "", (), report_only=False), registry
+    )
     found = documented_metrics()
     for metric in registry.collect():
         collector: Any = registry._names_to_collectors[metric.name]
