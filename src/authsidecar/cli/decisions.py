@@ -215,7 +215,7 @@ async def export(session: Session, /, span_ms: int, **wanted: Any) -> None:
 @click.option("--csv", "as_csv", is_flag=True, help="Write comma-separated values.")
 @on_registry
 async def report(session: Session, span_ms: int, as_csv: bool) -> None:
-    """RefusalReport what was refused: by token, owner, address, route and code.
+    """Report what was refused: by token, owner, address, route and code.
 
     What Coolify refuses anyway is counted apart. With `enforcement: report` these are the requests
     that would be refused if you enforced now.
