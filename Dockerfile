@@ -17,6 +17,7 @@ RUN python -m venv --without-pip /opt/authsidecar \
     && pip install --require-hashes --only-binary :all: -r requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY deploy deploy
+COPY docs/reference/reason-codes.md docs/reference/
 COPY man man
 COPY src src
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \

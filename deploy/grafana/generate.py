@@ -306,6 +306,19 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             (Query("sum by (digest) (authsidecar_config_info{HERE})", "{{digest}}"),),
             width=8,
         ),
+        Panel(
+            "Receipts",
+            "Decisions that can be looked up by their id; a dropped one can't.",
+            "cps",
+            (
+                Query(
+                    "sum(rate(authsidecar_receipts_written_total{HERE}[$__rate_interval]))",
+                    "written",
+                ),
+                _rate("authsidecar_receipts_dropped_total", "cause"),
+            ),
+            width=24,
+        ),
     ),
 }
 

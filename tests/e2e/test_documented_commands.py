@@ -335,6 +335,18 @@ async def script(bench: Bench) -> AsyncIterator[Setting]:
         redis.stop()
 
 
+def asked(*says: str) -> Setup:
+    """A sidecar that runs behind Traefik, and has decided something."""
+
+    @asynccontextmanager
+    async def setup(bench: Bench) -> AsyncIterator[Setting]:
+        await bench.lab.reset()
+        url = bench.lab.proxies[Proxy.TRAEFIK].url
+        yield Setting({SITE: url}, dict(bench.lab.sidecar.environ), says=says)
+
+    return setup
+
+
 API_PHP = """<?php
 use App\\Http\\Middleware\\ApiAllowed;
 use Illuminate\\Support\\Facades\\Route;
@@ -434,6 +446,8 @@ SETUPS: Mapping[str, Setup] = {
     "prometheus.md": monitoring,
     "narrow-tokens.md": narrow,
     "script-it.md": script,
+    "find-out-why.md": asked('"code": "permission_missing"', "then:", "now:", "200 allowed"),
+    "try-a-change.md": asked("something would change", "judged", "judged", "by token"),
     "follow-a-coolify-release.md": release,
     "reload.md": changed,
     "move-to-another-redis.md": two_servers,

@@ -1,5 +1,6 @@
 """One table of scenarios, real proxies, the real sidecar: what clients and backend see."""
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
@@ -9,15 +10,23 @@ from typing import Any
 
 import aiohttp
 import pytest
+from redis.asyncio import Redis
 
+from authsidecar.admin.decisions import show
+from authsidecar.admin.explain import Result
+from authsidecar.decision.authorize import Rules
 from authsidecar.decision.model import Proxy
+from authsidecar.decision.policy import Policy
 from authsidecar.decision.proxies.replies import EXPOSED
+from authsidecar.decision.routes import coolify
 from authsidecar.demo.proxies import deploy_dir
+from authsidecar.store.decisions import DecisionStore
+from authsidecar.store.keys import Keys
 from tests.e2e.scenarios import PROXIES, SCENARIOS, page
 from tests.e2e.scenarios.table import ByProxy, Refused, Runs, Scenario
 from tests.support import world as at
 from tests.support.lab import IDENTITY, Lab
-from tests.support.seed import bearer
+from tests.support.seed import bearer, registry
 from tests.support.sidecar import Answer
 from tests.support.wire import Wire
 
@@ -25,6 +34,10 @@ on_proxies = pytest.mark.asyncio(loop_scope="session")
 
 COUNT = ("X-RateLimit-Limit", "X-RateLimit-Remaining", "RateLimit", "RateLimit-Policy")
 HELD = {at.READ: "read", at.WRITE: "write", at.ROOT: "root"}
+
+
+REFUSALS: dict[str, str] = {}
+"""The codes of the refusals that the scenarios met, by the decision's id."""
 
 
 @on_proxies
@@ -38,6 +51,8 @@ async def test_scenario(lab: Lab, row: Scenario, proxy: Proxy) -> None:
     match row.through(proxy):
         case Refused() as refused:
             whole(answer, refused, has_body=row.method != "HEAD")
+            if row.method != "HEAD":
+                REFUSALS[json.loads(answer.body)["decision_id"]] = refused.code
             assert lab.seen == []
         case ByProxy(status, code):
             assert (answer.status, code_of(answer)) == (status, code)
@@ -47,6 +62,31 @@ async def test_scenario(lab: Lab, row: Scenario, proxy: Proxy) -> None:
             assert lab.seen == []
         case Runs() as runs:
             ran(lab, answer, runs, proxy)
+
+
+@on_proxies
+async def test_each_of_these_refusals_is_shown_by_its_id(lab: Lab) -> None:
+    """One of each code: its check, what was needed and found, and what to do."""
+    await asyncio.sleep(1)  # until the last receipts are written
+    settings = lab.sidecar.environ
+    async with Redis.from_url(settings["AUTHSIDECAR_REDIS__URL"]) as client:
+        store = DecisionStore(client, Keys(), budget_ms=5000)
+        for code, name in {code: name for name, code in REFUSALS.items()}.items():
+            shown = await show(
+                name,
+                client=client,
+                keys=Keys(),
+                rules=Rules(Policy(coolify("4.3")), {}),
+                store=store,
+                registry=registry(client),
+            )
+            assert shown is not None, code
+            assert shown.receipt.code == shown.then.code == code
+            (failed,) = [row for row in shown.then.rows if row.result is Result.FAIL]
+            assert failed.detail or code in {"request_unreadable", "headers_too_large"}
+            assert shown.advice is not None
+            assert shown.advice.what_to_do
+        await store.close()
 
 
 def whole(answer: Answer, refused: Refused, *, has_body: bool = True) -> None:

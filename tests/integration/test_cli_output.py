@@ -128,6 +128,9 @@ READING = [
     "config example",
     "completion bash",
     "explain GET /api/v1/teams",
+    "decisions report",
+    "decisions report --csv",
+    "simulate",
 ]
 
 CHANGING = [
@@ -173,6 +176,10 @@ ELSEWHERE = {
     "sync coolify install-triggers",
     "sync coolify remove-triggers",
     "routes import",
+    "decisions tail",
+    "decisions top",
+    "decisions show",
+    "decisions export",
 }
 """Commands with a test of their own, or that write nothing to standard output but a log."""
 

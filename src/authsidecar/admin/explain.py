@@ -4,10 +4,10 @@ The outcome is `authorize`'s. The rows are told from what it saw on its way, by 
 that it ran, in its order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final, Protocol
 
 from authsidecar.admin.refusal import Refusal
 from authsidecar.admin.tokens import standing
@@ -30,6 +30,7 @@ from authsidecar.decision.model import (
     Deny,
     Proxy,
     Quota,
+    TokenId,
     TokenRecord,
     Verdict,
 )
@@ -101,11 +102,38 @@ Finding = tuple[Result, str]
 _UNKNOWN: Final[Finding] = (Result.FAIL, "no token with this id and secret")
 
 
+class Peekable(Protocol):
+    """A store that can be asked without charging anything."""
+
+    def now(self) -> UnixMs:
+        """The time by Redis's clock."""
+
+    async def instance(self, *, fresh: bool) -> Instance:
+        """The instance-wide state."""
+
+    def known(self, credential: Credential) -> TokenRecord | None:
+        """The record that is held for exactly this id and secret, or None."""
+
+    async def load(self, credential: Credential, *, fresh: bool) -> TokenRecord | None:
+        """The record of exactly this id and secret, or None."""
+
+    async def places(self, keys: tuple[str, ...]) -> Places:
+        """Where resources lie, by their keys."""
+
+    async def provable_places(self, keys: tuple[str, ...]) -> Places:
+        """The same, read for this call alone."""
+
+    def charge(
+        self, claim: Claim, *, repeat_key: bytes | None, peek: bool = False
+    ) -> Coroutine[Any, Any, Charged | Stale]:
+        """What a charge would be answered, where `peek` is set."""
+
+
 @dataclass(slots=True)
 class _Peeking:
     """The server's store, but nothing is charged; keeps what the decision saw last."""
 
-    store: DecisionStore
+    store: Peekable
     instance_seen: Instance | None = None
     record_seen: TokenRecord | None = None
     places_seen: Places = field(default_factory=dict)
@@ -188,6 +216,7 @@ async def explain(
     store: DecisionStore,
     registry: Registry,
     others: Sequence[tuple[bytes, bytes]] = (),
+    as_token: Credential | None = None,
 ) -> Explanation:
     """Tell what a client's request would be answered now.
 
@@ -200,12 +229,35 @@ async def explain(
         store: the hot path's store.
         registry: asked for what only an operator may know.
         others: more headers of the client's, as name and value.
+        as_token: stands for a token whose secret is taken as right.
     """
     headers = [*others, *((b"Authorization", value) for value in authorization)]
     headers.append((FORWARDED_FOR.encode(), str(client).encode()))
     access = read(Fields(headers), Proxy.TRAEFIK, hops, line)
     if isinstance(access, Deny):
         return _explanation(access, {"target": (Result.FAIL, target_fault(line[1], access))})
+    if as_token is not None:
+        access = access._replace(credential=as_token)
+    return await explain_access(access, rules=rules, store=store, registry=registry)
+
+
+async def as_if_known(token: TokenId, registry: Registry) -> Credential | None:
+    """A credential that stands for a token's own, whose secret nobody has; None: no such token."""
+    found = await registry.token(token)
+    return None if found is None else Credential(token, found.sha256)
+
+
+async def explain_access(
+    access: AccessRequest, *, rules: Rules, store: Peekable, registry: Registry | None
+) -> Explanation:
+    """Tell what a request that was read would be answered.
+
+    Args:
+        access: the request.
+        rules: what decisions depend on.
+        store: where the state and the counters are.
+        registry: asked for what only an operator may know; None: nobody is.
+    """
     peeking = _Peeking(store)
     outcome = await authorize(access, rules, peeking)
     found: dict[str, Finding] = {"target": (Result.PASS, f"is read as {access.path}")}
@@ -222,6 +274,8 @@ async def explain(
         found["store"] = (Result.PASS, "Redis answered")
     else:
         found["store"] = (Result.SKIPPED, "not needed")
+    if registry is None:
+        return _explanation(outcome.verdict, found)
     if found.get("token") == _UNKNOWN and isinstance(access.credential, Credential):
         found["token"] = await _known_to_operators(access.credential, registry)
     if isinstance(outcome.verdict, Deny) and outcome.verdict.reason is NOT_TEAM_MEMBER:
@@ -245,6 +299,11 @@ def untrusted_peer(peer: Address) -> Explanation:
     """Tell what a caller is answered that is not one of trusted_peers, whatever it asks."""
     detail = f"{peer} asks, which is not one of trusted_peers"
     return _explanation(Deny(UNTRUSTED_PEER, detail), {"target": (Result.FAIL, detail)})
+
+
+def refused_at(name: str, detail: str, verdict: Deny) -> Explanation:
+    """Tell of a refusal of which no more is known than the check that made it."""
+    return _explanation(verdict, {name: (Result.FAIL, detail)})
 
 
 def _explanation(verdict: Verdict, found: Mapping[str, Finding]) -> Explanation:

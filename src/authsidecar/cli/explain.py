@@ -7,15 +7,16 @@ import click
 
 from authsidecar.cli.completion import methods, templates
 from authsidecar.cli.errors import MisconfiguredError, RefusedError
-from authsidecar.cli.options import ADDRESS, Command
+from authsidecar.cli.options import ADDRESS, TOKEN_ID, Command
 from authsidecar.cli.output import printable, styled
 from authsidecar.cli.session import Session, interruptible, on_silent_registry
 from authsidecar.cli.streams import is_terminal
 from authsidecar.decision.addresses import Networks
-from authsidecar.decision.model import Address, Deny
+from authsidecar.decision.model import Address, Deny, TokenId
 
 if TYPE_CHECKING:
     from authsidecar.admin.explain import Explanation
+    from authsidecar.decision.authorize import Rules
 
 BUDGET_MS: Final = 5000
 """What one trip to Redis may take, in milliseconds: a person waits longer than a request."""
@@ -26,13 +27,22 @@ MARKS: Final = {"pass": ("ok", "green"), "fail": ("FAIL", "red"), "skipped": ("-
 
 
 @click.command(cls=Command)
-@click.argument("method", shell_complete=methods)
-@click.argument("target", shell_complete=templates)
+@click.argument("method", shell_complete=methods, required=False)
+@click.argument("target", shell_complete=templates, required=False)
 @click.option(
     "--token-file",
     type=click.File("rb"),
     metavar="F|-",
     help="File with the token; - is standard input. A token is never an argument.",
+)
+@click.option(
+    "--as-token",
+    type=TOKEN_ID,
+    metavar="ID",
+    help="As if this token's right secret were sent: for who has none.",
+)
+@click.option(
+    "--decision", metavar="ID", help="The request of this decision, in place of METHOD TARGET."
 )
 @click.option(
     "--client-ip",
@@ -56,9 +66,11 @@ MARKS: Final = {"pass": ("ok", "green"), "fail": ("FAIL", "red"), "skipped": ("-
 @on_silent_registry
 async def explain(  # noqa: PLR0917  # click passes by name
     session: Session,
-    method: str,
-    target: str,
+    method: str | None,
+    target: str | None,
     token_file: BinaryIO | None,
+    as_token: int | None,
+    decision: str | None,
     client_ip: Address,
     others: tuple[tuple[bytes, bytes], ...],
     peer: Address | None,
@@ -70,23 +82,39 @@ async def explain(  # noqa: PLR0917  # click passes by name
     \b
     Examples:
       authsidecar explain GET /api/v1/teams --token-file token.txt
+      authsidecar explain GET /api/v1/teams --as-token 67
+      authsidecar explain --decision 69278a10c0ffee12340000002a
       authsidecar explain POST "/api/v1/deploy?uuid=x" --token-file - --client-ip 192.0.2.7
     """
-    from authsidecar.admin.explain import HINTS, Result, untrusted_peer
+    from authsidecar.admin.explain import as_if_known, untrusted_peer
     from authsidecar.admin.explain import explain as ask
     from authsidecar.run.errors import StartError
     from authsidecar.run.rules import rules
     from authsidecar.store.decisions import DecisionStore
     from authsidecar.store.keys import Keys
 
+    if as_token is not None and (token_file is not None or decision is not None):
+        raise click.UsageError("--as-token, --token-file and --decision exclude one another")
+    if (decision is None) == (method is None or target is None):
+        raise click.UsageError("give METHOD and TARGET, or --decision ID")
     settings = session.settings
     try:
         decided_by = rules(settings)
     except StartError as error:
         raise MisconfiguredError(str(error)) from None
+    if decision is not None:
+        await _explain_decision(session, decision, decided_by)
+        return
+    assert method is not None  # noqa: S101  # just looked at
+    assert target is not None  # noqa: S101
     if peer is not None and peer not in Networks.of(settings.peer_networks):
         found = untrusted_peer(peer)
     else:
+        credential = None
+        if as_token is not None:
+            credential = await as_if_known(TokenId(as_token), session.registry)
+            if credential is None:
+                raise RefusedError(f"there is no token {as_token}")
         store = DecisionStore(session.client, Keys(settings.redis.prefix), budget_ms=BUDGET_MS)
         found = await ask(
             (method.encode("utf-8", "surrogateescape"), target.encode("utf-8", "surrogateescape")),
@@ -97,9 +125,53 @@ async def explain(  # noqa: PLR0917  # click passes by name
             store=store,
             registry=session.registry,
             others=others,
+            as_token=credential,
         )
         await store.close()
-    session.out.result(as_data(found), f"{method} {printable(target)}\n{trace(found)}")
+    said, data = f"{method} {printable(target)}\n{trace(found)}", as_data(found)
+    if as_token is not None:
+        said, data = f"{said}\n{TAKEN_AS_RIGHT}", {**data, "secret": "taken as right"}
+    session.out.result(data, said)
+    _refuse(found)
+
+
+TAKEN_AS_RIGHT: Final = "The secret was taken as right: nobody has shown it."
+
+
+async def _explain_decision(session: Session, decision: str, decided_by: "Rules") -> None:
+    """Explain the request of a decision as it would be answered now."""
+    from authsidecar.admin.decisions import show
+    from authsidecar.cli.decisions import not_kept, what
+    from authsidecar.store.decisions import DecisionStore
+    from authsidecar.store.keys import Keys
+
+    keys = Keys(session.settings.redis.prefix)
+    store = DecisionStore(session.client, keys, budget_ms=BUDGET_MS)
+    shown = await show(
+        decision,
+        client=session.client,
+        keys=keys,
+        rules=decided_by,
+        store=store,
+        registry=session.registry,
+    )
+    await store.close()
+    if shown is None:
+        raise RefusedError(not_kept(decision))
+    if shown.now is None:
+        raise RefusedError(
+            f"the request of decision {decision} could not be read ({shown.receipt.code}), "
+            "so it can't be judged again; `authsidecar decisions show` has what was kept"
+        )
+    text = f"{printable(what(shown.receipt))}\n{trace(shown.now)}\n{TAKEN_AS_RIGHT}"
+    session.out.result({**as_data(shown.now), "secret": "taken as right"}, text)
+    _refuse(shown.now)
+
+
+def _refuse(found: "Explanation") -> None:
+    """End with what refuses it, if anything does."""
+    from authsidecar.admin.explain import HINTS, Result
+
     if isinstance(found.verdict, Deny):
         # A full counter can stand behind another failure, and decides then.
         why = [row.detail for row in found.rows if row.result is Result.FAIL][-1]

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import click
 from click.shell_completion import CompletionItem
@@ -228,9 +228,31 @@ class DurationType(click.ParamType[int]):
         return milliseconds
 
 
+class SpanType(click.ParamType[int]):
+    """A span of time, in milliseconds."""
+
+    name = "time"
+
+    _UNITS: ClassVar = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse a number with its unit, or fail as a usage error."""
+        text = str(value)
+        number, unit = text[:-1], text[-1:]
+        if not (number.isascii() and number.isdigit() and len(number) < 6) or (
+            unit not in self._UNITS or not int(number)
+        ):
+            raise click.BadParameter(
+                f"{value!a} is not a number with s, m, h or d, such as 24h", ctx, param
+            )
+        return int(number) * self._UNITS[unit]
+
+
 ADDRESS: Final = AddressType()
 
 DURATION: Final = DurationType()
+SPAN: Final = SpanType()
+"""Such as 24h."""
 
 NEW_ID: Final = IdType(0)
 """The id of a user or team to be; Coolify's first of both is 0."""

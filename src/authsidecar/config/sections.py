@@ -357,6 +357,36 @@ class Log(Section):
     )
 
 
+class Receipts(Section):
+    """What is kept of decisions in Redis, to be looked up and asked about."""
+
+    enabled: bool = Field(default=True, description="Keep receipts of decisions.")
+    share: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Part of the admissions that is kept, beside the first of each token and route "
+        "in an hour; refusals are all kept.",
+    )
+    max_entries: int = Field(
+        default=100_000,
+        ge=1000,
+        le=100_000_000,
+        description="Receipts in Redis, at most; half of them for requests without a token that "
+        "was proven. Each takes about half a kilobyte.",
+    )
+    max_age_hours: int = Field(
+        default=168, ge=1, le=8760, description="How long a receipt is kept, in hours."
+    )
+    max_per_second: int = Field(
+        default=200,
+        ge=2,
+        le=100_000,
+        description="Receipts that one worker writes a second, at most, half of them as above; "
+        "more are dropped and counted.",
+    )
+
+
 class Mail(Section):
     """Warnings before a token expires."""
 
@@ -551,6 +581,7 @@ class Settings(BaseSettings):
         description="`report` lets everything pass and only records what would have been denied.",
     )
     log: Log = Log()
+    receipts: Receipts = Receipts()
     mail: Mail = Mail()
     sync: Sync = Sync()
     shutdown: Shutdown = Shutdown()

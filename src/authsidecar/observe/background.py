@@ -21,6 +21,7 @@ Name = Literal[
     "sync_status",
     "last_used",
     "audit",
+    "receipts",
     "warnings",
     "canaries",
     "metrics",

@@ -23,13 +23,16 @@ from authsidecar.coolify.status import exported, read_owner, readiness
 from authsidecar.coolify.sync import following
 from authsidecar.decision.authorize import UNSYNCED, StoreError
 from authsidecar.decision.ratelimit.pace import AddressPace
+from authsidecar.decision.routes import RELEASES, coolify
 from authsidecar.expiry.canaries import CanaryAlarms
+from authsidecar.expiry.notice import HOUR_MS
 from authsidecar.expiry.rounds import NoDriverError, WarningOptions, WarningResult, warning
 from authsidecar.observe.background import Background
 from authsidecar.observe.canary import CanaryUse
 from authsidecar.observe.log import Bridge, Log
 from authsidecar.observe.metrics import Telemetry, collected
 from authsidecar.observe.once import Once
+from authsidecar.observe.receipts import MadeUnder, words
 from authsidecar.run import descriptors
 from authsidecar.run.errors import AwayError, StartError
 from authsidecar.run.life import Life, StoppedError, log_ignored_signals
@@ -59,6 +62,7 @@ from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 from authsidecar.store.last_used import LastUses, last_uses
 from authsidecar.store.management_keys import ManagementKeys
+from authsidecar.store.receipts import ReceiptOptions, ReceiptWriter, written
 from authsidecar.store.registry import Registry
 from authsidecar.store.trips import KINDS, kind_of
 from authsidecar.tasks import end
@@ -212,15 +216,19 @@ async def running(
         uses = await stack.enter_async_context(last_uses(client, keys, log, background))
         alarms = _alarms(settings, client, log)
         await stack.enter_async_context(background.running("canaries", alarms.run))
-
+        receipts = await stack.enter_async_context(
+            _receipts(settings, first, client, registry, background)
+        )
         authz = _authz_server(
             *(settings, log, client, telemetry),
             terms=first,
             uses=uses,
             canary_used=partial(_canary_used, telemetry, alarms),
+            receipts=receipts,
         )
-        telemetry.follow(first.digest, first.log_decisions)
-        life.on_change(partial(_apply, authz=authz, telemetry=telemetry, pace=pace, log=log))
+        life.on_change(
+            partial(_apply, authz=authz, telemetry=telemetry, pace=pace, log=log, receipts=receipts)
+        )
         beside = await stack.enter_async_context(AsyncExitStack())
         await beside.enter_async_context(
             exported(client, keys, registry, background, expected=synced)
@@ -279,6 +287,7 @@ def _telemetry(terms: Terms, log: Log) -> tuple[CollectorRegistry, Telemetry]:
         kinds=[kind for kind in KINDS if kind != "open"],  # of a trip that was not made
         results=WarningResult,
     )
+    telemetry.follow(terms.digest, terms.log_decisions)
     return registry, telemetry
 
 
@@ -310,6 +319,7 @@ def _authz_server(
     terms: Terms,
     uses: LastUses,
     canary_used: Callable[[CanaryUse], None],
+    receipts: ReceiptWriter | None,
 ) -> AuthzServer:
     """What answers subrequests; until it is given a store, with 503."""
     keys = Keys(settings.redis.prefix)
@@ -323,6 +333,7 @@ def _authz_server(
         trusted_hops=terms.trusted_hops,
         report_only=report_only,
         uses=uses,
+        receipts=receipts,
         canary_used=canary_used,
         expiry_ms=terms.expiry_ms,
         config_digest=terms.digest,
@@ -349,9 +360,17 @@ def _told_limits(settings: Settings, log: Log, open_files: int) -> ConnectionLim
 
 
 def _apply(
-    terms: Terms, authz: AuthzServer, telemetry: Telemetry, pace: AddressPace, log: Log
+    terms: Terms,
+    *,
+    authz: AuthzServer,
+    telemetry: Telemetry,
+    pace: AddressPace,
+    log: Log,
+    receipts: ReceiptWriter | None,
 ) -> None:
     """Decide the next request by these terms."""
+    if receipts is not None:
+        receipts.made_under = _made_under(terms)
     authz.apply(
         terms.rules,
         trusted_peers=terms.trusted_peers,
@@ -597,6 +616,43 @@ def _management_tls(settings: Settings) -> ssl.SSLContext | None:
         return server_tls(section.tls_cert_file, section.tls_key_file)
     except (OSError, ValueError) as error:
         raise StartError(f"management.tls_cert_file: can't be used ({error})") from None
+
+
+@asynccontextmanager
+async def _receipts(
+    settings: Settings,
+    terms: Terms,
+    client: "Redis",
+    registry: CollectorRegistry,
+    background: Background,
+) -> AsyncIterator[ReceiptWriter | None]:
+    """What keeps receipts, if they are to be kept."""
+    section = settings.receipts
+    if not section.enabled:
+        yield None
+        return
+    options = ReceiptOptions(
+        share=section.share,
+        max_entries=section.max_entries,
+        max_age_ms=section.max_age_hours * HOUR_MS,
+        max_per_second=section.max_per_second,
+    )
+    keys = Keys(settings.redis.prefix)
+    receipts = ReceiptWriter(client, keys, options, _made_under(terms), registry)
+    async with written(receipts, background):
+        yield receipts
+
+
+def _made_under(terms: Terms) -> MadeUnder:
+    """What the receipts that are made under these terms have in common."""
+    policy = terms.rules.policy
+    return MadeUnder(
+        release=__version__,
+        config=terms.digest,
+        words=words(policy.routes, *map(coolify, RELEASES)),
+        report_only=terms.report_only,
+        isolated=policy.team_isolation,
+    )
 
 
 async def _switch(client: "Redis", keys: Keys, enabled: bool, origin: Origin) -> None:

@@ -41,6 +41,7 @@ from authsidecar.serving.warm_path import Asker, WarmPath
 from authsidecar.serving.witness import Witness, identify_doctor, is_probe
 from authsidecar.store.audit import Origin, Via
 from authsidecar.store.last_used import LastUses
+from authsidecar.store.receipts import ReceiptWriter
 
 HEADERS_TOO_LARGE: Final = Reason(
     "headers_too_large", Kind.MALFORMED, 431, "The request's headers are too large."
@@ -83,6 +84,7 @@ class AuthzServer:
         report_only: bool = False,
         uses: LastUses | None = None,
         canary_used: Callable[[CanaryUse], None] = lambda _: None,
+        receipts: ReceiptWriter | None = None,
         expiry_ms: int = 0,
         memo_entries: int = ENTRIES,
         config_digest: str = "",
@@ -102,6 +104,7 @@ class AuthzServer:
             expiry_ms: how long before its expiry a token is said to expire, in milliseconds.
             uses: told of every request that a token authenticated.
             canary_used: told of every request with a canary token; it must not wait.
+            receipts: told of every decision; keeps those that can be looked up.
             witness: asked of a request without a readable token: is it a doctor's probe?
             memo_entries: how many subrequests are remembered at the most; 0: none.
             config_digest: names the configuration that all of these are from.
@@ -118,6 +121,7 @@ class AuthzServer:
         self._witness = witness
         self._uses = uses
         self._canary_used = canary_used
+        self._receipts = receipts
         self._expiry_ms = expiry_ms
         self._peers: dict[str, bool] = {}
         self._decision_ids = DecisionIds(secrets.token_bytes(5))
@@ -127,6 +131,7 @@ class AuthzServer:
             telemetry,
             self._decision_ids,
             uses=uses,
+            receipts=receipts,
             expiry_ms=expiry_ms,
             plain=self._decide,
             finish=self._finish,
@@ -349,6 +354,13 @@ class AuthzServer:
         start: float,
     ) -> None:
         """Count and log what was decided, whatever is answered."""
+        if self._receipts is not None:
+            if isinstance(access, AccessRequest) and isinstance(outcome.verdict, Allow):
+                self._receipts.admitted(decision_id, endpoint.proxy, access, outcome, self._store)
+            else:
+                self._receipts.refused(
+                    decision_id, endpoint.proxy, access, outcome, peer, self._store
+                )
         if isinstance(access, Deny):
             deny = outcome.verdict if isinstance(outcome.verdict, Deny) else access
             self._telemetry.unreadable(endpoint.proxy, deny, decision_id, peer)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple, Protocol
 
 from authsidecar.decision.authorize import (
+    Charged,
     Judged,
     Outcome,
     Rules,
@@ -31,11 +32,13 @@ from authsidecar.decision.ratelimit.charges import USES
 from authsidecar.decision.routes import Route
 from authsidecar.observe.decision_line import DecisionLine
 from authsidecar.observe.metrics import NEAR_LIMIT, Telemetry
+from authsidecar.observe.receipts import Decided
 from authsidecar.serving.encoding import DecisionIds
 from authsidecar.serving.memo import Remembered
 from authsidecar.store.calls import Result
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.last_used import LastUses
+from authsidecar.store.receipts import ReceiptWriter
 
 _FIRST_STATE: Final = 2
 """Where in a result the states of the counters begin."""
@@ -103,6 +106,7 @@ class WarmPath:
         decision_ids: DecisionIds,
         *,
         uses: LastUses | None,
+        receipts: ReceiptWriter | None,
         expiry_ms: int,
         plain: Plain,
         finish: Finish,
@@ -114,6 +118,7 @@ class WarmPath:
             telemetry: told of every decision.
             decision_ids: names decisions.
             uses: told of every request.
+            receipts: keeps those that can be looked up.
             expiry_ms: how long before its expiry a token is said to expire, in milliseconds.
             plain: answers the plain way.
             finish: observes and renders what is decided here, but is no plain admission.
@@ -122,6 +127,7 @@ class WarmPath:
         self._telemetry = telemetry
         self._decision_ids = decision_ids
         self._uses = uses
+        self._receipts = receipts
         self._expiry_ms = expiry_ms
         self._plain = plain
         self._finish = finish
@@ -227,6 +233,7 @@ class WarmPath:
                 if self._uses is not None:
                     self._uses.used(record.token, now, access.client, prepared.route.template)
                 decision_id = self._decision_ids()
+                self._keep_receipt(charge, result, decision_id)
                 seconds = time.perf_counter() - charge.start
                 self._telemetry.admitted(
                     access.proxy, prepared.line, decision_id, charge.request_id, seconds
@@ -239,6 +246,22 @@ class WarmPath:
         return self.finished(
             charge, conclude(prepared.judged.judgement, charged, prepared.route, record)
         )
+
+    def _keep_receipt(self, charge: "_Charge", result: Result, decision_id: str) -> None:
+        """Keep a receipt, where this admission is to have one."""
+        prepared, receipts = charge.prepared, self._receipts
+        if receipts is None:
+            return
+        record, route = prepared.record, prepared.route
+        weight = receipts.weight(record.token, route.template)
+        if weight:
+            charged = charge.store.read(prepared.judged.claim, result)
+            assert isinstance(charged, Charged)  # noqa: S101  # it was admitted
+            outcome = conclude(prepared.judged.judgement, charged, route, record)
+            access = _access(charge.remembered, charge.request_id)
+            receipts.keep(
+                Decided(decision_id, access.proxy, access, outcome, "", prepared.instance, weight)
+            )
 
     def unavailable(self, charge: "_Charge", error: StoreError) -> Reply:
         """The answer where Redis gives none."""

@@ -7,7 +7,7 @@ user's nonce and counters under `{u:ID}`, a team's counters under `{t:ID}`, an a
 
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final
+from typing import Final, Literal
 
 from authsidecar.decision.model import TeamId, TokenId, UserId
 from authsidecar.decision.ratelimit.charges import Charge
@@ -15,6 +15,9 @@ from authsidecar.decision.ratelimit.charges import Charge
 OWNER_BUCKETS: Final = 256
 """Into how many hashes the owners of resources are spread: a hash of up to 128 short fields is one
 compact block in Redis (hash-max-listpack-entries)."""
+
+RECEIPT_STREAMS: Final = 8
+"""Into how many streams the receipts of decisions are spread, those of tokens and the others."""
 
 
 def owner_bucket(uuid: str) -> int:
@@ -175,6 +178,10 @@ class Keys:
     def doctor_sightings(self, key: str) -> str:
         """LIST of JSON: what was seen of that doctor's probes; lives for two minutes."""
         return f"{self.prefix}doctor:{key}:sightings"
+
+    def receipts(self, whose: Literal["token", "other"], number: int) -> str:
+        """STREAM of JSON: decisions with a token that was proven, or the `other` ones; bounded."""
+        return f"{self.prefix}receipts:{whose}:{number}"
 
     def counter(self, charge: Charge) -> str:
         """LIST of admission times in milliseconds; of a budget, STRING: how often it was used."""

@@ -22,7 +22,9 @@ from authsidecar.decision.ratelimit import charges, sliding_window
 from authsidecar.observe.background import Background
 from authsidecar.observe.log import Log
 from authsidecar.observe.metrics import DROPS, Telemetry
+from authsidecar.observe.receipts import MadeUnder
 from authsidecar.store.keys import Keys
+from authsidecar.store.receipts import CAUSES, ReceiptOptions, ReceiptWriter
 from authsidecar.times import UnixMs
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -115,6 +117,9 @@ def test_every_metric_is_documented_with_its_labels():
     log = Log(json_lines=True)
     Telemetry(registry, log)
     Background(log, registry)
+    ReceiptWriter(
+        None, Keys(), ReceiptOptions(0, 0, 0, 0), MadeUnder("", "", (), report_only=False), registry
+    )
     found = documented_metrics()
     for metric in registry.collect():
         collector: Any = registry._names_to_collectors[metric.name]
@@ -136,7 +141,7 @@ def test_the_cause_label_takes_the_documented_values():
     """Each with what it means."""
     line = re.search(r"^\| `cause` \| (.*?) \|$", page("reference/metrics.md"), re.MULTILINE)
     assert line is not None
-    assert set(re.findall(r"`(\w+)`(?=:|,)", line[1])) == set(DROPS)
+    assert set(re.findall(r"`(\w+)`(?=:|,)", line[1])) == {*DROPS, *CAUSES}
 
 
 def key_rows() -> set[str]:
@@ -156,6 +161,7 @@ def key_rows() -> set[str]:
         "number": "NUMBER",
         "management_key": "ID",
         "request": "DIGEST",
+        "whose": "WHOSE",
         "warning": "ID:EXPIRY:HOURS:CHANNEL",
     }
     rows = set()

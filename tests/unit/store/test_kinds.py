@@ -17,6 +17,7 @@ WORDS = {
     "NUMBER": "3",
     "DIGEST": "0f" * 16,
     "NAME": "user",
+    "WHOSE": "token",
     "ID": "7",
 }
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
-from authsidecar.serving.manage.access import Refused
+from authsidecar.serving.manage.access import KeyRefused
 
 CONTENT_TYPE: Final = "application/problem+json"
 
@@ -44,6 +44,6 @@ def problem(
     return answer
 
 
-def refusal(refused: Refused) -> web.Response:
+def refusal(refused: KeyRefused) -> web.Response:
     """The answer to who may not do what was asked."""
     return problem(refused.status, refused.why, headers=refused.headers)
