@@ -11,7 +11,7 @@ from prometheus_client.exposition import choose_encoder
 
 from authsidecar.observe.metrics import shared
 from authsidecar.serving.encoding import SERVER
-from authsidecar.serving.manage.access import Access, KeyRefused
+from authsidecar.serving.manage.access import Access, BadKey
 from authsidecar.serving.manage.api import LARGEST_BODY
 from authsidecar.serving.manage.problems import refusal
 from authsidecar.store.management_keys import Scope
@@ -78,7 +78,7 @@ def application(
     async def metrics(request: web.Request) -> web.Response:
         if metrics_access is not None:
             key = await metrics_access.key(request, Scope.READ)
-            if isinstance(key, KeyRefused):
+            if isinstance(key, BadKey):
                 return refusal(key)
         record_ready(not await ready())
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))

@@ -4,7 +4,7 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from redis import exceptions
 
-from authsidecar.serving.manage.access import REFUSED_MS, Access, KeyRefused
+from authsidecar.serving.manage.access import REFUSED_MS, Access, BadKey
 from authsidecar.store.management_keys import ManagementKey, Scope
 from authsidecar.times import UnixMs
 
@@ -67,7 +67,7 @@ async def status(
     needed: Scope = Scope.READ,
 ) -> int:
     found = await access.key(request(shown, address, scheme), needed)
-    return found.status if isinstance(found, KeyRefused) else 200
+    return found.status if isinstance(found, BadKey) else 200
 
 
 async def test_a_key_opens_what_its_scope_allows(access: Access) -> None:
@@ -85,7 +85,7 @@ async def test_without_a_key_nothing_is_looked_up(access: Access, keys: Keys) ->
     assert await status(access, "x" * 600) == 401
     assert keys.asked == 0
     refused = await access.key(request(None), Scope.READ)
-    assert isinstance(refused, KeyRefused)
+    assert isinstance(refused, BadKey)
     assert dict(refused.headers) == {"WWW-Authenticate": 'Bearer realm="authsidecar"'}
 
 

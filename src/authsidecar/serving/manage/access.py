@@ -35,7 +35,7 @@ Prove = Callable[[str], Awaitable[ManagementKey | None]]
 
 
 @dataclass(frozen=True, slots=True)
-class KeyRefused:
+class BadKey:
     """Why a request may not do what it asks.
 
     Attributes:
@@ -72,7 +72,7 @@ class Access:
         self._pace = AddressPace(TRIES_PER_SECOND)
         self._known: OrderedDict[tuple[str, bytes], None] = OrderedDict()
 
-    async def key(self, request: web.Request, needed: Scope) -> ManagementKey | KeyRefused:
+    async def key(self, request: web.Request, needed: Scope) -> ManagementKey | BadKey:
         """The key that a request has shown, if it is a right one and may do this."""
         shown = request.headers.getall("Authorization", [])
         if not shown:
@@ -86,14 +86,12 @@ class Access:
         pair = (address, sha256(text.encode("utf-8", "surrogateescape")).digest())
         if pair not in self._known and not self._pace.may_look_up(address, self._now()):
             wait = (("Retry-After", "1"),)
-            return KeyRefused(
-                429, "too many wrong keys from this address; try again in a second", wait
-            )
+            return BadKey(429, "too many wrong keys from this address; try again in a second", wait)
         try:
             found = await self._prove(text)
         except (RedisError, OSError, TimeoutError):
             wait = (("Retry-After", "1"),)
-            return KeyRefused(503, "Redis does not answer, so no key can be checked", wait)
+            return BadKey(503, "Redis does not answer, so no key can be checked", wait)
         if found is None:
             self._known.pop(pair, None)
             self._pace.refuse(address, UnixMs(self._now() + REFUSED_MS))
@@ -103,7 +101,7 @@ class Access:
             )
         self._remember(pair)
         if not found.may(needed):
-            return KeyRefused(403, f"key {found.id} may only read; this needs the scope write")
+            return BadKey(403, f"key {found.id} may only read; this needs the scope write")
         return found
 
     def _remember(self, pair: tuple[str, bytes]) -> None:
@@ -113,9 +111,9 @@ class Access:
             self._known.popitem(last=False)
 
 
-def _unauthorized(why: str, error: str) -> KeyRefused:
+def _unauthorized(why: str, error: str) -> BadKey:
     tail = f', error="{error}"' if error else ""
-    return KeyRefused(401, why, (("WWW-Authenticate", f'Bearer realm="authsidecar"{tail}'),))
+    return BadKey(401, why, (("WWW-Authenticate", f'Bearer realm="authsidecar"{tail}'),))
 
 
 def _address(request: web.Request) -> str:

@@ -18,10 +18,10 @@ from authsidecar.decision.authorize import StoreError
 from authsidecar.decision.credentials import LARGEST_ID
 from authsidecar.observe.background import describe_error
 from authsidecar.observe.log import Log
-from authsidecar.serving.manage.access import Access, KeyRefused
+from authsidecar.serving.manage.access import Access, BadKey
 from authsidecar.serving.manage.models import Query
 from authsidecar.serving.manage.openapi import BASE, HEADER, OPERATIONS, PATH_PARAMETERS, text
-from authsidecar.serving.manage.operations import Call, Operation, OperationRefusedError, Sidecar
+from authsidecar.serving.manage.operations import Call, NotDoneError, Operation, Sidecar
 from authsidecar.serving.manage.problems import problem, refusal
 from authsidecar.store.audit import Origin, Via
 from authsidecar.store.idempotency import Idempotency
@@ -57,15 +57,13 @@ def add_to(app: web.Application, sidecar: Sidecar, access: Access, log: Log) -> 
 
 async def _document(access: Access, request: web.Request) -> web.StreamResponse:
     key = await access.key(request, Scope.READ)
-    return (
-        refusal(key) if isinstance(key, KeyRefused) else _answer(200, await asyncio.to_thread(text))
-    )
+    return refusal(key) if isinstance(key, BadKey) else _answer(200, await asyncio.to_thread(text))
 
 
 async def _elsewhere(access: Access, request: web.Request) -> web.StreamResponse:
     """What is no operation; nobody without a key is told so."""
     key = await access.key(request, Scope.READ)
-    if isinstance(key, KeyRefused):
+    if isinstance(key, BadKey):
         return refusal(key)
     methods = sorted({one.method for one, path in _ENDPOINTS if path.fullmatch(request.path)})
     if request.path == f"{BASE}/openapi.json":
@@ -80,11 +78,11 @@ async def _handle(
     operation: Operation, sidecar: Sidecar, access: Access, log: Log, request: web.Request
 ) -> web.StreamResponse:
     key = await access.key(request, operation.scope)
-    if isinstance(key, KeyRefused):
+    if isinstance(key, BadKey):
         return refusal(key)
     try:
         return await _run(operation, sidecar, key, request)
-    except OperationRefusedError as error:
+    except NotDoneError as error:
         return problem(error.status, error.why)
     except _InvalidError as error:
         return problem(422, error.why, errors=error.errors)
@@ -120,7 +118,7 @@ async def _run(
         body=None if operation.body is None else await _body(operation.body, request),
     )
     if operation.owned and await sidecar.owner() is not None:
-        raise OperationRefusedError(409, OWNED)
+        raise NotDoneError(409, OWNED)
     if operation.current is not None and (wanted := request.headers.get("If-Match")) is not None:
         await _compare(wanted, operation.current, call)
     if operation.creates is not None and "Idempotency-Key" in request.headers:
@@ -146,11 +144,9 @@ async def _once(operation: Operation, call: Call, key: ManagementKey, given: str
     before = await kept.begin(request, fingerprint)
     if before is not None:
         if before.fingerprint != fingerprint:
-            raise OperationRefusedError(
-                422, "Idempotency-Key: was used for another request; take a new one"
-            )
+            raise NotDoneError(422, "Idempotency-Key: was used for another request; take a new one")
         if before.created is None:
-            raise OperationRefusedError(409, "a request with this Idempotency-Key is under way")
+            raise NotDoneError(409, "a request with this Idempotency-Key is under way")
         noun = operation.path[1:-1]
         again = Call(call.sidecar, call.origin, {noun: before.created}, call.query, call.body)
         return await operation.creates(again)
@@ -169,24 +165,22 @@ async def _once(operation: Operation, call: Call, key: ManagementKey, given: str
 
 def _check_header(name: str, given: str, longest: int) -> None:
     if len(given) > longest or not re.fullmatch(HEADER, given):
-        raise OperationRefusedError(
-            400, f"{name}: is not 1 to {longest} printable ASCII characters"
-        )
+        raise NotDoneError(400, f"{name}: is not 1 to {longest} printable ASCII characters")
 
 
 async def _compare(wanted: str, current: Callable[[Call], Any], call: Call) -> None:
     """See that something is as the client has seen it.
 
     Raises:
-        OperationRefusedError: it is another by now, or gone.
+        NotDoneError: it is another by now, or gone.
     """
     _check_header("If-Match", wanted, 1000)
     try:
         tag = _tag(await current(call))
-    except OperationRefusedError as error:
-        raise OperationRefusedError(412, error.why) from None
+    except NotDoneError as error:
+        raise NotDoneError(412, error.why) from None
     if wanted.strip() != "*" and tag not in [one.strip() for one in wanted.split(",")]:
-        raise OperationRefusedError(412, "If-Match: it was changed meanwhile; read it again")
+        raise NotDoneError(412, "If-Match: it was changed meanwhile; read it again")
 
 
 def _tag(found: BaseModel) -> str:
@@ -198,22 +192,20 @@ def _path(words: Mapping[str, str]) -> dict[str, Any]:
     """The parts of a path, numbers as numbers.
 
     Raises:
-        OperationRefusedError: a part can name nothing.
+        NotDoneError: a part can name nothing.
     """
     found: dict[str, Any] = {}
     for name, word in words.items():
         shape = PATH_PARAMETERS[name]
         if shape["type"] == "string":
             if "enum" in shape and word not in shape["enum"]:
-                raise OperationRefusedError(404, f"{name}: is none of {', '.join(shape['enum'])}")
+                raise NotDoneError(404, f"{name}: is none of {', '.join(shape['enum'])}")
             found[name] = word
             continue
         right = word.isascii() and word.isdigit() and len(word) < 20 and str(int(word)) == word
         if not right or not shape["minimum"] <= int(word) <= LARGEST_ID:
             least = shape["minimum"]
-            raise OperationRefusedError(
-                404, f"{name}: is not a whole number from {least} to {LARGEST_ID}"
-            )
+            raise NotDoneError(404, f"{name}: is not a whole number from {least} to {LARGEST_ID}")
         found[name] = int(word)
     return found
 
@@ -222,7 +214,7 @@ def _query(operation: Operation, request: web.Request) -> Query:
     """The query, read.
 
     Raises:
-        OperationRefusedError: it is not one of the operation's.
+        NotDoneError: it is not one of the operation's.
     """
     repeated = [
         name
@@ -230,29 +222,29 @@ def _query(operation: Operation, request: web.Request) -> Query:
         if times > 1
     ]
     if repeated:
-        raise OperationRefusedError(400, f"{repeated[0][:40]!a}: is there more than once")
+        raise NotDoneError(400, f"{repeated[0][:40]!a}: is there more than once")
     try:
         return (operation.query or Query).model_validate(dict(request.query))
     except ValidationError as error:
         where, why = _first(error)
-        raise OperationRefusedError(400, f"{where}: {why}") from None
+        raise NotDoneError(400, f"{where}: {why}") from None
 
 
 async def _body(model: type[BaseModel], request: web.Request) -> BaseModel:
     """The body, read.
 
     Raises:
-        OperationRefusedError: it is no JSON.
+        NotDoneError: it is no JSON.
         _InvalidError: it is not what the operation takes.
     """
     if request.content_type != _JSON:
-        raise OperationRefusedError(415, f"the body is not {_JSON}")
+        raise NotDoneError(415, f"the body is not {_JSON}")
     given = await request.read()
     try:
         return model.model_validate_json(given)
     except ValidationError as error:
         if any(one["type"] == "json_invalid" for one in error.errors(include_input=False)):
-            raise OperationRefusedError(400, "the body is no JSON") from None
+            raise NotDoneError(400, "the body is no JSON") from None
         raise _InvalidError(error) from None
 
 

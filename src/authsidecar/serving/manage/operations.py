@@ -88,7 +88,7 @@ class Call:
         return Trail(self.sidecar.client, self.sidecar.keys)
 
 
-class OperationRefusedError(Exception):
+class NotDoneError(Exception):
     """An operation is not done; the problem that is answered.
 
     Attributes:
@@ -154,21 +154,21 @@ def read_cursor(text: str | None) -> Any:
     """The place that `write_cursor` wrote; None: the beginning.
 
     Raises:
-        OperationRefusedError: it is no cursor.
+        NotDoneError: it is no cursor.
     """
     if text is None:
         return None
     try:
         return json.loads(base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True))
     except (ValueError, RecursionError):
-        raise OperationRefusedError(422, "cursor: is none that a page gave as `next`") from None
+        raise NotDoneError(422, "cursor: is none that a page gave as `next`") from None
 
 
 def place_in_set(place: Any) -> tuple[int, bool]:
     """The place in a set: its number, and whether the set is scanned.
 
     Raises:
-        OperationRefusedError: it is none.
+        NotDoneError: it is none.
     """
     match place:
         case None:
@@ -176,4 +176,4 @@ def place_in_set(place: Any) -> tuple[int, bool]:
         case [int(number), bool(scan)] if not isinstance(number, bool) and 0 <= number < 2**64:
             return number, scan
         case _:
-            raise OperationRefusedError(422, "cursor: is none that a page gave as `next`")
+            raise NotDoneError(422, "cursor: is none that a page gave as `next`")

@@ -10,8 +10,8 @@ from authsidecar.decision.model import Role, TeamId, UserId
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import (
     Call,
+    NotDoneError,
     Operation,
-    OperationRefusedError,
     place_in_set,
     read_cursor,
     write_cursor,
@@ -31,7 +31,7 @@ async def read_user(call: Call) -> models.User:
     """One user."""
     found = await call.registry.user(UserId(call.path["user"]))
     if found is None:
-        raise OperationRefusedError(404, absent("user", call.path["user"]))
+        raise NotDoneError(404, absent("user", call.path["user"]))
     return _user(found)
 
 
@@ -40,7 +40,7 @@ async def add_user(call: Call) -> models.User:
     body: models.NewUser = call.body
     added = await people.add_user(call.registry, name=body.name, email=body.email, number=body.id)
     if isinstance(added, Refusal):
-        raise OperationRefusedError(409 if " is taken" in added.why else 422, added.why)
+        raise NotDoneError(409 if " is taken" in added.why else 422, added.why)
     return models.User(id=added, name=body.name, email=body.email)
 
 
@@ -49,7 +49,7 @@ async def remove_user(call: Call) -> models.Removed:
     user = call.path["user"]
     tokens = await call.registry.remove_user(UserId(user))
     if tokens is None:
-        raise OperationRefusedError(404, absent("user", user))
+        raise NotDoneError(404, absent("user", user))
     return models.Removed(removed_tokens=tokens, warnings=await late_replicas_of(call))
 
 
@@ -64,7 +64,7 @@ async def read_team(call: Call) -> models.Team:
     """One team."""
     found = await call.registry.team(TeamId(call.path["team"]))
     if found is None:
-        raise OperationRefusedError(404, absent("team", call.path["team"]))
+        raise NotDoneError(404, absent("team", call.path["team"]))
     return _team(found)
 
 
@@ -73,7 +73,7 @@ async def add_team(call: Call) -> models.Team:
     body: models.NewTeam = call.body
     added = await people.add_team(call.registry, name=body.name, number=body.id)
     if isinstance(added, Refusal):
-        raise OperationRefusedError(409 if " is taken" in added.why else 422, added.why)
+        raise NotDoneError(409 if " is taken" in added.why else 422, added.why)
     return models.Team(id=added, name=body.name, mcp_enabled=True)
 
 
@@ -83,7 +83,7 @@ async def change_team(call: Call) -> models.Team:
     team = TeamId(call.path["team"])
     refused = await switch_mcp(call.registry, on=body.mcp_enabled, team=team)
     if isinstance(refused, Refusal):
-        raise OperationRefusedError(404, refused.why)
+        raise NotDoneError(404, refused.why)
     return await read_team(call)
 
 
@@ -92,7 +92,7 @@ async def remove_team(call: Call) -> models.Removed:
     team = call.path["team"]
     tokens = await call.registry.remove_team(TeamId(team))
     if tokens is None:
-        raise OperationRefusedError(404, absent("team", team))
+        raise NotDoneError(404, absent("team", team))
     return models.Removed(removed_tokens=tokens, warnings=await late_replicas_of(call))
 
 
@@ -113,7 +113,7 @@ async def read_member(call: Call) -> models.Member:
     team, user = call.path["team"], call.path["user"]
     role = await call.registry.member(TeamId(team), UserId(user))
     if role is None:
-        raise OperationRefusedError(404, people.no_member(team, user))
+        raise NotDoneError(404, people.no_member(team, user))
     return models.Member(team=team, user=user, role=role.value)
 
 
@@ -123,7 +123,7 @@ async def set_member(call: Call) -> models.SetMember:
     body: models.NewRole = call.body
     placed = await people.set_member(call.registry, TeamId(team), UserId(user), Role(body.role))
     if isinstance(placed, Refusal):
-        raise OperationRefusedError(404, placed.why)
+        raise NotDoneError(404, placed.why)
     late = await late_replicas_of(call)
     return models.SetMember(
         team=team, user=user, role=body.role, warnings=[*placed.warnings, *late]
@@ -135,7 +135,7 @@ async def remove_member(call: Call) -> models.Removed:
     team, user = call.path["team"], call.path["user"]
     tokens = await call.registry.remove_member(TeamId(team), UserId(user))
     if tokens is None:
-        raise OperationRefusedError(404, people.no_member(team, user))
+        raise NotDoneError(404, people.no_member(team, user))
     return models.Removed(removed_tokens=tokens, warnings=await late_replicas_of(call))
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
-from authsidecar.serving.manage.access import KeyRefused
+from authsidecar.serving.manage.access import BadKey
 
 CONTENT_TYPE: Final = "application/problem+json"
 
@@ -44,6 +44,6 @@ def problem(
     return answer
 
 
-def refusal(refused: KeyRefused) -> web.Response:
+def refusal(refused: BadKey) -> web.Response:
     """The answer to who may not do what was asked."""
     return problem(refused.status, refused.why, headers=refused.headers)

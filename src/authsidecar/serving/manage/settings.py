@@ -7,8 +7,8 @@ from authsidecar.decision.addresses import parse_address
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import (
     Call,
+    NotDoneError,
     Operation,
-    OperationRefusedError,
     place_in_set,
     read_cursor,
     write_cursor,
@@ -39,9 +39,7 @@ async def change_settings(call: Call) -> models.ChangedSettings:
     if body.allowlist is not None:
         caller = None if body.my_ip is None else parse_address(body.my_ip)
         if body.my_ip is not None and caller is None:
-            raise OperationRefusedError(
-                422, "my_ip: is not an IP address (no port, no network, no name)"
-            )
+            raise NotDoneError(422, "my_ip: is not an IP address (no port, no network, no name)")
         saved = await set_allowlist(
             call.registry,
             body.allowlist,
@@ -52,7 +50,7 @@ async def change_settings(call: Call) -> models.ChangedSettings:
             ),
         )
         if isinstance(saved, Refusal):
-            raise OperationRefusedError(422, saved.why)
+            raise NotDoneError(422, saved.why)
         warnings += saved.warnings
     if body.api_enabled is not None:
         await switch_api(call.registry, on=body.api_enabled)
@@ -98,7 +96,7 @@ async def set_limit(call: Call) -> models.Limit:
     body: models.NewLimit = call.body
     wanted = chosen(body.limit, body.window_seconds, call.sidecar.rules().limits.get(scope))
     if not await call.registry.set_limit(scope, number, wanted):
-        raise OperationRefusedError(404, absent(scope, number))
+        raise NotDoneError(404, absent(scope, number))
     return await read_limit(call)
 
 
@@ -106,7 +104,7 @@ async def clear_limit(call: Call) -> models.Limit:
     """Take it back; the configured one applies again."""
     scope, number = call.path["scope"], call.path["id"]
     if not await call.registry.set_limit(scope, number, None):
-        raise OperationRefusedError(404, absent(scope, number))
+        raise NotDoneError(404, absent(scope, number))
     return await read_limit(call)
 
 
@@ -115,7 +113,7 @@ async def reset_limit(call: Call) -> models.Limit:
     scope, number = call.path["scope"], call.path["id"]
     found = await counter(call.registry, scope, number)
     if found is None:
-        raise OperationRefusedError(404, absent(scope, number))
+        raise NotDoneError(404, absent(scope, number))
     await call.registry.reset(found)
     return await read_limit(call)
 
@@ -123,7 +121,7 @@ async def reset_limit(call: Call) -> models.Limit:
 async def _standing(call: Call, scope: models.ScopeName, number: int) -> models.Limit:
     found = await look_up(call.registry, call.sidecar.rules().limits, scope, number)
     if found is None:
-        raise OperationRefusedError(404, absent(scope, number))
+        raise NotDoneError(404, absent(scope, number))
     return _limit(scope, number, found)
 
 

@@ -13,8 +13,8 @@ from authsidecar.decision.restrictions import RestrictionError, as_mapping, pars
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import (
     Call,
+    NotDoneError,
     Operation,
-    OperationRefusedError,
     place_in_set,
     read_cursor,
     write_cursor,
@@ -34,9 +34,9 @@ async def list_tokens(call: Call) -> models.TokenPage:
     query: models.TokensQuery = call.query
     registry, keys = call.registry, call.sidecar.keys
     if query.user is not None and await registry.user(UserId(query.user)) is None:
-        raise OperationRefusedError(404, absent("user", query.user))
+        raise NotDoneError(404, absent("user", query.user))
     if query.team is not None and await registry.team(TeamId(query.team)) is None:
-        raise OperationRefusedError(404, absent("team", query.team))
+        raise NotDoneError(404, absent("team", query.team))
     if query.user is None and query.team is None:
         ids, following = await _of_all(call)
     else:
@@ -98,14 +98,14 @@ def _place_in_all(place: Any) -> tuple[list[int], _Place | None, _Place]:
         ):
             return owners, None if users is None else place_in_set(users), place_in_set(within)
         case _:
-            raise OperationRefusedError(422, "cursor: is none that a page gave as `next`")
+            raise NotDoneError(422, "cursor: is none that a page gave as `next`")
 
 
 async def read_token(call: Call) -> models.Token:
     """One token."""
     found = await call.registry.token(TokenId(call.path["token"]))
     if found is None:
-        raise OperationRefusedError(404, absent("token", call.path["token"]))
+        raise NotDoneError(404, absent("token", call.path["token"]))
     return (await _shown(call, [found]))[0]
 
 
@@ -121,7 +121,7 @@ async def create_token(call: Call) -> models.CreatedToken:
         days=body.expires,
     )
     if isinstance(issued, Refusal):
-        raise OperationRefusedError(422, issued.why)
+        raise NotDoneError(422, issued.why)
     return _created(issued.token, issued.plain)
 
 
@@ -129,7 +129,7 @@ async def created_token(call: Call) -> models.CreatedToken:
     """One that was made before, without its secret."""
     found = await call.registry.token(TokenId(call.path["token"]))
     if found is None:
-        raise OperationRefusedError(404, absent("token", call.path["token"]))
+        raise NotDoneError(404, absent("token", call.path["token"]))
     return _created(found, None)
 
 
@@ -137,7 +137,7 @@ async def revoke_token(call: Call) -> models.Revoked:
     """Delete one."""
     token = call.path["token"]
     if not await call.registry.remove_token(TokenId(token)):
-        raise OperationRefusedError(404, absent("token", token))
+        raise NotDoneError(404, absent("token", token))
     return models.Revoked(id=token, revoked=True, warnings=await late_replicas_of(call))
 
 
@@ -163,7 +163,7 @@ async def set_restriction(call: Call) -> models.SetRestriction:
     try:
         wanted = parse(parts)
     except RestrictionError as error:
-        raise OperationRefusedError(422, str(error)) from None
+        raise NotDoneError(422, str(error)) from None
     return await _change(call, wanted, force=body.force)
 
 
@@ -178,11 +178,11 @@ async def _change(call: Call, wanted: Narrowing | None, *, force: bool) -> model
     routes = call.sidecar.rules().policy.routes
     planned = await plan(call.registry, routes, scope, number, wanted, force=force)
     if isinstance(planned, Refusal):
-        raise OperationRefusedError(422, planned.why)
+        raise NotDoneError(422, planned.why)
     if planned.changes:
         refused = await carry_out(call.registry, planned)
         if refused is not None:
-            raise OperationRefusedError(404, refused.why)
+            raise NotDoneError(404, refused.why)
     late = await late_replicas_of(call)
     held = await read_restriction(call)
     return models.SetRestriction(**dict(held), warnings=[*planned.warnings, *late])
@@ -192,7 +192,7 @@ async def _owner(call: Call) -> UserId | None:
     """A token's owner, or None of a user or team.
 
     Raises:
-        OperationRefusedError: it is not there.
+        NotDoneError: it is not there.
     """
     scope, number = call.path["scope"], call.path["id"]
     found: object
@@ -207,7 +207,7 @@ async def _owner(call: Call) -> UserId | None:
         case _:
             found = await call.registry.team(TeamId(number))
     if found is None:
-        raise OperationRefusedError(404, absent(scope, number))
+        raise NotDoneError(404, absent(scope, number))
     return None
 
 

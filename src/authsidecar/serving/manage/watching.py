@@ -10,8 +10,8 @@ from authsidecar.decision.model import Deny
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import (
     Call,
+    NotDoneError,
     Operation,
-    OperationRefusedError,
     read_cursor,
     write_cursor,
 )
@@ -65,7 +65,7 @@ async def list_audit(call: Call) -> models.AuditPage:
     """A page of changes, the newest first."""
     place = read_cursor(call.query.cursor)
     if place is not None and not (isinstance(place, str) and _is_record(place)):
-        raise OperationRefusedError(422, "cursor: is none that a page gave as `next`")
+        raise NotDoneError(422, "cursor: is none that a page gave as `next`")
     found = await call.trail.latest(call.query.limit, place)
     more = write_cursor(found[-1].id) if len(found) == call.query.limit else None
     return models.AuditPage(items=[_record(one) for one in found], next=more)
@@ -76,9 +76,7 @@ async def read_record(call: Call) -> models.AuditRecord:
     found = await find_record(call.trail, call.path["record"])
     if found is None:
         name = call.path["record"][:40]
-        raise OperationRefusedError(
-            404, f"there is no record {name!a}; `authsidecar audit tail` shows them"
-        )
+        raise NotDoneError(404, f"there is no record {name!a}; `authsidecar audit tail` shows them")
     return _record(found)
 
 
@@ -87,9 +85,7 @@ async def explain_request(call: Call) -> models.Explanation:
     body: models.Question = call.body
     client = parse_address(body.client_ip)
     if client is None:
-        raise OperationRefusedError(
-            422, "client_ip: is not an IP address (no port, no network, no name)"
-        )
+        raise NotDoneError(422, "client_ip: is not an IP address (no port, no network, no name)")
     bearer = [] if body.token is None else [f"Bearer {body.token}".encode("utf-8", "replace")]
     found = await explain(
         (body.method.encode("utf-8", "replace"), body.target.encode("utf-8", "replace")),
