@@ -252,7 +252,7 @@ async def install(bench: Bench) -> AsyncIterator[Setting]:
                 },
                 says=(
                     *("GRANT", "10.0.1.0/24,", "token_put", "API is on", '"token": 2'),
-                    *('"token_missing"', "pass  asked", "\n4\n", "DROP ROLE"),
+                    *('"token_missing"', "pass  asked", "\n5\n", "DROP ROLE"),
                 ),
             )
     finally:
@@ -309,9 +309,20 @@ async def narrow(bench: Bench) -> AsyncIterator[Setting]:
     """A sidecar that runs behind Traefik; here the CI's network is the loopback's."""
     await bench.lab.reset()
     yield Setting(
-        {SITE: bench.lab.proxies[Proxy.TRAEFIK].url, "192.0.2.0/24": "127.0.0.0/8"},
+        {
+            SITE: bench.lab.proxies[Proxy.TRAEFIK].url,
+            "192.0.2.0/24": "127.0.0.0/8",
+            "Bearer $TOKEN": "Bearer $(cat token.txt)",
+            # The token that the page has just made; no sync runs that would know the resource.
+            "token restrict 67 --resource": (
+                "token restrict $(cut -d '|' -f 1 token.txt) --force --resource"
+            ),
+        },
         dict(bench.lab.sidecar.environ),
-        says=(": restricted", '"target": "/api/v1/deploy?uuid=APPLICATION"'),
+        says=(
+            *(": restricted", '"target": "/api/v1/deploy?uuid=APPLICATION"'),
+            *("resources    bo8s4k4g0kw4kgsg8wk8wcow", "token_restricted"),
+        ),
     )
 
 
@@ -400,14 +411,14 @@ async def changed(bench: Bench) -> AsyncIterator[Setting]:
         redis.stop()
 
 
-def redis_alone(*says: str) -> Setup:
+def redis_alone(*says: str, **literals: str) -> Setup:
     """A Redis, and nothing else."""
 
     @asynccontextmanager
     async def setup(bench: Bench) -> AsyncIterator[Setting]:
         redis = start_redis(bench.directory.with_name("redis"))
         try:
-            yield Setting({}, {"AUTHSIDECAR_REDIS__URL": redis.url}, says=says)
+            yield Setting(literals, {"AUTHSIDECAR_REDIS__URL": redis.url}, says=says)
         finally:
             redis.stop()
 
@@ -446,6 +457,9 @@ SETUPS: Mapping[str, Setup] = {
     "prometheus.md": monitoring,
     "narrow-tokens.md": narrow,
     "script-it.md": script,
+    "canary-tokens.md": redis_alone(
+        *("backup server", "removed"), **{"remove 68": "remove $(cut -d '|' -f 1 token.txt)"}
+    ),
     "find-out-why.md": asked('"code": "permission_missing"', "then:", "now:", "200 allowed"),
     "try-a-change.md": asked("something would change", "judged", "judged", "by token"),
     "follow-a-coolify-release.md": release,

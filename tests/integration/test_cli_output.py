@@ -141,6 +141,7 @@ CHANGING = [
     "member set --team 3 --user 7 --role member",
     "member remove --team 3 --user 7",
     "token revoke 67",
+    "token disable 67",
     "token restrict 67 --permission read",
     "token unrestrict 67",
     "user restrict 7 --permission read",
@@ -180,6 +181,15 @@ ELSEWHERE = {
     "decisions top",
     "decisions show",
     "decisions export",
+    "token rotate",
+    "token enable",
+    "canary create",
+    "canary list",
+    "canary remove",
+    "allowlist confirm",
+    "api confirm",
+    "state export",
+    "state import",
 }
 """Commands with a test of their own, or that write nothing to standard output but a log."""
 

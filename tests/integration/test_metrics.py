@@ -24,6 +24,9 @@ from tests.support.wire import ask, ask_all, subrequest
 from tests.support.world import READ, World, address, populate, world_of
 
 NAMES = {
+    "authsidecar_receipts_written": set(),
+    "authsidecar_receipts_dropped": {"cause"},
+    "authsidecar_canary_uses": set(),
     "authsidecar_decisions": {"proxy", "outcome", "reason"},
     "authsidecar_decision_seconds": {"proxy", "outcome"},
     "authsidecar_store_trip_seconds": {"operation"},
