@@ -72,6 +72,15 @@ async def test_a_given_id_is_taken_once_and_counting_goes_on_above_it(
     assert await registry.next_token_id() == 501
 
 
+async def test_an_id_at_the_end_of_all_numbers_leaves_ids_to_give(registry: Registry) -> None:
+    """Whoever chooses it does not keep everybody else from adding anything."""
+    last = 2**63 - 1
+    assert await registry.add_team("last", TeamId(last)) == last
+    assert await registry.add_team("next") == TEAM + 1
+    assert await registry.add_user("last", "last@example.test", UserId(last)) == last
+    assert await registry.add_user("next", "next@example.test") == USER + 1
+
+
 async def test_one_of_many_who_want_an_id_gets_it(redis_client: Redis) -> None:
     """Twenty add the same id at once: one has it, and the record is that one's, whole."""
     registry = seed.registry(redis_client)

@@ -33,6 +33,8 @@ def test_the_tutorial_answers_as_it_says(tmp_path: Path, redis_url: str):
         shutil.copy(ROOT / name, checkout)
     for name in ("src", "deploy", "man"):
         shutil.copytree(ROOT / name, checkout / name)
+    (checkout / "docs/reference").mkdir(parents=True)
+    shutil.copy(ROOT / "docs/reference/reason-codes.md", checkout / "docs/reference")
     port, management = str(free_port()), str(free_port())
     script = "".join(blocks).replace("4190", port).replace("4191", management)
     environ = {

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from authsidecar.decision.model import Place, Role, TeamId, TokenId, UserId
 from authsidecar.store import records
 from authsidecar.store.audit import Origin
-from authsidecar.store.changes import Changes
+from authsidecar.store.changes import Changes, last_id
 from authsidecar.store.entities import Member, Team, Token, User
 from authsidecar.store.epoch import (
     Batch,
@@ -240,7 +240,7 @@ class Bulk(Registry):
                 self._record_all(pipe, "user", batch, old)
                 self._changes.renew(pipe, [user.id for user in batch])
                 await pipe.execute()
-            await self._changes.raise_last_id("user", max(user.id for user in batch))
+            await self._changes.raise_last_id("user", last_id(user.id for user in batch))
 
     async def put_teams(self, teams: Sequence[Team]) -> None:
         """Write teams whole, new or again; every member's records are stale from then on."""
@@ -254,7 +254,7 @@ class Bulk(Registry):
                 self._record_all(pipe, "team", batch, old)
                 self._changes.renew(pipe, members)
                 await pipe.execute()
-            await self._changes.raise_last_id("team", max(team.id for team in batch))
+            await self._changes.raise_last_id("team", last_id(team.id for team in batch))
 
     async def put_members(self, members: Sequence[Member]) -> None:
         """Write memberships, new or again."""

@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from redis import exceptions
 from redis.asyncio import Redis
@@ -19,6 +19,9 @@ from authsidecar.store.cluster import Cluster
 from authsidecar.store.full import FullPipeline
 from authsidecar.store.keys import Keys
 from authsidecar.store.loading import NONCE_BYTES
+
+END_OF_SERIES: Final = 2**62
+"""Ids are given from 1 on, above the last that was chosen; one from here on counts for none."""
 
 _T = TypeVar("_T")
 
@@ -126,12 +129,20 @@ class Changes:
 
         if wanted is not None:
             added = await self.transaction(partial(change, number=wanted), [key(wanted)])
-            await self.raise_last_id(noun, wanted)
+            await self.raise_last_id(noun, last_id([wanted]))
             return wanted if added else None
         while True:
             number = await self.next_id(noun)
             if await self.transaction(partial(change, number=number), [key(number)]):
                 return number
+
+
+def last_id(numbers: Iterable[int]) -> int:
+    """The largest of these ids that moves the series of ids on; 0 if none does.
+
+    One that somebody chose near the end of all numbers would leave nothing to give.
+    """
+    return max((number for number in numbers if number < END_OF_SERIES), default=0)
 
 
 def _nonce() -> str:

@@ -24,7 +24,7 @@ from authsidecar.decision.ratelimit import charges
 from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.store import audit, records
 from authsidecar.store.audit import Origin
-from authsidecar.store.changes import Changes
+from authsidecar.store.changes import Changes, last_id
 from authsidecar.store.entities import Team, Token, User
 from authsidecar.store.keys import Keys
 from authsidecar.store.listing import Listing
@@ -231,7 +231,7 @@ class Registry(Listing):
             if len(changed) < len(tokens):
                 raise
             return
-        await self._changes.raise_last_id("token", max(t.id for t in tokens))
+        await self._changes.raise_last_id("token", last_id(t.id for t in tokens))
 
     async def forget_expired(self, before: UnixMs) -> None:
         """Drop from the index of expiries what has expired before this time."""
