@@ -233,6 +233,9 @@ def test_idempotency_keys(api: Api) -> None:
         answers = list(pool.map(lambda _: api.ask("POST", "/users", user, headers=many), range(16)))
     assert {one.status for one in answers} <= {201, 409}
     assert len({one.json["id"] for one in answers if one.status == 201}) == 1
+    (created,) = {one.json["id"] for one in answers if one.status == 201}
+    assert api.ask("DELETE", f"/users/{created}").status in {200, 204}
+    assert "is gone" in refused(api.ask("POST", "/users", user, headers=many), 409)
     with redis.Redis.from_url(api.url) as client:
         kept = b"".join(client.get(name) or b"" for name in client.scan_iter("*idempotency*"))
     assert first["token"].partition("|")[2].encode() not in kept

@@ -149,7 +149,11 @@ async def _once(operation: Operation, call: Call, key: ManagementKey, given: str
             raise NotDoneError(409, "a request with this Idempotency-Key is under way")
         noun = operation.path[1:-1]
         again = Call(call.sidecar, call.origin, {noun: before.created}, call.query, call.body)
-        return await operation.creates(again)
+        try:
+            return await operation.creates(again)
+        except NotDoneError as error:  # it was removed since
+            gone = f"what this Idempotency-Key has created is gone ({error.why}); take a new one"
+            raise NotDoneError(409, gone) from None
 
     async def create() -> BaseModel:
         try:
