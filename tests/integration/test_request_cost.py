@@ -13,8 +13,9 @@ from tests.support.sidecar import SidecarProcess, start_sidecar
 from tests.support.wire import ask_all, subrequest
 
 SIZE = 16 * 1024
-WORST = 6.0
-"""How much more the worst request of 16 KiB may cost than a plain one."""
+WORST = 7.5
+"""How much more the worst request of 16 KiB may cost than a plain one. It was 6 while a plain one's
+call took a task of its own; 5.8 was measured since, so 6 would fail on a busy day."""
 
 ROUNDS = 3
 REQUESTS = 320
@@ -120,6 +121,7 @@ async def process(redis_client: Redis, tmp_path: Path) -> AsyncIterator[SidecarP
     made = start_sidecar(
         tmp_path,
         f"unix://{unix}",
+        LISTEN__MEMO_ENTRIES="0",  # a plain one is read as well: remembered, it costs a third
         LIMITS__USER="100000",
         LIMITS__UNKNOWN="100000",
         LIMITS__FAILED="100000",
