@@ -22,6 +22,8 @@ from authsidecar.decision.model import Proxy
 from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import RunningProxy, deploy_dir, find_binary, free_port, start_proxy
 from authsidecar.run.terms import digest
+from authsidecar.store.keys import Keys
+from authsidecar.store.receipts import find
 from tests.support.coolify import SECRETS
 from tests.support.documents import ROOT, Document, documents, replaced, tools, type_in
 from tests.support.lab import Lab
@@ -30,6 +32,8 @@ from tests.support.proxies import need
 from tests.support.redis import start_redis
 from tests.support.seed import registry, token, user
 from tests.support.sidecar import start_sidecar
+from tests.support.waiting import eventually
+from tests.support.world import READ
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
@@ -358,6 +362,27 @@ def asked(*says: str) -> Setup:
     return setup
 
 
+@asynccontextmanager
+async def refused_before(bench: Bench) -> AsyncIterator[Setting]:
+    """A sidecar that runs behind Traefik; its only receipts are of refusals of one token."""
+    client = bench.lab.client
+    await refusal(bench.lab)  # receipts that were under way are written by now, too
+    await client.delete(*[key async for key in client.scan_iter("authsidecar:receipts:*")])
+    await refusal(bench.lab)
+    async with asked("something would change", "judged", "judged", "by token")(bench) as setting:
+        yield setting
+
+
+async def refusal(lab: Lab) -> None:
+    """Be refused, and wait for its receipt."""
+    answer = await lab.ask(Proxy.TRAEFIK, "POST", "/api/v1/projects", token=READ)
+
+    async def kept() -> bool:
+        return await find(lab.client, Keys(), answer.json["decision_id"]) is not None
+
+    await eventually(kept, "the receipt")
+
+
 API_PHP = """<?php
 use App\\Http\\Middleware\\ApiAllowed;
 use Illuminate\\Support\\Facades\\Route;
@@ -461,7 +486,7 @@ SETUPS: Mapping[str, Setup] = {
         *("backup server", "removed"), **{"remove 68": "remove $(cut -d '|' -f 1 token.txt)"}
     ),
     "find-out-why.md": asked('"code": "permission_missing"', "then:", "now:", "200 allowed"),
-    "try-a-change.md": asked("something would change", "judged", "judged", "by token"),
+    "try-a-change.md": refused_before,
     "follow-a-coolify-release.md": release,
     "reload.md": changed,
     "move-to-another-redis.md": two_servers,

@@ -125,8 +125,8 @@ def asked(chance: random.Random) -> bytes:
     )
 
 
-async def change(side: Side, kind: int, number: int) -> None:
-    """One change of the state; the same on both."""
+async def change(side: Side, kind: int, number: int, now: int) -> None:
+    """One change of the state, made at `now` (Unix seconds); the same on both."""
     registry, token, user = side.registry, TokenId(number), UserId(number)
     match kind:
         case 0:
@@ -142,7 +142,6 @@ async def change(side: Side, kind: int, number: int) -> None:
         case 5:
             await registry.set_limit("user", user, Limit(12, 3_600_000))
         case 6:
-            now, _ = await side.client.time()
             made = seed.token(number, user=number, team=0, expires_at=(now + 3600) * 1000)
             await registry.put_tokens([made])
         case 7:
@@ -163,8 +162,9 @@ async def test_a_memo_changes_no_answer(sidecars, servers) -> None:
         for number in range(1200):
             if number % 60 == 59:
                 kind, whose = chance.randrange(11), chance.choice(USERS)
+                now, _ = await one.client.time()
                 for side in (one, other):
-                    await change(side, kind, whose)
+                    await change(side, kind, whose, now)
             request = asked(chance)
             first, second = await one.wire.ask(request), await other.wire.ask(request)
             if first.status != second.status and 429 in {first.status, second.status}:
