@@ -223,6 +223,7 @@ def contestants(servers: Servers, source: Path | None) -> dict[str, Contestant]:
         "allow-quiet": (quiet, allowed, 200),
         "never-seen": (default, requests.never_seen(), 200),
         "restricted": (default, requests.restricted(), 200),
+        "counted": (default, requests.restricted(requests.COUNTED), 200),
         "limited": (servers.sidecar("limited", **EVERY_LIMIT), allowed, 200),
         "isolated": (
             servers.sidecar("isolated", SYNC__TEAM_ISOLATION="true"),

@@ -17,14 +17,21 @@ USERS = 500
 RESTRICTED = 1_000
 """The token of user N that is restricted has this number more than the other."""
 
-RESTRICTION = parse(
-    {
-        "hours": ["Mon-Sun 00:00-12:30 Europe/Berlin", "Mon-Sun 12:30-24:00 Europe/Berlin"],
-        "uses": 1_000_000_000,
-        "rate": "100000/60s",
-    }
-)
-"""Always, so many uses and such a rate that no round reaches them."""
+COUNTED = 2_000
+"""The one that has counters of its own, too, has this number more."""
+
+_NARROW = {
+    "permissions": ["read"],
+    "routes": ["GET /api/v1/teams", "GET /api/v1/servers"],
+    "from": ["0.0.0.0/1", "128.0.0.0/1"],
+    "hours": ["Mon-Sun 00:00-12:30 Europe/Berlin", "Mon-Sun 12:30-24:00 Europe/Berlin"],
+}
+
+RESTRICTION = parse(_NARROW)
+"""Narrow, yet what the benchmark asks is inside at any time."""
+
+WITH_COUNTERS = parse({**_NARROW, "uses": 1_000_000_000, "rate": "100000/60s"})
+"""The same with two counters of its own, which no round fills."""
 
 SERVER = "server-of-team-0"
 """The uuid of a resource that is known to be the team's."""
@@ -68,9 +75,9 @@ def of_clients(port: int, path: str, users: int) -> list[bytes]:
     ]
 
 
-def restricted() -> list[bytes]:
-    """One request by the restricted token of each user."""
-    return [subrequest(bearer(RESTRICTED + n)) for n in range(1, USERS + 1)]
+def restricted(more: int = RESTRICTED) -> list[bytes]:
+    """One request by the restricted token of each user: RESTRICTED or COUNTED."""
+    return [subrequest(bearer(more + n)) for n in range(1, USERS + 1)]
 
 
 def of_the_team() -> list[bytes]:
@@ -103,9 +110,10 @@ async def seed(url: str) -> None:
             await user(state, number, t0="member")
         await state.put_tokens([token(n, user=n, team=0) for n in range(1, FLOODER + 1)])
         numbers = range(1, USERS + 1)
-        await state.put_tokens([token(RESTRICTED + n, user=n, team=0) for n in numbers])
-        for number in numbers:
-            await state.set_restriction("token", RESTRICTED + number, RESTRICTION)
+        for more, restriction in ((RESTRICTED, RESTRICTION), (COUNTED, WITH_COUNTERS)):
+            await state.put_tokens([token(more + n, user=n, team=0) for n in numbers])
+            for number in numbers:
+                await state.set_restriction("token", more + number, restriction)
         await state.set_limit("user", FLOODER, Limit(5, 3_600_000))
         redis: Any = client
         await redis.hset(keys.owners(owner_bucket(SERVER)), SERVER, 0)
