@@ -18,8 +18,6 @@ ACTIONLINT := v1.7.12
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Each run would compile our sources and rewrite the tests' asserts anew: seconds in each process.
 unexport PYTHONDONTWRITEBYTECODE
-# A test that gives a process no variables would start another interpreter than the fork server's.
-unexport PYTHONUNBUFFERED
 
 .PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean release-check sbom image-test test-aiohttp test-memo coverage mutate bench-proxies
 

@@ -107,7 +107,7 @@ def test_a_process_ends_with_a_killed_test_run(tmp_path: Path) -> None:
 import os, signal, sys
 from tests.support import fork_server
 started = fork_server.Process([sys.executable, "-m", "waits"], cwd=sys.argv[1])
-print(started.pid, fork_server._server().process.pid, flush=True)
+print(started.pid, fork_server._servers[0].process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     root = Path(__file__).parents[2]

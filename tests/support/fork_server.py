@@ -4,7 +4,7 @@
 package before. The new process is what a fresh interpreter would be: a child of who asks, with
 arguments, environment, directory, descriptors and session of its own. prometheus_client reads the
 environment while it is imported, so it and what needs it are imported afresh. Another command, or
-other variables that a start reads, get a fresh interpreter; so do benchmarks.
+unusual variables that a start reads, get a fresh interpreter; so do benchmarks.
 """
 
 import atexit
@@ -44,7 +44,8 @@ def _read_at_start(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: text for name, text in environ.items() if name.startswith(names)}
 
 
-SERVERS_OWN: Final = _read_at_start(os.environ)
+USUAL: Final = (_read_at_start(os.environ), {})
+"""Ours, and none at all: there is a server for each."""
 
 
 class Request(NamedTuple):
@@ -71,7 +72,7 @@ class Process(subprocess.Popen):
         if (
             "PYTEST_VERSION" in os.environ
             and words[:2] == [sys.executable, "-m"]
-            and _read_at_start(environ) == SERVERS_OWN
+            and (variables := _read_at_start(environ)) in USUAL
             and (executable, preexec_fn, startup, flags, shell) == (None, None, None, 0, False)
             and (signals, gid, gids, uid, umask, group) == (True, None, None, None, -1, -1)
         ):
@@ -79,7 +80,7 @@ class Process(subprocess.Popen):
             standard = [number if end == -1 else end for number, end in enumerate(ends)]
             place = str(cwd or Path.cwd())
             request = Request(os.getpid(), words[2:], environ, place, session, tuple(pass_fds))
-            self.pid = _server().fork(request, [*standard, *pass_fds])
+            self.pid = _server(variables).fork(request, [*standard, *pass_fds])
             self._child_created = True
             self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
         else:
@@ -101,9 +102,9 @@ def run(command: list[str], *, timeout: float | None = None, **how: Any):
 
 
 class _Server:
-    """The server of this test run, as it is seen from there."""
+    """A server of this test run, as it is seen from there."""
 
-    def __init__(self) -> None:
+    def __init__(self, variables: Mapping[str, str]) -> None:
         self.one_at_a_time = threading.Lock()
         self.connection, its_end = socket.socketpair()
         with its_end:
@@ -112,7 +113,7 @@ class _Server:
                 guarded(sys.executable, "-m", "tests.support.fork_server", str(number)),
                 pass_fds=[number],
                 cwd=Path(__file__).parents[2],
-                env={"PATH": os.defpath, **SERVERS_OWN},
+                env={"PATH": os.defpath, **variables},
                 stdin=subprocess.DEVNULL,
             )
         atexit.register(self.stop)
@@ -135,13 +136,14 @@ class _Server:
                 _prctl(PR_SET_CHILD_SUBREAPER, 0)
 
 
-_servers: list[_Server] = []
+_servers: dict[int, _Server] = {}
 
 
-def _server() -> _Server:
-    if not _servers:
-        _servers.append(_Server())
-    return _servers[0]
+def _server(variables: dict[str, str]) -> _Server:
+    which = USUAL.index(variables)
+    if which not in _servers:
+        _servers[which] = _Server(variables)
+    return _servers[which]
 
 
 def _prctl(option: int, value: int) -> None:
