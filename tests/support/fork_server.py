@@ -30,7 +30,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from tests.support.redis import guarded
+# A process dies with the thread that started it, however that ends: in the main thread, that is
+# the test run. A wrapper asks for it, because code between fork and exec is not safe with threads.
+GUARD = """
+import ctypes, os, signal, sys
+parent = int(sys.argv[1])
+ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+os.getppid() == parent or sys.exit("the test run is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_CHILD_SUBREAPER: Final = 36
@@ -49,9 +57,20 @@ USUAL: Final = (_read_at_start(os.environ), {})
 
 
 class Request(NamedTuple):
-    """What a process is to be; its standard descriptors come with it, then the inherited ones."""
+    """What a process is to be; its standard descriptors come with it, then the inherited ones.
+
+    Attributes:
+        parent: who asks.
+        program: what is run in its place; None: the module that `words` begins with.
+        words: the command line, without `python -m`.
+        environ: all variables.
+        directory: where it works.
+        new_session: whether it leads one.
+        inherited: the numbers of the descriptors behind the standard ones.
+    """
 
     parent: int
+    program: str | None
     words: list[str]
     environ: dict[str, str]
     directory: str
@@ -59,8 +78,16 @@ class Request(NamedTuple):
     inherited: tuple[int, ...]
 
 
+def guarded(*command: str) -> list[str]:
+    """The same command, killed with the thread that starts it (start it in the main thread)."""
+    return [sys.executable, "-I", "-S", "-c", GUARD, str(os.getpid()), *command]
+
+
 class Process(subprocess.Popen):
-    """A process that ends with the main thread of the test run; `python -m MODULE` is forked."""
+    """A process that ends with the main thread of the test run; a fork of a server, if it can be.
+
+    That is `python -m MODULE`, and a program that is no Python, by its whole path.
+    """
 
     # Private, and the same in Python 3.11 to 3.14.
     def _execute_child(  # noqa: PLR0917
@@ -69,17 +96,21 @@ class Process(subprocess.Popen):
         startup, flags, shell, *pipes, signals, gid, gids, uid, umask, session, group = rest
         words = [str(word) for word in args]
         environ = dict(os.environ if env is None else env)
+        module = words[:2] == [sys.executable, "-m"]
+        variables = _read_at_start(environ) if module else USUAL[0]
         if (
             "PYTEST_VERSION" in os.environ
-            and words[:2] == [sys.executable, "-m"]
-            and (variables := _read_at_start(environ)) in USUAL
+            and (module or words[0] != sys.executable)
+            and variables in USUAL
             and (executable, preexec_fn, startup, flags, shell) == (None, None, None, 0, False)
             and (signals, gid, gids, uid, umask, group) == (True, None, None, None, -1, -1)
         ):
             ends = pipes[0], pipes[3], pipes[5]
             standard = [number if end == -1 else end for number, end in enumerate(ends)]
             place = str(cwd or Path.cwd())
-            request = Request(os.getpid(), words[2:], environ, place, session, tuple(pass_fds))
+            program, line = (None, words[2:]) if module else (words[0], words)
+            inherited = tuple(pass_fds)
+            request = Request(os.getpid(), program, line, environ, place, session, inherited)
             self.pid = _server(variables).fork(request, [*standard, *pass_fds])
             self._child_created = True
             self._close_pipe_fds(*pipes)  # type: ignore[attr-defined]
@@ -256,5 +287,10 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is for the test run
     THE_CONNECTION = socket.socket(fileno=int(sys.argv[1]))
     import_package()
-    become(*next_process(THE_CONNECTION), THE_CONNECTION)
+    REQUEST, DESCRIPTORS = next_process(THE_CONNECTION)
+    become(REQUEST, DESCRIPTORS, THE_CONNECTION)
+    if REQUEST.program is not None:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        os.execv(REQUEST.program, REQUEST.words)
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
