@@ -2,8 +2,10 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 NEWER := 3.12 3.13 3.14
-# Tests run by so many processes: one more than processors, because much of a test is waiting.
-WORKERS ?= 3
+# Tests run by so many processes: two for each processor, because much of a test is waiting.
+WORKERS ?= 4
+# Each takes a file at a time, in order: the unit tests are last, and quick, so that all end together.
+SPREAD := --dist loadfile --no-loadscope-reorder
 # Finds the Python of a loop's $$version; says so and goes on with the next if there is none.
 FIND = found=; \
 	for one in python$$version $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$$version.*/bin/python; do \
@@ -50,13 +52,13 @@ format: install ## Let ruff fix and format
 	$(BIN)/ruff format
 
 test: install ## unit, property, integration, end-to-end: under 5 minutes
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/pytest -q -n $(WORKERS) $(SPREAD) -m "not slow"
 
 test-aiohttp: install ## The scenarios of every proxy, on aiohttp's own server
-	AUTHSIDECAR_LISTEN__SERVER=aiohttp $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow" tests/e2e/test_scenarios.py
+	AUTHSIDECAR_LISTEN__SERVER=aiohttp $(BIN)/pytest -q -n 2 $(SPREAD) -m "not slow" tests/e2e/test_scenarios.py
 
 test-memo: install ## Scenarios and the order of checks, all of it answered from the memo
-	TESTS_SIDECAR="-m tests.support.eager_memo" $(BIN)/pytest -q -n 2 --dist loadfile -m "not slow" \
+	TESTS_SIDECAR="-m tests.support.eager_memo" $(BIN)/pytest -q -n 2 $(SPREAD) -m "not slow" \
 		tests/e2e/test_scenarios.py tests/e2e/test_same_request.py tests/integration/test_order_of_checks.py \
 		tests/integration/test_allowlist_http.py tests/integration/test_usage.py
 
@@ -86,13 +88,13 @@ test-pythons: install ## Unit and integration tests under each newer Python of t
 			touch $$here/installed || exit 1; \
 		fi; \
 		echo "Python $$version: $$($$here/bin/python --version)"; \
-		$$here/bin/pytest -q -n $(WORKERS) --dist loadfile -m "not slow and not any_python" $(or $(TESTS),tests/unit tests/integration) \
+		$$here/bin/pytest -q -n $(WORKERS) $(SPREAD) -m "not slow and not any_python" $(or $(TESTS),tests/integration tests/unit) \
 			|| $$here/bin/pytest -q --last-failed --last-failed-no-failures none || exit 1; \
 	done
 
 # What measures time runs after the rest, by itself.
 test-slow: install ## Failover, chaos, long fuzz, large data: under 30 minutes
-	$(BIN)/pytest -q -n $(WORKERS) --dist loadfile -m "slow and not alone" --timeout 1500; found=$$?; \
+	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m "slow and not alone" --timeout 1500; found=$$?; \
 		$(BIN)/pytest -q -m "slow and alone" --timeout 1500 && exit $$found
 
 bench: install ## What one check costs, as ratios within one run (ARGS=--quick)

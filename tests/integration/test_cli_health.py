@@ -7,20 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.fork_server import run
 from tests.support.redis import free_port, start_redis
 from tests.support.sidecar import SidecarProcess, start_sidecar
 from tests.support.waiting import until
 
 
 def health(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "authsidecar", "health", *words],
-        env={**os.environ, **environ},
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    command = [sys.executable, "-m", "authsidecar", "health", *words]
+    return run(command, env={**os.environ, **environ}, timeout=30)
 
 
 def of(process: SidecarProcess, *words: str) -> subprocess.CompletedProcess[str]:

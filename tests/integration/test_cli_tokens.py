@@ -21,7 +21,7 @@ from authsidecar.admin.tokens import issue
 from authsidecar.decision.model import Permission, Role, TeamId, UserId
 from tests.support import seed
 from tests.support.cli import Result, invoke, with_registry
-from tests.support.sidecar import guarded
+from tests.support.fork_server import Process
 
 ROLES = {7: "owner", 8: "admin", 9: "member"}
 
@@ -355,8 +355,8 @@ def test_killed_import_repeated_ends_the_same(cli, redis_url, tmp_path):
     """A process that is killed in the middle leaves whole tokens only."""
     file = tmp_path / "tokens.jsonl"
     file.write_bytes(lines(*(line(number) for number in range(1, 8001))))
-    process = subprocess.Popen(
-        guarded(sys.executable, "-m", "authsidecar", "token", "import", str(file)),
+    process = Process(
+        [sys.executable, "-m", "authsidecar", "token", "import", str(file)],
         env={"AUTHSIDECAR_REDIS__URL": redis_url, "AUTHSIDECAR_DATA_DIR": str(tmp_path)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -374,8 +374,8 @@ def test_killed_import_repeated_ends_the_same(cli, redis_url, tmp_path):
 
 def test_interrupt_ends_an_import_that_waits_for_input(cli, redis_url, tmp_path):
     """One Ctrl-C is enough, even while nothing comes from standard input."""
-    process = subprocess.Popen(
-        guarded(sys.executable, "-m", "authsidecar", "token", "import", "-"),
+    process = Process(
+        [sys.executable, "-m", "authsidecar", "token", "import", "-"],
         env={"AUTHSIDECAR_REDIS__URL": redis_url, "AUTHSIDECAR_DATA_DIR": str(tmp_path)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -15,8 +15,9 @@ from redis.asyncio import Redis
 
 from authsidecar.demo.proxies import deploy_dir
 from tests.integration.test_life import GOOD, populate
+from tests.support.fork_server import Process
 from tests.support.kustomize import Document, render
-from tests.support.redis import free_port, guarded
+from tests.support.redis import free_port
 from tests.support.sidecar import get
 from tests.support.waiting import until
 from tests.support.wire import Wire
@@ -72,8 +73,8 @@ def pod(documents: list[Document], directory: Path, url: str) -> Iterator[Pod]:
     environ["AUTHSIDECAR_TRUSTED_PEERS"] += ",127.0.0.0/8"
     log = directory / "log"
     with log.open("wb") as out:
-        process = subprocess.Popen(
-            guarded(sys.executable, "-m", "authsidecar", *container["args"]),
+        process = Process(
+            [sys.executable, "-m", "authsidecar", *container["args"]],
             env={"PATH": os.defpath, **environ},
             stdin=subprocess.DEVNULL,
             stdout=out,

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
+from tests.support.fork_server import Process
 from tests.support.redis import RedisProcess, guarded, start_redis
 from tests.support.seed import bearer, registry, token, user
 from tests.support.sidecar import SidecarProcess, get, start_sidecar
@@ -340,8 +341,8 @@ def test_other_commands_that_keep_running_ignore_the_same_signals(
     process.stop()
     log = tmp_path / "command.log"
     with log.open("ab") as out:
-        started = subprocess.Popen(
-            guarded(sys.executable, "-m", "authsidecar", *words),
+        started = Process(
+            [sys.executable, "-m", "authsidecar", *words],
             env={**os.environ, **process.environ, **environ},
             stdout=out,
             stderr=out,

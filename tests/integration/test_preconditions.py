@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import fork_server
 from tests.support.redis import free_port, start_redis
 from tests.support.topologies import certificates, tls
 
@@ -16,9 +17,10 @@ MISSING = "raise ImportError('not here')\n"
 
 def run(directory: Path, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """One command, in an environment of its own; modules in `directory` go first."""
+    before = f"{directory}:{os.environ.get('PYTHONPATH', '')}"
     environ = {
         "PATH": str(directory / "bin"),
-        "PYTHONPATH": f"{directory}:{os.environ.get('PYTHONPATH', '')}",
+        **({"PYTHONPATH": before} if any(directory.glob("*.py")) else {}),
         "HOME": str(directory),
         "AUTHSIDECAR_DATA_DIR": str(directory / "data"),
         "AUTHSIDECAR_LISTEN__ADDRESS": f"127.0.0.1:{free_port()}",
@@ -27,14 +29,8 @@ def run(directory: Path, *words: str, **settings: str) -> subprocess.CompletedPr
         "AUTHSIDECAR_REDIS__WAIT_AT_START_SECONDS": "0",
         **{f"AUTHSIDECAR_{name}": value for name, value in settings.items()},
     }
-    return subprocess.run(
-        [sys.executable, "-m", "authsidecar", *words],
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    command = [sys.executable, "-m", "authsidecar", *words]
+    return fork_server.run(command, env=environ, timeout=60)
 
 
 def without(*modules: str):

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +17,8 @@ from authsidecar.config import load
 from authsidecar.run.redis import connection
 from authsidecar.serving.connection import IDLE_S
 from authsidecar.serving.lingering_close import LINGER_S
-from tests.support.redis import RedisProcess, free_port, guarded, start_redis
+from tests.support.fork_server import run
+from tests.support.redis import RedisProcess, free_port, start_redis
 from tests.support.seed import bearer
 from tests.support.sidecar import Answer, SidecarProcess, start_sidecar
 from tests.support.wire import Wire, ask, subrequest
@@ -458,8 +458,8 @@ def serve(*, config: str | None = None, **environ: str) -> tuple[int, str]:
     """Run `authsidecar serve` until it gives up: its exit code and standard error."""
     command = [sys.executable, "-m", "authsidecar"]
     arguments = [] if config is None else ["--config", config]
-    found = subprocess.run(
-        guarded(*command, *arguments, "serve"),
+    found = run(
+        [*command, *arguments, "serve"],
         env={
             "PATH": os.environ["PATH"],
             "AUTHSIDECAR_LISTEN__ADDRESS": f"127.0.0.1:{free_port()}",
@@ -467,10 +467,7 @@ def serve(*, config: str | None = None, **environ: str) -> tuple[int, str]:
             "AUTHSIDECAR_LOG__FORMAT": "json",
             **{f"AUTHSIDECAR_{name}": value for name, value in environ.items()},
         },
-        capture_output=True,
-        text=True,
         timeout=30,
-        check=False,
     )
     assert found.stdout == ""
     return found.returncode, found.stderr

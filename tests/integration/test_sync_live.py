@@ -21,8 +21,8 @@ from authsidecar.coolify import triggers
 from authsidecar.decision.model import TokenId
 from authsidecar.store.keys import Keys
 from tests.support.coolify import Coolify, bearer
+from tests.support.fork_server import Process
 from tests.support.postgres import PostgresProcess
-from tests.support.redis import guarded
 from tests.support.sidecar import SidecarProcess, get, start_sidecar
 from tests.support.waiting import eventually, until
 
@@ -308,8 +308,8 @@ def sync_process(log: Path, redis_url: str, dsn: str) -> subprocess.Popen[bytes]
         "AUTHSIDECAR_LOG__FORMAT": "json",
     }
     with log.open("wb") as out:
-        return subprocess.Popen(
-            guarded(sys.executable, "-m", "authsidecar", "sync", "coolify"),
+        return Process(
+            [sys.executable, "-m", "authsidecar", "sync", "coolify"],
             env=environ,
             stderr=out,
             start_new_session=True,

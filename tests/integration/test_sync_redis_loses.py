@@ -372,7 +372,7 @@ async def test_the_sweep_reads_a_bounded_part_and_all_in_the_end(
     """One bucket a look, however many there are; every one is read in a pass."""
     await coolify_db.run(
         "INSERT INTO users(id, name, email) SELECT i, 'u', i || '@x' "
-        "FROM generate_series(1000, 60000) i"
+        "FROM generate_series(1000, 60000, 100) i"
     )
     one = follower(coolify_db.dsn, redis_client)
     await one.once()

@@ -25,10 +25,11 @@ from authsidecar.observe.metrics import Telemetry
 from authsidecar.store.keys import Keys
 from authsidecar.store.last_used import LastUses
 from authsidecar.times import UnixMs, rfc3339
-from tests.support import seed
+from tests.support import fork_server, seed
 from tests.support.cli import Result as Ran
 from tests.support.cli import invoke, with_registry
-from tests.support.redis import free_port, guarded, start_redis
+from tests.support.fork_server import Process
+from tests.support.redis import free_port, start_redis
 from tests.support.sidecar import get, start_sidecar
 from tests.support.smtp import LOGIN, Mailbox, certificate, smtp_server
 from tests.support.waiting import eventually, until
@@ -291,20 +292,17 @@ def environment(redis_url: str, **more: str) -> dict[str, str]:
 
 def notified(redis_url: str, *words: str, **more: str) -> Ran:
     """`authsidecar notify --once` in a process of its own, whose sockets end with it."""
-    done = subprocess.run(
-        guarded(sys.executable, "-m", "authsidecar", "notify", "--once", *words),
+    done = fork_server.run(
+        [sys.executable, "-m", "authsidecar", "notify", "--once", *words],
         env=environment(redis_url, **more),
-        check=False,
-        capture_output=True,
-        text=True,
     )
     return Ran(done.returncode, done.stdout, done.stderr)
 
 
 def notifying(redis_url: str, mailbox: Mailbox, *words: str, **more: str) -> subprocess.Popen:
     """`authsidecar notify` in a process of its own."""
-    return subprocess.Popen(
-        guarded(sys.executable, "-m", "authsidecar", "notify", *words),
+    return Process(
+        [sys.executable, "-m", "authsidecar", "notify", *words],
         env=environment(redis_url, **settings(mailbox, **more)),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

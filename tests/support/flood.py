@@ -7,12 +7,11 @@ import asyncio
 import contextlib
 import resource
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.support.redis import guarded
+from tests.support.fork_server import Process
 from tests.support.wire import subrequest
 
 SHAPES = ("pipelined", "unread", "half")
@@ -27,7 +26,7 @@ def flood(
 ) -> Iterator[None]:
     """Flood a port of 127.0.0.1 from another loopback address, for as long as the context lasts."""
     words = [str(port), shape, source, str(connections), request.hex()]
-    process = subprocess.Popen(guarded(sys.executable, "-m", "tests.support.flood", *words))
+    process = Process([sys.executable, "-m", "tests.support.flood", *words])
     try:
         yield
         assert process.poll() is None, "the flood has ended by itself"

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,16 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from authsidecar.store.embedded import find_server
+from tests.support.fork_server import Process, guarded
 
-# The server dies with the thread that started it, however that ends: in the main thread, that is
-# the test run. A wrapper asks for it, because code between fork and exec is not safe with threads.
-GUARD = """
-import ctypes, os, signal, sys
-parent = int(sys.argv[1])
-ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-os.getppid() == parent or sys.exit("the test run is gone")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
+__all__ = ["RedisProcess", "free_port", "guarded", "redis_binary", "start_redis"]
 
 START_S = 30.0
 
@@ -59,11 +51,6 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise RuntimeError("no port is free")
-
-
-def guarded(*command: str) -> list[str]:
-    """The same command, killed with the thread that starts it (start it in the main thread)."""
-    return [sys.executable, "-I", "-S", "-c", GUARD, str(os.getpid()), *command]
 
 
 @dataclass(eq=False)
@@ -117,8 +104,8 @@ class RedisProcess:
             *("--logfile", str(self.directory / "redis.log"), "--save", ""),
             *self.extra[with_file:],
         ]
-        self._process = subprocess.Popen(
-            guarded(*command),
+        self._process = Process(
+            command,
             env={"LC_ALL": "C"},
             start_new_session=True,
             stdin=subprocess.DEVNULL,

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.support.redis import free_port, guarded
+from tests.support.fork_server import Process
+from tests.support.redis import free_port
 
 START_S = 30.0
 
@@ -95,8 +96,8 @@ class SidecarProcess:
         """
         assert self._process is None, "still running"
         with self.log_path.open("ab") as out:
-            self._process = subprocess.Popen(
-                guarded(sys.executable, *self.program, "serve", *self.arguments),
+            self._process = Process(
+                [sys.executable, *self.program, "serve", *self.arguments],
                 env={**os.environ, **self.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=out,

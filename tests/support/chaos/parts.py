@@ -22,8 +22,9 @@ from pathlib import Path
 import psutil
 import redis
 
+from tests.support.fork_server import Process
 from tests.support.postgres import PostgresProcess
-from tests.support.redis import RedisProcess, guarded, start_redis
+from tests.support.redis import RedisProcess, start_redis
 from tests.support.topologies import REPLICATION, client, until
 
 NAME = "auth"
@@ -385,8 +386,8 @@ class Sidecar:
         with contextlib.ExitStack() as stack:
             if out is None:
                 out = stack.enter_context(self.log_path.open("ab", buffering=0)).fileno()
-            self._process = subprocess.Popen(
-                guarded(sys.executable, "-m", "authsidecar", "serve"),
+            self._process = Process(
+                [sys.executable, "-m", "authsidecar", "serve"],
                 env={**os.environ, **self.environ},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
