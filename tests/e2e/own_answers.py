@@ -428,6 +428,8 @@ def _intro() -> Iterable[str]:
         "`Access-Control-Expose-Headers` and `Cache-Control: no-store`. *A script may read it*:",
         "both CORS headers, but no JSON. *No CORS*: a browser's script sees a network error. What",
         "is not whole the proxy cannot be made to say without a cost to other sites.",
+        "",
+        "HEAD is answered as GET is, with the same header and no body, whoever refuses it.",
     )
 
 

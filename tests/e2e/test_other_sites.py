@@ -1,6 +1,8 @@
 """Another site of the same entry point: what guards Coolify's host leaves the rest as it is."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -9,7 +11,7 @@ import pytest_asyncio
 from authsidecar.decision.model import Proxy
 from authsidecar.demo.proxies import RECIPES, Places
 from tests.support.proxies import Stage, stage
-from tests.support.raw_http import send
+from tests.support.raw_http import exchanged, send
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -25,7 +27,7 @@ def second_site(proxy: Proxy, places: Places) -> tuple[str, str, str]:
             return "dynamic.yml", at, f"    other: {{{router}}}\n{at}"
         case Proxy.NGINX:
             at = "  upstream coolify {"
-            site = f"listen {places.listen}; server_name {OTHER};"
+            site = f"listen {places.listen}; server_name {OTHER}; client_max_body_size 0;"
             to = "proxy_pass http://coolify; proxy_http_version 1.1;"
             return "nginx.conf", at, f"  server {{ {site} location / {{ {to} }} }}\n{at}"
         case Proxy.CADDY:
@@ -40,7 +42,8 @@ def second_site(proxy: Proxy, places: Places) -> tuple[str, str, str]:
             return "envoy.yaml", at, f"                    - {site}\n{at}"
         case Proxy.HAPROXY:
             at = "  use_backend coolify if coolify\n"
-            site = f"  use_backend other if {{ req.hdr(host) {OTHER} }}\n"
+            named = f"{{ req.hdr(host) {OTHER} }} or !{{ req.hdr(host) -m found }}"
+            site = f"  use_backend other if {named}\n"
             backend = f"backend other\n  server coolify {places.backend}\n"
             return "haproxy.cfg", at, f"{at}{site}{backend}"
     raise AssertionError(proxy)
@@ -108,6 +111,84 @@ async def test_its_headers_are_its_own(it):
     # nginx and Caddy do so on every site, whatever stands in a file.
     kept_by = {Proxy.ENVOY, Proxy.HAPROXY}
     assert kept == dict.fromkeys(odd, "mine" if it.proxy in kept_by else None)
+
+
+@pytest.mark.parametrize("length", ["Content-Length: 3000000", "Transfer-Encoding: chunked"])
+async def test_its_uploads_are_its_own(it, length):
+    """Of any size and path, and nobody looks for a method in them."""
+    body = b"_method=DELETE&".ljust(3_000_000, b"x")
+    sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if "chunked" in length else body
+    lines = ("POST /upload?_method=PUT HTTP/1.1", f"Host: {OTHER}", "Connection: close", length)
+    answer = await exchanged(it.url, "\r\n".join((*lines, "", "")).encode() + sent)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert it.backend.seen[0].body == body
+    assert it.authz.asked == []
+
+
+@pytest.mark.parametrize("method", ["PROPFIND", "PURGE", "OPTIONS"])
+async def test_its_methods_are_its_own(it, method):
+    """And what it makes of them."""
+    await get(it, "/api/v1/teams", method=method)
+    assert it.backend.seen[0].method == method
+    assert it.authz.asked == []
+
+
+@asynccontextmanager
+async def pages(it: Stage) -> AsyncIterator[None]:
+    """In the backend's place, what answers /404 with a page of its own and 404."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            status = head.split(b" ")[1][1:]
+            writer.write(b"HTTP/1.1 %b Its\r\nContent-Type: text/x-own\r\n" % status)
+            writer.write(b"Content-Length: 3\r\nConnection: close\r\n\r\nown")
+        writer.close()
+
+    await it.backend.stop()
+    host, _, port = it.backend.address.rpartition(":")
+    server = await asyncio.start_server(answer, host, int(port))
+    try:
+        yield
+    finally:
+        server.close()
+        await server.wait_closed()
+        await it.backend.start()
+
+
+async def test_its_status_pages_are_its_own(it):
+    """Whatever it says passes, and none of our words or headers stands beside it."""
+    async with pages(it):
+        for status in (400, 401, 403, 404, 405, 413, 414, 429, 431, 500, 501, 502, 503, 504):
+            said, answer = await send(it.url, "GET", f"/{status}", f"Host: {OTHER}")
+            head, _, body = answer.lower().partition(b"\r\n\r\n")
+            assert (said, body) == (status, b"own")
+            assert b"\r\ncontent-type: text/x-own" in head
+            assert b"access-control" not in head
+
+
+async def test_without_its_backend_the_proxy_says_so_in_its_own_words(it):
+    """A site that is down is none of our business."""
+    await it.backend.stop()
+    targets = ("/", "/authz/whoami", "/api/v1/teams")
+    try:
+        sent = (send(it.url, "GET", target, f"Host: {OTHER}") for target in targets)
+        answers = await asyncio.gather(*sent)
+    finally:
+        await it.backend.start()
+    for status, answer in answers:
+        assert status in {502, 503}
+        assert b'"code"' not in answer
+        assert b"access-control" not in answer.lower()
+
+
+async def test_a_client_that_names_no_host_is_not_ours(it):
+    """HTTP/1.0 has none. Envoy can't tell then whom it refuses: in the guarded host's words."""
+    answer = await exchanged(it.url, b"GET /health HTTP/1.0\r\n\r\n")
+    assert (b'"code"' in answer) == (it.proxy is Proxy.ENVOY)
+    assert it.authz.asked == []
+    if it.proxy in {Proxy.NGINX, Proxy.HAPROXY}:  # to the first site, or to one that takes it
+        assert [seen.target for seen in it.backend.seen] == ["/health"]
 
 
 async def test_its_count_is_its_own(it):

@@ -27,7 +27,7 @@ from tests.e2e.scenarios import PROXIES
 from tests.support import seed
 from tests.support.lab import Lab
 from tests.support.raw_http import exchanged
-from tests.support.world import READ, ROOT
+from tests.support.world import DEPLOY, READ, ROOT
 
 on_proxies = pytest.mark.asyncio(loop_scope="session")
 
@@ -86,6 +86,48 @@ CELLS = [
 async def test_a_proxy_answers_as_the_table_says(lab: Lab, proxy: Proxy, row: Row) -> None:
     """Status, body and header of all that the sidecar does not write."""
     assert await answered(lab, proxy, row) == row.sees[proxy]
+
+
+REFUSED = (
+    Row("no token", "GET /api/v1/teams", {}, ("Host: {host}", "Connection: close"), usual=False),
+    Row("a wrong permission", "GET /api/v1/security/keys", {}),
+    Row("no route", "GET /api/v1/nothing", {}),
+    Row("a wrong method", "GET /api/v1/enable", {}),
+    Row("an override", "GET /api/v1/teams", {}, ("X-HTTP-Method-Override: DELETE",)),
+    Row(
+        "no admission", "GET /api/v1/whoami", {}, ("Host: {host}", "Connection: close"), usual=False
+    ),
+)
+"""What the sidecar refuses."""
+
+COUNTED = {"date", "content-length", "transfer-encoding", "x-envoy-upstream-service-time"}
+COUNTED |= {"ratelimit", "x-ratelimit-remaining", "x-ratelimit-reset"}
+"""Headers that need not be the same on two answers."""
+
+
+def header(answer: bytes) -> tuple[str, set[tuple[str, str]]]:
+    """The status line and the headers that a second answer has as well."""
+    start, *lines = answer.decode("latin-1").partition("\r\n\r\n")[0].split("\r\n")
+    fields = ((name.lower(), value.strip()) for name, _, value in (x.partition(":") for x in lines))
+    return start, {field for field in fields if field[0] not in COUNTED}
+
+
+@on_proxies
+@pytest.mark.parametrize("during", [each for each in While if each is not While.SIDECAR_SILENT])
+async def test_a_head_is_answered_as_its_get(lab: Lab, during: While) -> None:
+    """Of every refusal, whoever writes it, with its Content-Type; the body alone is missing."""
+    rows = [row for row in ROWS if row.during is during and row.start.startswith("GET ")]
+    rows += REFUSED if during is While.USUAL else ()
+    async with only(lab, during):
+        for proxy, running in lab.proxies.items():
+            for row in rows:
+                get = row.request(running.url.removeprefix("http://"), seed.bearer(DEPLOY))
+                answer = await exchanged(running.url, get)
+                head = await exchanged(running.url, b"HEAD" + get.removeprefix(b"GET"))
+                assert header(head) == header(answer), (proxy, row.name)
+                assert row not in REFUSED or b'"code":' in answer, (proxy, row.name)
+                if b'"code":' in answer:
+                    assert b"\r\ncontent-type: application/json" in head.lower(), (proxy, row.name)
 
 
 async def upload(lab: Lab, proxy: Proxy, size: int) -> str:

@@ -28,6 +28,7 @@ from tests.support import world as at
 from tests.support.lab import IDENTITY, Lab
 from tests.support.seed import bearer, registry
 from tests.support.sidecar import Answer
+from tests.support.waiting import eventually
 from tests.support.wire import Wire
 
 on_proxies = pytest.mark.asyncio(loop_scope="session")
@@ -62,6 +63,27 @@ async def test_scenario(lab: Lab, row: Scenario, proxy: Proxy) -> None:
             assert lab.seen == []
         case Runs() as runs:
             ran(lab, answer, runs, proxy)
+
+
+@on_proxies
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_the_log_has_the_proxys_own_id_of_a_request(lab: Lab, proxy: Proxy) -> None:
+    """Never the client's; Traefik can't send one."""
+    ids = "X-Authz-Request-Id: mine", "X-Request-Id: mine"
+    answer = await lab.ask(proxy, "GET", "/api/v1/teams", *ids)
+    decision = json.loads(answer.body)["decision_id"]
+
+    found: list[dict[str, Any]] = []
+
+    async def logged() -> bool:
+        lines = lab.sidecar.events("decision")
+        found[:] = [line for line in lines if line["decision_id"] == decision]
+        return bool(found)
+
+    await eventually(logged, "the log of the decision")
+    said = found[0]["request_id"]
+    assert (said is None) == (proxy is Proxy.TRAEFIK)
+    assert said is None or re.fullmatch("[0-9a-f-]{32,36}", said, re.IGNORECASE)
 
 
 @on_proxies

@@ -30,11 +30,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
     server.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["fast", "aiohttp"])
 def sidecar(
-    server: RedisProcess, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, server: RedisProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SidecarProcess]:
-    sidecar = start_sidecar(tmp_path_factory.mktemp("sidecar"), server.url, LIMITS__USER="100000")
+    directory = tmp_path_factory.mktemp("sidecar")
+    settings = {"LISTEN__SERVER": request.param, "LIMITS__USER": "100000"}
+    sidecar = start_sidecar(directory, server.url, **settings)
     yield sidecar
     assert sidecar.stop() == 0
     assert "Traceback" not in sidecar.log

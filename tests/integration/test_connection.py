@@ -1,41 +1,66 @@
-"""Connections alone, over real sockets: order, silence, a peer that does not read, the end."""
+"""Connections of either server alone: order, silence, a peer that does not read, the end."""
 
 import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
 from authsidecar.decision.proxies.replies import Reply
+from authsidecar.serving.aiohttp_server import AiohttpConnections
 from authsidecar.serving.connection import SHARE_REQUESTS, Connections
-from authsidecar.serving.subrequest import Subrequest
+from authsidecar.serving.connection_limits import ConnectionLimits
+from authsidecar.serving.subrequest import Fail, Subrequest
 from tests.support.wire import Wire
 
+LIMITS = ConnectionLimits()
 REQUEST = b"GET /%d HTTP/1.1\r\nHost: sidecar.test\r\n\r\n"
 
 
+def failed(_error: BaseException, _peer: str, _target: str) -> Reply:
+    return Reply(503, "")
+
+
 @asynccontextmanager
-async def listening(
-    answer: Callable[[Subrequest], Awaitable[Reply]], **options: Any
-) -> AsyncIterator[tuple[int, Connections]]:
+async def _listening(
+    server: type[Connections | AiohttpConnections],
+    answer: Callable[[Subrequest], Awaitable[Reply]],
+    *,
+    fail: Fail = failed,
+    limits: ConnectionLimits = LIMITS,
+    trusts: Callable[[str], bool] = lambda _: True,
+) -> AsyncIterator[tuple[int, Connections | AiohttpConnections]]:
     """Connections that answer on a free port."""
 
     async def answered(asked: Subrequest) -> Reply:
         return await answer(asked)
 
-    connections = Connections(
-        answered, lambda _error, _peer, begun: Reply(400, "", begun), **options
+    connections = server(
+        answered,
+        lambda error, _peer, _begun: Reply(error.code, ""),
+        fail=fail,
+        trusts=trusts,
+        refuse_stranger=lambda _start, _peer: Reply(403, ""),
+        limits=limits,
+        dropped=lambda _cause, _peer: None,
     )
-    server = await asyncio.get_running_loop().create_server(connections, "127.0.0.1", 0)
+    listener = await asyncio.get_running_loop().create_server(connections, "127.0.0.1", 0)
     try:
-        yield server.sockets[0].getsockname()[1], connections
+        yield listener.sockets[0].getsockname()[1], connections
     finally:
-        server.close()
+        listener.close()
         await connections.end(0)
-        await server.wait_closed()
+        await listener.wait_closed()
+
+
+@pytest.fixture(params=[Connections, AiohttpConnections])
+def listening(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Either server: what is held of one is held of both."""
+    return partial(_listening, request.param)
 
 
 async def told(asked: Subrequest) -> Reply:
@@ -43,7 +68,7 @@ async def told(asked: Subrequest) -> Reply:
     return Reply(200, "", asked.target.encode())
 
 
-async def test_answers_come_in_the_order_of_their_requests() -> None:
+async def test_answers_come_in_the_order_of_their_requests(listening) -> None:
     """Also where the first must wait and the second need not."""
     gate = asyncio.Event()
 
@@ -60,23 +85,28 @@ async def test_answers_come_in_the_order_of_their_requests() -> None:
 
 
 async def test_a_silent_connection_is_closed_and_a_busy_one_is_not(
-    monkeypatch: pytest.MonkeyPatch,
+    listening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Silence counts from the last request; waiting for an answer is no silence."""
-    monkeypatch.setattr("authsidecar.serving.connection.IDLE_S", 0.1)
+    for server in ("connection", "aiohttp_server"):
+        monkeypatch.setattr(f"authsidecar.serving.{server}.IDLE_S", 0.1)
 
     async def slow(asked: Subrequest) -> Reply:
         await asyncio.ensure_future(asyncio.sleep(0.3))
         return await told(asked)
 
-    async with listening(slow) as (port, _), Wire(port) as busy, Wire(port) as silent:
+    async def answer(asked: Subrequest) -> Reply:
+        return await (told if asked.target == "/0" else slow)(asked)
+
+    async with listening(answer) as (port, _), Wire(port) as busy, Wire(port) as silent:
+        assert (await silent.ask(REQUEST % 0)).status == 200
         busy.send(REQUEST % 1)
         assert await silent.ended()
         assert (await busy.answer()).status == 200
         assert await busy.ended()
 
 
-async def test_a_peer_that_does_not_read_is_not_read_from() -> None:
+async def test_a_peer_that_does_not_read_is_not_read_from(listening) -> None:
     """What it may send meanwhile is bounded; when it reads, every answer is there."""
     answered = 0
 
@@ -98,7 +128,7 @@ async def test_a_peer_that_does_not_read_is_not_read_from() -> None:
     assert answered == sent
 
 
-async def test_the_end_waits_for_answers_and_not_for_ever() -> None:
+async def test_the_end_waits_for_answers_and_not_for_ever(listening) -> None:
     """What is idle goes at once; what is not answered within the grace is cut off."""
     gate = asyncio.Event()
 
@@ -126,7 +156,7 @@ async def test_the_end_waits_for_answers_and_not_for_ever() -> None:
         gate.set()
 
 
-async def test_a_peer_that_leaves_before_its_answer_leaves_nothing_behind() -> None:
+async def test_a_peer_that_leaves_before_its_answer_leaves_nothing_behind(listening) -> None:
     """The answer is made and goes nowhere."""
     gate, made = asyncio.Event(), asyncio.Event()
 
@@ -141,13 +171,15 @@ async def test_a_peer_that_leaves_before_its_answer_leaves_nothing_behind() -> N
             await wire.writer.drain()
             await asyncio.sleep(0.02)
         start = asyncio.get_running_loop().time()
-        await connections.end(5)
+        # aiohttp's server waits for the answer all the same, as long as it may.
+        quick = isinstance(connections, Connections)
+        await connections.end(5 if quick else 0.1)
         assert asyncio.get_running_loop().time() - start < 4  # it was gone already
         gate.set()
         await made.wait()
 
 
-async def test_a_connection_has_its_share_of_a_tick_and_no_more() -> None:
+async def test_a_connection_has_its_share_of_a_tick_and_no_more(listening) -> None:
     """However many requests it sends at once, others have their turn between them."""
     tick = 0
     answered: Counter[int] = Counter()
@@ -165,15 +197,15 @@ async def test_a_connection_has_its_share_of_a_tick_and_no_more() -> None:
             ticking.cancel()
 
     sent = 500
-    async with listening(at_once) as (port, _), Wire(port) as wire:
+    async with listening(at_once) as (port, connections), Wire(port) as wire:
         next_tick()
         wire.send(b"".join(REQUEST % n for n in range(sent)))
         bodies = [(await wire.answer()).body for _ in range(sent)]
         assert bodies == [b"/%d" % n for n in range(sent)]
-    assert max(answered.values()) == SHARE_REQUESTS
+    assert max(answered.values()) == (SHARE_REQUESTS if isinstance(connections, Connections) else 1)
 
 
-async def test_a_long_head_in_pieces_is_one_request() -> None:
+async def test_a_long_head_in_pieces_is_one_request(listening) -> None:
     """What is longer than a connection's share of a tick arrives whole."""
     long = REQUEST[:-2] % 0 + b"X-Long: " + b"x" * 30_000 + b"\r\n\r\n"
     async with listening(told) as (port, _), Wire(port) as wire:
@@ -208,7 +240,7 @@ async def _awaits_no_future() -> None:
 
 @pytest.mark.parametrize("how", [_raises, _raises_later, _cancelled, _awaits_no_future])
 @pytest.mark.parametrize("behind", [0, 1])
-async def test_an_answer_that_fails_is_answered_all_the_same(how, behind: int) -> None:
+async def test_an_answer_that_fails_is_answered_all_the_same(listening, how, behind: int) -> None:
     """Raised at once, after waiting, or cancelled: 503, and the connection goes on."""
 
     async def answer(asked: Subrequest) -> Reply:
@@ -236,18 +268,18 @@ async def test_an_answer_that_fails_is_answered_all_the_same(how, behind: int) -
 
 
 async def test_an_answer_that_cannot_be_sent_is_one_that_fails() -> None:
-    """A header that is not Latin-1, say."""
+    """A header that is not Latin-1, say, of which aiohttp's server makes UTF-8."""
 
     async def answer(asked: Subrequest) -> Reply:
         return Reply(200, "X: \u2192\r\n") if asked.target == "/0" else await told(asked)
 
-    async with listening(answer) as (port, _), Wire(port) as wire:
+    async with _listening(Connections, answer) as (port, _), Wire(port) as wire:
         assert (await wire.ask(REQUEST % 0)).status == 503
         assert (await wire.ask(REQUEST % 1)).body == b"/1"
 
 
-async def test_where_even_the_failure_fails_the_connection_ends() -> None:
-    """Nobody waits for ever."""
+async def test_where_even_the_failure_fails_the_connection_ends(listening, caplog) -> None:
+    """Nobody waits for ever, and the error is told: to the loop, or to aiohttp's log."""
 
     def fail(_error: BaseException, _peer: str, _target: str) -> Reply:
         raise ZeroDivisionError
@@ -263,10 +295,11 @@ async def test_where_even_the_failure_fails_the_connection_ends() -> None:
         wire.send(REQUEST % 0)
         with contextlib.suppress(ConnectionError):
             assert await wire.ended()
+    raised += [record.exc_info[1] for record in caplog.records if record.name == "aiohttp.server"]
     assert [type(error) for error in raised] == [ZeroDivisionError]
 
 
-async def test_an_answer_may_wait_for_the_next_tick() -> None:
+async def test_an_answer_may_wait_for_the_next_tick(listening) -> None:
     """asyncio.sleep(0) yields no future."""
 
     async def answer(asked: Subrequest) -> Reply:
@@ -275,3 +308,31 @@ async def test_an_answer_may_wait_for_the_next_tick() -> None:
 
     async with listening(answer) as (port, _), Wire(port) as wire:
         assert (await wire.ask(REQUEST % 1)).body == b"/1"
+
+
+async def test_a_peer_that_is_not_trusted_never_reaches_the_parser(listening) -> None:
+    """403 whatever it sends, and nobody is asked."""
+    asked = []
+
+    async def answer(request: Subrequest) -> Reply:
+        asked.append(request)
+        return await told(request)
+
+    async with listening(answer, trusts=lambda _: False) as (port, _):
+        for sent in (REQUEST % 1, b"\x16\x03\x01 no HTTP", b"GET /"):
+            async with Wire(port) as wire:
+                assert (await wire.ask(sent)).status == 403
+                assert await wire.ended()
+    assert asked == []
+
+
+async def test_half_a_request_ends_in_its_time(listening) -> None:
+    """Alone, and behind one that was whole."""
+    async with listening(told, limits=ConnectionLimits(request_s=0.1)) as (port, _):
+        for whole in (b"", REQUEST % 1):
+            async with Wire(port) as wire:
+                wire.send(whole + b"GET /2 HT")
+                if whole:
+                    assert (await wire.answer()).body == b"/1"
+                assert (await wire.answer()).status == 408
+                assert await wire.ended()

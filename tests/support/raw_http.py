@@ -34,7 +34,7 @@ async def exchanged(url: str, request: bytes, *, patience_s: float = PATIENCE_S)
     try:
         writer.write(request)
         async with asyncio.timeout(patience_s):
-            return await _answer(reader)
+            return await _answer(reader, has_body=not request.startswith(b"HEAD "))
     except ConnectionError:
         return b""
     finally:
@@ -43,11 +43,13 @@ async def exchanged(url: str, request: bytes, *, patience_s: float = PATIENCE_S)
             await writer.wait_closed()
 
 
-async def _answer(reader: asyncio.StreamReader) -> bytes:
+async def _answer(reader: asyncio.StreamReader, *, has_body: bool) -> bytes:
     """As much as Content-Length says, else until the end: Envoy closes a second later."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as cut:
         return cut.partial
+    if not has_body:
+        return head
     length = re.search(rb"\r\ncontent-length: *(\d+)", head, re.IGNORECASE)
     return head + (await reader.readexactly(int(length[1])) if length else await reader.read())

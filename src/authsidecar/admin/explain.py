@@ -64,7 +64,7 @@ class Result(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class CheckOutcome:
     """One check: what was needed and found."""
 
     name: str
@@ -77,7 +77,7 @@ class Explanation:
     """What a request would be answered, and each check on the way there, in order."""
 
     verdict: Verdict
-    rows: tuple[Row, ...]
+    rows: tuple[CheckOutcome, ...]
 
     @property
     def status(self) -> int:
@@ -308,7 +308,9 @@ def refused_at(name: str, detail: str, verdict: Deny) -> Explanation:
 
 def _explanation(verdict: Verdict, found: Mapping[str, Finding]) -> Explanation:
     skipped = (Result.SKIPPED, NOT_REACHED)
-    return Explanation(verdict, tuple(Row(name, *found.get(name, skipped)) for name in ROWS))
+    return Explanation(
+        verdict, tuple(CheckOutcome(name, *found.get(name, skipped)) for name in ROWS)
+    )
 
 
 def _without_token(judgement: Judgement, peeking: _Peeking) -> dict[str, Finding]:

@@ -11,7 +11,7 @@ from authsidecar.cli.output import Output
 from authsidecar.cli.session import load_settings
 
 if TYPE_CHECKING:
-    from authsidecar.config.values import Endpoint
+    from authsidecar.config.values import ListenAddress
 
 PATIENCE_S: Final = 2.0
 """How long an answer may take, in seconds."""
@@ -44,7 +44,7 @@ def health() -> None:
     Output(options).result({"ready": True}, "ready")
 
 
-def _missing(endpoint: "Endpoint", *, tls: bool) -> dict[str, str]:
+def _missing(endpoint: "ListenAddress", *, tls: bool) -> dict[str, str]:
     """What the sidecar says is missing; empty if it is ready.
 
     Its certificate is not judged: nothing secret is sent, and one that has expired is no reason to

@@ -12,12 +12,12 @@ from authsidecar.config.loading import (
     reread,
 )
 from authsidecar.config.sections import Settings, default_data_dir
-from authsidecar.config.values import Endpoint
+from authsidecar.config.values import ListenAddress
 
 __all__ = [
     "DEFAULT_FILE",
     "ConfigError",
-    "Endpoint",
+    "ListenAddress",
     "Settings",
     "default_data_dir",
     "example",

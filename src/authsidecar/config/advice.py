@@ -6,7 +6,7 @@ from ipaddress import IPv4Network, ip_address
 from urllib.parse import urlsplit
 
 from authsidecar.config.sections import Settings
-from authsidecar.config.values import Endpoint, Network, redis_hosts
+from authsidecar.config.values import ListenAddress, Network, redis_hosts
 
 
 def warnings(settings: Settings) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ def _exposure(settings: Settings) -> Iterator[str]:
         yield "listen.unix_socket_mode: every user of this machine can ask, and is trusted"
 
 
-def _is_local(endpoint: Endpoint) -> bool:
+def _is_local(endpoint: ListenAddress) -> bool:
     return endpoint.host is not None and _is_loopback(endpoint.host)
 
 
@@ -47,7 +47,7 @@ def _is_loopback(host: str) -> bool:
         return host.lower().rstrip(".") == "localhost"
 
 
-def _is_everywhere(endpoint: Endpoint) -> bool:
+def _is_everywhere(endpoint: ListenAddress) -> bool:
     try:
         return endpoint.host is None or ip_address(endpoint.host).is_unspecified
     except ValueError:

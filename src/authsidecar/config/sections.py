@@ -13,13 +13,13 @@ from authsidecar.config.section import Section, contradiction
 from authsidecar.config.values import (
     DatabaseName,
     DataDirectory,
-    Endpoint,
     EndpointText,
     FileMode,
     FilePath,
     HostName,
     Hours,
     KeyPrefix,
+    ListenAddress,
     MailAddress,
     Network,
     Networks,
@@ -144,7 +144,7 @@ class Listen(Section):
         return self
 
     @property
-    def endpoint(self) -> Endpoint | None:
+    def endpoint(self) -> ListenAddress | None:
         """The address in parts; None if only the unix socket is listened on."""
         return None if self.address is None else parse_endpoint(self.address)
 
@@ -186,7 +186,7 @@ class Management(Section):
         return self
 
     @property
-    def endpoint(self) -> Endpoint:
+    def endpoint(self) -> ListenAddress:
         """The address in parts."""
         return parse_endpoint(self.address)
 
@@ -343,7 +343,7 @@ class Api(Section):
     )
 
 
-class Log(Section):
+class Logging(Section):
     """What is written to standard error."""
 
     format: Literal["auto", "json", "console"] = Field(
@@ -580,7 +580,7 @@ class Settings(BaseSettings):
         default="enforce",
         description="`report` lets everything pass and only records what would have been denied.",
     )
-    log: Log = Log()
+    log: Logging = Logging()
     receipts: Receipts = Receipts()
     mail: Mail = Mail()
     sync: Sync = Sync()

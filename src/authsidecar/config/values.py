@@ -31,7 +31,7 @@ class Allowed:
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class ListenAddress:
     """Where to listen: `host` is None for all interfaces, `port` 0 for any free port."""
 
     host: str | None
@@ -63,7 +63,7 @@ def _is_address(text: str, family: type[IPv4Address | IPv6Address]) -> bool:
     return True
 
 
-def parse_endpoint(text: str) -> Endpoint:
+def parse_endpoint(text: str) -> ListenAddress:
     """Read `host:port`, `[ipv6]:port` or `:port`.
 
     Raises:
@@ -79,7 +79,7 @@ def parse_endpoint(text: str) -> Endpoint:
         raise ValueError("has no address or host name before its port")
     if int(port) > 65535:
         raise ValueError("has a port above 65535")
-    return Endpoint(bracketed or plain or None, int(port))
+    return ListenAddress(bracketed or plain or None, int(port))
 
 
 def parse_network(text: str) -> Network:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import uvloop
 
 from authsidecar.observe.log import Log
-from authsidecar.serving.servers import Connections
+from authsidecar.serving.servers import ListenerConnections
 
 if TYPE_CHECKING:  # prometheus_client must not be imported before workers have a place for metrics
     from authsidecar.run.reload import Reloaded
@@ -50,7 +50,7 @@ class Life:
         self._apply: Callable[[Terms], None] | None = None
         self.answering = answering
         self.missing: dict[str, str] = {}
-        self.connections: Connections | None = None
+        self.connections: ListenerConnections | None = None
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
 

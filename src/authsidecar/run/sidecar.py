@@ -53,7 +53,7 @@ from authsidecar.serving.manage.access import Access
 from authsidecar.serving.manage.api import add_to
 from authsidecar.serving.manage.operations import Sidecar
 from authsidecar.serving.management import application, bounded
-from authsidecar.serving.servers import Connections, choose
+from authsidecar.serving.servers import ListenerConnections, choose
 from authsidecar.serving.untrusted_peers import MAX_UNTRUSTED
 from authsidecar.serving.witness import Witness
 from authsidecar.store.absent import AbsentStore
@@ -707,7 +707,7 @@ async def _missing(life: Life, ready: _Readiness) -> dict[str, str]:
 async def _serve_on(
     stack: AsyncExitStack,
     listeners: Listeners,
-    connections: Connections,
+    connections: ListenerConnections,
     app: web.Application,
     managed: Callable[[web.Server], Callable[[], asyncio.Protocol]],
     *,
@@ -739,7 +739,9 @@ async def _serve_on(
     stack.push_async_callback(_drain, servers, connections, shared=listeners.shared)
 
 
-async def _drain(servers: list[asyncio.Server], connections: Connections, *, shared: bool) -> None:
+async def _drain(
+    servers: list[asyncio.Server], connections: ListenerConnections, *, shared: bool
+) -> None:
     """Accept nobody any more, answer the requests that just came in, finish what is in flight."""
     if not shared:
         for server in servers:

@@ -31,7 +31,7 @@ from authsidecar.serving.connection_limits import ConnectionLimits
 from authsidecar.serving.doctor_probe import offered
 from authsidecar.serving.encoding import DecisionIds
 from authsidecar.serving.memo import ENTRIES, Look, Memo, Remembered
-from authsidecar.serving.servers import Connections, Server
+from authsidecar.serving.servers import ListenerConnections, Server
 from authsidecar.serving.subrequest import (
     RequestTimeoutError,
     Subrequest,
@@ -185,9 +185,9 @@ class AuthzServer:
 
     def connections(
         self, limits: ConnectionLimits = DEFAULT_LIMITS, server: Server = "fast"
-    ) -> Connections:
+    ) -> ListenerConnections:
         """The connections that this answers on, to be listened with."""
-        made: Callable[..., Connections]
+        made: Callable[..., ListenerConnections]
         if server == "fast":  # imported late: a new aiohttp may not have what it stands on
             from authsidecar.serving.connection import Connections as Quick  # noqa: PLC0415
 
@@ -196,7 +196,7 @@ class AuthzServer:
             from authsidecar.serving.aiohttp_server import AiohttpConnections  # noqa: PLC0415
 
             made = AiohttpConnections
-        connections: Connections = made(
+        connections: ListenerConnections = made(
             self.answer,
             self._unreadable,
             fail=self._failed,

@@ -52,7 +52,7 @@ SHARE_BYTES: Final = 4096
 
 _LONG_HEAD_SHARES: Final = 16
 
-Recall = Callable[[Remembered, str | None, "Connection"], Coroutine[Any, Any, Reply] | None]
+Recall = Callable[[Remembered, str | None, "QuickConnection"], Coroutine[Any, Any, Reply] | None]
 """Answers a request that is remembered, with the proxy's id of it: itself, or by a coroutine."""
 
 SHARE_REQUESTS: Final = 4
@@ -103,20 +103,20 @@ class Connections:
         self.trusts = trusts
         self.strangers = UntrustedPeers(refuse_stranger, most=limits.strangers, dropped=dropped)
         self.room = Room(limits.connections, limits.per_peer, dropped)
-        self.silent: TimeLimits[Connection] = TimeLimits(limits.first_byte_s, self._silent)
-        self.arriving: TimeLimits[Connection] = TimeLimits(limits.request_s, self._late)
+        self.silent: TimeLimits[QuickConnection] = TimeLimits(limits.first_byte_s, self._silent)
+        self.arriving: TimeLimits[QuickConnection] = TimeLimits(limits.request_s, self._late)
         self.draining = False
         self._dropped = dropped
         self._lingerers = Lingerers(limits.body_bytes, self.lost)
-        self._open: set[Connection | Lingering] = set()
-        self._unsent: list[tuple[Connection, bytes, bool]] = []
+        self._open: set[QuickConnection | Lingering] = set()
+        self._unsent: list[tuple[QuickConnection, bytes, bool]] = []
         self._lost: asyncio.Future[None] | None = None
 
-    def __call__(self) -> "Connection":
+    def __call__(self) -> "QuickConnection":
         """The protocol of a connection that was just accepted."""
-        return Connection(self, asyncio.get_running_loop())
+        return QuickConnection(self, asyncio.get_running_loop())
 
-    def send(self, one: "Connection", data: bytes, *, last: bool) -> None:
+    def send(self, one: "QuickConnection", data: bytes, *, last: bool) -> None:
         """Send an answer in this tick of the loop, after all that is still to be decided in it.
 
         Decisions that follow each other, and then writes that follow each other, find the
@@ -150,14 +150,14 @@ class Connections:
         for one in tuple(self._open):
             one.abort()
 
-    def made(self, one: "Connection") -> bool:
+    def made(self, one: "QuickConnection") -> bool:
         """A connection is open; whether there is room for it."""
         if not self.room.enter(one):
             return False
         self._open.add(one)
         return True
 
-    def linger(self, one: "Connection", transport: asyncio.Transport) -> None:
+    def linger(self, one: "QuickConnection", transport: asyncio.Transport) -> None:
         """A connection has had its last answer, and its peer may not be done sending."""
         lingering = self._lingerers.take(transport, one.peer)
         self.room.leave(one)
@@ -166,18 +166,18 @@ class Connections:
         self._open.discard(one)
         self._open.add(lingering)
 
-    def lost(self, one: "Connection | Lingering") -> None:
+    def lost(self, one: "QuickConnection | Lingering") -> None:
         """A connection is gone."""
         self.room.leave(one)
         self._open.discard(one)
         if self._lost is not None and not self._lost.done():
             self._lost.set_result(None)
 
-    def _silent(self, one: "Connection") -> None:
+    def _silent(self, one: "QuickConnection") -> None:
         self._dropped("first_byte", one.peer)
         one.end()
 
-    def _late(self, one: "Connection") -> None:
+    def _late(self, one: "QuickConnection") -> None:
         if one.held_up():  # by us, or by its own slow reading: no fault of the request
             self.arriving.start(one)
         else:
@@ -185,7 +185,7 @@ class Connections:
             one.time_out()
 
 
-class Connection(BaseProtocol):
+class QuickConnection(BaseProtocol):
     """Answers requests one after the other, in the order in which they came."""
 
     __slots__ = (
@@ -224,7 +224,7 @@ class Connection(BaseProtocol):
         self._unparsed = b""
         self._turn_due = False
         self._linger = False
-        self._waits: TimeLimits[Connection] | None = None
+        self._waits: TimeLimits[QuickConnection] | None = None
         self.peer = "?"
 
     @property
@@ -395,7 +395,7 @@ class Connection(BaseProtocol):
         self._ending = self._linger = True
         self._wait(None)
 
-    def _wait(self, limits: "TimeLimits[Connection] | None") -> None:
+    def _wait(self, limits: "TimeLimits[QuickConnection] | None") -> None:
         """A part of a request is here, or none yet; None: a whole one is."""
         if self._waits is not None:
             self._waits.stop(self)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from authsidecar.config import Endpoint, Settings
+from authsidecar.config import ListenAddress, Settings
 
 BACKLOG: Final = 1024
 """How many connections may wait to be accepted."""
@@ -131,7 +131,7 @@ def server_tls(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 def _tcp(
-    stack: ExitStack, endpoint: Endpoint | None, setting: str, *, shared: bool
+    stack: ExitStack, endpoint: ListenAddress | None, setting: str, *, shared: bool
 ) -> Iterator[socket.socket]:
     """One socket for each address that the host name has; none where nothing is listened on.
 

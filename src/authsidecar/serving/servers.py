@@ -12,7 +12,7 @@ TESTED: Final = frozenset({"3.14"})
 was tested with."""
 
 
-class Connections(Protocol):
+class ListenerConnections(Protocol):
     """All connections of a listener; called for each new one."""
 
     draining: bool

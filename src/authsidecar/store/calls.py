@@ -125,7 +125,7 @@ def packed(command: str, script: str, parts: Sequence[Part]) -> bytes:
     )
 
 
-class Pool(Protocol):
+class ConnectionPool(Protocol):
     """Where script calls get their connections."""
 
     def make_connection(self) -> Any:
@@ -146,7 +146,7 @@ class ChargeCalls:
     takes_over = True
     """Whether connections are taken over from redis-py after their first call."""
 
-    def __init__(self, pool: Pool, trips: Trips) -> None:
+    def __init__(self, pool: ConnectionPool, trips: Trips) -> None:
         """Nothing is sent yet; the event loop is the running one.
 
         Args:

@@ -70,9 +70,9 @@ class Deadlines:
         if self._timer is None:
             self._timer = self._loop.call_later(self._tick_s, self._count)
 
-    def limit(self) -> "Limit":
+    def limit(self) -> "Timeout":
         """A context within which a task is cancelled when its budget is used up."""
-        return Limit(self, self._loop)
+        return Timeout(self, self._loop)
 
     def close(self) -> None:
         """Time nothing any more."""
@@ -95,7 +95,7 @@ class Deadlines:
         self._timer = self._loop.call_later(self._tick_s, self._count) if due else None
 
 
-class Limit:
+class Timeout:
     """Bounds what is awaited within: raises TimeoutError when the budget is used up."""
 
     __slots__ = ("_deadlines", "_loop", "_timeout")

@@ -137,6 +137,12 @@ OUTCOMES = (
         lines=("Authorization: Bearer secret",),
     ),
     Scenario(
+        "a blank behind the token",
+        "C2",
+        TEAMS,
+        lines=("Authorization: Bearer 11|secret-of-token-11 \t",),
+    ),
+    Scenario(
         "two tokens in one header",
         "C2; P13",
         Refused(401, "authorization_ambiguous", UNAUTHENTICATED),

@@ -6,6 +6,7 @@ sidecar's rules); this says whether the token that was sent may have it.
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,8 +36,12 @@ class Row(NamedTuple):
     ability: str
 
     def matches(self, method: str, path: str) -> bool:
-        pattern = re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(self.path))
-        return method == self.method and re.fullmatch(pattern, path) is not None
+        return method == self.method and _pattern(self.path).fullmatch(path) is not None
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(template)))
 
 
 def _rows() -> tuple[Row, ...]:

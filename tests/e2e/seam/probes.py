@@ -34,6 +34,7 @@ def usually(common: st.SearchStrategy, rare: st.SearchStrategy) -> st.SearchStra
     return st.one_of(common, common, common, rare)
 
 
+# Strategies are made once, here: making them for each draw took most of a run's time.
 PLAIN = st.text(string.ascii_lowercase + string.digits + "-_", min_size=1)
 LETTERS = st.one_of(
     st.sampled_from("üß日本é\u0301٣Ⅷ🚀€\u3000İ\u0131K\u00a0#: +@&(),.-_"),
@@ -46,15 +47,19 @@ ODD_LETTERS = st.one_of(
 ODD_BYTES = st.sampled_from((b"\xc0\xaf", b"\xc3", b"\xbc", b"\xed\xa0\x80", b"\xf4\x90\x80\x80"))
 
 
+TEXT = usually(st.text(LETTERS, min_size=1), st.text(ODD_LETTERS, min_size=1))
+TENTH, TWENTIETH = st.integers(0, 9), st.integers(0, 19)
+UNESCAPED = st.sampled_from(("", "~!*'()", "@:&+,"))
+
+
 @st.composite
 def names(draw: st.DrawFn) -> str:
     """A name as a client spells it: of any script, percent-encoded, and now and then wrongly."""
-    text = draw(st.text(draw(usually(st.just(LETTERS), st.just(ODD_LETTERS))), min_size=1))[:40]
-    data = text.encode()
-    if draw(st.integers(0, 9)) == 7:
+    data = draw(TEXT)[:40].encode()
+    if draw(TENTH) == 7:
         at = draw(st.integers(0, len(data)))
         data = data[:at] + draw(ODD_BYTES) + data[at:]
-    spelled = quote(data, safe=draw(st.sampled_from(("", "~!*'()", "@:&+,"))))
+    spelled = quote(data, safe=draw(UNESCAPED))
     return re.sub("%..", lambda e: e[0].lower(), spelled) if draw(st.booleans()) else spelled
 
 
@@ -96,44 +101,52 @@ PREFIX = st.sampled_from(
 )
 
 
-@st.composite
-def targets(draw: st.DrawFn, template: str) -> str:
+ROOTS = st.sampled_from(("/", ""))
+BENDS = st.sampled_from((0, 0, 0, 0, 1, 1, 2, 3))
+BEND = st.integers(0, 7)
+EARLY = st.sampled_from((1, 1, 2, 5, None))
+ENDS = st.sampled_from(("/", "//", "/.", "%2f", "/%2e", "%20", "%00", ";"))
+QUERY = usually(st.just(False), st.just(True))
+BEFORE = st.sampled_from(("", "a=1&", "a=1;"))
+OTHER_QUERIES = ("?page=2&per_page=50", "?%5b%5d=%2F")
+
+
+def target(draw: st.DrawFn, template: str) -> str:
     """A route's target, spelled oddly or not; or noise."""
-    if draw(st.integers(0, 19)) == 7:
-        return draw(st.sampled_from(("/", ""))) + draw(NOISE)
+    if draw(TWENTIETH) == 7:
+        return draw(ROOTS) + draw(NOISE)
     segments = template.split("/")[1:]
     path = "".join(f"/{draw(SEGMENT) if part[0] == '{' else part}" for part in segments)
-    for _ in range(draw(st.sampled_from((0, 0, 0, 0, 1, 1, 2, 3)))):
-        path = draw(bent(path))
-    return path + draw(usually(st.just(""), queries()))
+    for _ in range(draw(BENDS)):
+        path = bent(draw, path)
+    return path + (query(draw) if draw(QUERY) else "")
 
 
-@st.composite
 def bent(draw: st.DrawFn, path: str) -> str:
     """The same path after one of the tricks that somebody was once fooled by."""
     at = draw(st.integers(0, len(path)))
-    match draw(st.integers(0, 7)):
+    match draw(BEND):
         case 0 | 1 | 2:  # escape a character: most often what decides about a prefix
-            at = min(draw(st.sampled_from((1, 1, 2, 5, at))), len(path) - 1)
+            early = draw(EARLY)
+            at = min(at if early is None else early, len(path) - 1)
             escape = f"%{ord(path[at]):02x}"
-            return path[:at] + draw(st.sampled_from((escape, escape.upper()))) + path[at + 1 :]
+            return path[:at] + (escape.upper() if draw(st.booleans()) else escape) + path[at + 1 :]
         case 3:
             return path[:at] + draw(INSERTED) + path[at:]
         case 4:
             return draw(PREFIX) + path
         case 5:
-            return path + draw(st.sampled_from(("/", "//", "/.", "%2f", "/%2e", "%20", "%00", ";")))
+            return path + draw(ENDS)
         case 6:
             return path[:at] + path[at:].upper()
         case _:
             return path[:at] + path[at + 1 :]
 
 
-@st.composite
-def queries(draw: st.DrawFn) -> str:
-    override = f"{draw(OVERRIDE_KEY)}={draw(WANTED)}"
-    before = draw(st.sampled_from(("", "a=1&", "a=1;")))
-    return draw(st.sampled_from((f"?{before}{override}", "?page=2&per_page=50", "?%5b%5d=%2F")))
+def query(draw: st.DrawFn) -> str:
+    """Most often one that overrides the method."""
+    override = f"?{draw(BEFORE)}{draw(OVERRIDE_KEY)}={draw(WANTED)}"
+    return draw(st.sampled_from((override, *OTHER_QUERIES)))
 
 
 IDENTITY_LINES = tuple(
@@ -160,50 +173,68 @@ OVERRIDE_NAME = st.sampled_from(
 )
 
 
-@st.composite
+KNOWN = st.sampled_from((*IDENTITY_LINES, *OTHER_LINES))
+LINES = usually(st.just([]), st.lists(KNOWN, min_size=1, max_size=4, unique=True))
+
+
 def headers(draw: st.DrawFn) -> tuple[str, ...]:
-    known = st.sampled_from((*IDENTITY_LINES, *OTHER_LINES))
-    lines = draw(usually(st.just([]), st.lists(known, min_size=1, max_size=4, unique=True)))
-    if draw(st.integers(0, 9)) == 7:
+    """Lines that a client may not say, or that say nothing."""
+    lines = draw(LINES)
+    if draw(TENTH) == 7:
         lines = [*lines, f"{draw(OVERRIDE_NAME)}: {draw(WANTED)}"]
     connections = [line for line in lines if line.startswith("Connection:")]
     return tuple(line for line in lines if line not in connections[1:])
 
 
-@st.composite
-def bodies(draw: st.DrawFn) -> tuple[tuple[str, ...], bytes]:
+FORM_KEY = usually(st.just("_method"), OVERRIDE_KEY)
+JSON_TYPE = st.sampled_from(("application/json", "application/vnd.api+json"))
+FORM = st.integers(0, 6)
+
+
+def body(draw: st.DrawFn) -> tuple[tuple[str, ...], bytes]:
     """A body's headers and bytes; each form in which Laravel looks for `_method`."""
     wanted = draw(WANTED)
-    match draw(st.integers(0, 6)):
+    match draw(FORM):
         case 0 | 1:
-            key = draw(usually(st.just("_method"), OVERRIDE_KEY))
-            return ("Content-Type: application/x-www-form-urlencoded",), f"{key}={wanted}".encode()
+            form = f"{draw(FORM_KEY)}={wanted}"
+            return ("Content-Type: application/x-www-form-urlencoded",), form.encode()
         case 2:
             part = f'Content-Disposition: form-data; name="_method"\r\n\r\n{wanted}'
             return ("Content-Type: multipart/form-data; boundary=b",), (
                 f"--b\r\n{part}\r\n--b--\r\n".encode()
             )
         case 3:
-            json_type = draw(st.sampled_from(("application/json", "application/vnd.api+json")))
-            return (f"Content-Type: {json_type}",), f'{{"_method": "{wanted}"}}'.encode()
+            return (f"Content-Type: {draw(JSON_TYPE)}",), f'{{"_method": "{wanted}"}}'.encode()
         case 4:
             return ("Content-Type: text/plain",), b"_method=DELETE"
         case _:
             return (), b""
 
 
+ROW = st.sampled_from(ROWS)
+CALLER = {
+    row: usually(
+        st.sampled_from([caller for caller in CALLERS if caller.may(row)] or CALLERS),
+        st.sampled_from((None, *CALLERS)),
+    )
+    for row in ROWS
+}
+METHOD = {
+    row: st.one_of(st.just(row.method), st.just(row.method), st.just("POST"), METHODS)
+    for row in ROWS
+}
+
+
 @st.composite
 def probes(draw: st.DrawFn) -> Probe:
     """Any of them; most tokens may have the route that the target is made from."""
-    row = draw(st.sampled_from(ROWS))
-    method = draw(st.one_of(st.just(row.method), st.just(row.method), st.just("POST"), METHODS))
-    welcome = [caller for caller in CALLERS if caller.may(row)]
-    anybody = st.sampled_from((None, *CALLERS))
-    lines, body = draw(bodies()) if method in {"POST", "PUT", "PATCH"} else ((), b"")
+    row = draw(ROW)
+    method = draw(METHOD[row])
+    lines, content = body(draw) if method in {"POST", "PUT", "PATCH"} else ((), b"")
     return Probe(
-        caller=draw(usually(st.sampled_from(welcome or CALLERS), anybody)),
+        caller=draw(CALLER[row]),
         method=method,
-        target=draw(targets(row.path)),
-        lines=(*draw(headers()), *lines),
-        body=body,
+        target=target(draw, row.path),
+        lines=(*headers(draw), *lines),
+        body=content,
     )

@@ -9,7 +9,7 @@ import yaml
 
 from authsidecar.config import (
     ConfigError,
-    Endpoint,
+    ListenAddress,
     Settings,
     default_data_dir,
     example,
@@ -57,8 +57,8 @@ def test_nothing_set_gives_the_defaults():
     """No file and no variable is a whole configuration."""
     settings = load(None, {})
     assert settings == Settings(data_dir=default_data_dir({}))
-    assert settings.listen.endpoint == Endpoint("127.0.0.1", 4190)
-    assert settings.management.endpoint == Endpoint("127.0.0.1", 4191)
+    assert settings.listen.endpoint == ListenAddress("127.0.0.1", 4190)
+    assert settings.management.endpoint == ListenAddress("127.0.0.1", 4191)
     assert settings.listen.mode == 0o660
     assert [str(network) for network in settings.peer_networks] == ["127.0.0.0/8", "::1/128"]
     assert settings.hop_networks == ()

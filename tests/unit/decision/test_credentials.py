@@ -95,6 +95,26 @@ def test_anything_else_is_refused_with_its_own_reason(
     assert verdict.reason == reason
 
 
+@pytest.mark.parametrize(
+    ("values", "detail"),
+    [
+        ([], "no Authorization"),
+        ([b"Bearer 7|x", b"Bearer 7|x"], "2 Authorization headers"),
+        ([b"Bearer 7|x,"], "a comma in Authorization"),
+        ([b"Bearer x"], "no ID| before the secret"),
+        ([b"Basic Zm9v"], "not Bearer ID|SECRET"),
+        ([b"Bearer 7|0"], "id or secret out of range"),
+        ([b"Bearer 9223372036854775808|x"], "id or secret out of range"),
+        ([b"Bearer 7|" + b"x" * 4088], "longer than 4096 bytes"),
+    ],
+)
+def test_the_detail_says_what_was_wrong(values: Sequence[bytes], detail: str) -> None:
+    """In the log, where the client's own words may not stand."""
+    verdict = find(values)
+    assert isinstance(verdict, Deny)
+    assert verdict.detail == detail
+
+
 def test_every_reason_is_coolifys_401() -> None:
     """The body and status of a bad token are Coolify's; only the code says which it is."""
     reasons = (TOKEN_MISSING, TOKEN_MALFORMED, TOKEN_PREFIX_MISSING, AUTHORIZATION_AMBIGUOUS)

@@ -1,5 +1,7 @@
 """The model of the sliding window, example by example (its laws are in tests/property)."""
 
+import pytest
+
 from authsidecar.decision.model import Limit
 from authsidecar.decision.ratelimit.sliding_window import Counted, charge, count, current
 from authsidecar.times import UnixMs
@@ -28,10 +30,22 @@ def test_all_counters_are_charged_or_none() -> None:
     """A full second counter leaves the first as it was."""
     states, admitted, counted = charge(((), (5000,)), (LIMIT, Limit(1, 1000)), at(5001))
     assert (states, admitted) == (((), (5000,)), False)
-    assert [c.fits for c in counted] == [True, False]
+    assert counted == (Counted(True, 2, at(6001)), Counted(False, 0, at(6000)))
     states, admitted, counted = charge(((), (5000,)), (LIMIT, Limit(1, 1000)), at(6000))
     assert (states, admitted) == (((6000,), (6000,)), True)
-    assert [c.remaining for c in counted] == [1, 0]
+    assert counted == (Counted(True, 1, at(7000)), Counted(True, 0, at(7000)))
+
+
+def test_a_charge_tells_of_the_oldest_that_counts() -> None:
+    """What is left, and when the first of them leaves."""
+    states, admitted, counted = charge(((5000,),), (LIMIT,), at(5400))
+    assert (states, admitted, counted) == (((5000, 5400),), True, (Counted(True, 0, at(6000)),))
+
+
+def test_a_counter_needs_its_limit() -> None:
+    """One without the other is a mistake, and charges nothing."""
+    with pytest.raises(ValueError, match="zip"):
+        charge(((),), (LIMIT, LIMIT), at(5000))
 
 
 def test_a_lowered_limit_waits_for_as_many_as_are_too_many() -> None:
