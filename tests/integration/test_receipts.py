@@ -32,7 +32,8 @@ from authsidecar.decision.policy import Instance
 from authsidecar.observe.receipts import MadeUnder
 from authsidecar.store import receipts as written
 from authsidecar.store.keys import Keys
-from authsidecar.store.receipts import Reader, ReceiptOptions, ReceiptWriter, find
+from authsidecar.store.receipt_reader import Reader, find
+from authsidecar.store.receipts import ReceiptOptions, ReceiptWriter
 from authsidecar.times import UnixMs
 from tests.support import seed
 from tests.support.seed import bearer

@@ -20,7 +20,8 @@ from authsidecar.cli.streams import write
 from authsidecar.times import UnixMs, rfc3339
 
 if TYPE_CHECKING:
-    from authsidecar.admin.decisions import Count, Filter, RefusalReport, Shown
+    from authsidecar.admin.decisions import Filter, Shown
+    from authsidecar.admin.refusal_report import Count, RefusalReport
     from authsidecar.decision.authorize import Rules
     from authsidecar.observe.receipts import Receipt
     from authsidecar.store.decisions import DecisionStore
@@ -97,7 +98,7 @@ async def tail(session: Session, /, span_ms: int, no_follow: bool, **wanted: Any
     """
     import asyncio
 
-    from authsidecar.store.receipts import Reader
+    from authsidecar.store.receipt_reader import Reader
 
     takes = _filter(wanted).takes
     reader = Reader(session.client, _keys(session), await _since(session, span_ms))
@@ -180,11 +181,11 @@ async def top(session: Session, /, span_ms: int, by: str, most: int, **wanted: A
       authsidecar decisions top --by route --code permission_missing --last 7d
     """
     from authsidecar.admin.decisions import matching
-    from authsidecar.admin.decisions import top as count
+    from authsidecar.admin.refusal_report import top as count
 
     since = await _since(session, span_ms)
     found = matching(session.client, _keys(session), since, _filter(wanted))
-    counts = count([one async for one in found], by, most)  # type: ignore[arg-type]
+    counts = await count(found, by, most)  # type: ignore[arg-type]
     session.out.listing(
         (by, "refused", "codes", "example"),
         [_count_data(one) | {by: one.value} for one in counts],
@@ -225,18 +226,12 @@ async def report(session: Session, span_ms: int, as_csv: bool) -> None:
       authsidecar decisions report --last 24h
       authsidecar decisions report --last 7d --csv > report.csv
     """
-    from authsidecar.admin.decisions import recent
-    from authsidecar.admin.decisions import report as count
+    from authsidecar.admin.refusal_report import report as count
+    from authsidecar.store.receipt_reader import Reader
 
     since = await _since(session, span_ms)
-    kept = await recent(
-        session.client,
-        _keys(session),
-        since,
-        progress=lambda done: session.out.progress(f"{done} receipts"),
-    )
-    session.out.progress("")
-    found = count(kept, since, await session.registry.now())
+    pages = Reader(session.client, _keys(session), since).pages()
+    found = await count(pages, since, await session.registry.now())
     if as_csv:
         write(_report_csv(found), newline=False)
     else:
@@ -426,7 +421,7 @@ def _report_text(found: "RefusalReport") -> str:
 
 
 def _report_csv(found: "RefusalReport") -> str:
-    from authsidecar.admin.decisions import Count
+    from authsidecar.admin.refusal_report import Count
 
     out = io.StringIO()
     names = [one.name for one in fields(Count)]

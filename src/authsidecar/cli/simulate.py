@@ -59,28 +59,23 @@ async def simulate(
       authsidecar simulate --allowlist "192.0.2.0/24" --last 7d
       authsidecar simulate --limit user=100 --routes 4.4
     """
-    from authsidecar.admin.decisions import recent
     from authsidecar.admin.simulate import simulate as ask
     from authsidecar.store.decisions import DecisionStore
     from authsidecar.store.keys import Keys
+    from authsidecar.store.receipt_reader import Reader
 
     change = _change(session, allowlist_text, limits, routes)
     keys = Keys(session.settings.redis.prefix)
-    progress = session.out.progress
-    kept = await recent(
-        session.client,
-        keys,
-        UnixMs(await session.registry.now() - span_ms),
-        progress=lambda done: progress(f"{done} receipts read"),
-    )
+    since = UnixMs(await session.registry.now() - span_ms)
     store = DecisionStore(session.client, keys, budget_ms=BUDGET_MS)
+    progress = session.out.progress
     try:
         found = await ask(
-            kept,
+            Reader(session.client, keys, since).pages(),
             change,
             registry=session.registry,
             store=store,
-            progress=lambda done, of: progress(f"{done} of {of} receipts judged"),
+            progress=lambda done: progress(f"{done} receipts judged"),
         )
     finally:
         await store.close()
