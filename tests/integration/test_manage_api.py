@@ -57,7 +57,8 @@ def refused(answer: Answer, status: int) -> str:
 
 
 def samples() -> Iterator[tuple[str, str, str]]:
-    values = {"user": "1", "team": "0", "token": "10", "id": "1", "scope": "user", "record": "1-0"}
+    values = {"user": "1", "team": "0", "token": "10", "id": "1", "scope": "user"}
+    values |= {"record": "1-0", "decision": "ab"}
     for one in OPERATIONS:
         yield one.method, one.path.format(**values), one.scope.value
 

@@ -116,18 +116,20 @@ async def page(
     """
     found: list[Receipt] = []
     looked = 0
-    place = before
+    following = None
     async for place, one in backwards(client, keys, before):
         if place.written_at < since:
-            return Page(tuple(found), None)
+            break
         looked += 1
         if one is not None and wanted.takes(one):
             found.append(one)
         if len(found) >= most or looked >= LOOKED_THROUGH:
-            return Page(tuple(found), place)
+            following = place
+            break
         if looked % AT_ONCE == 0:
             await asyncio.sleep(0)
-    return Page(tuple(found), None)
+    found.sort(key=lambda one: one.at, reverse=True)  # many are written at once
+    return Page(tuple(found), following)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,14 @@ async def show(
             )
         now = await explain_access(access, rules=rules, store=store, registry=registry)
     return Shown(one, await _then(one, replay), now, advice().get(one.code or ""))
+
+
+def not_kept(decision_id: str) -> str:
+    """What is said where there is no receipt."""
+    return (
+        f"no receipt of decision {decision_id} is kept: it is too old, an admission outside the "
+        "share that is kept, or was dropped (receipts in the configuration)"
+    )
 
 
 async def _then(one: Receipt, replay: Replay) -> Explanation:

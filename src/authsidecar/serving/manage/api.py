@@ -83,7 +83,7 @@ async def _handle(
     try:
         return await _run(operation, sidecar, key, request)
     except NotDoneError as error:
-        return problem(error.status, error.why)
+        return problem(error.status, error.why, errors=error.errors)
     except _InvalidError as error:
         return problem(422, error.why, errors=error.errors)
     except LeftoverError as error:

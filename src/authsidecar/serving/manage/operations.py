@@ -2,13 +2,15 @@
 
 import base64
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
+from authsidecar.admin.questions import Ask
+from authsidecar.admin.what_if import RoutesNow
 from authsidecar.decision.addresses import Networks
 from authsidecar.decision.authorize import Rules
 from authsidecar.serving.manage.models import Query
@@ -21,6 +23,23 @@ from authsidecar.store.registry import Registry
 Asked = Callable[[], Awaitable[Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class ReloadResult:
+    """What came of reading the configuration again.
+
+    Attributes:
+        digest: names the configuration in force.
+        changed: the settings that are another now.
+        left: the settings that are another in the sources, and need a restart.
+        problems: why nothing has changed, a line each; empty: it went well.
+    """
+
+    digest: str
+    changed: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sidecar:
     """What operations work with.
@@ -30,7 +49,11 @@ class Sidecar:
         keys: the key names.
         decisions: the hot path's store, for explanations.
         rules: what decisions depend on now.
+        routes: from what the routes in force are made.
+        peers: networks that may ask now.
         hops: networks that are skipped in X-Forwarded-For now.
+        ask: has questions to all receipts answered.
+        reload: reads the configuration again.
         replicas: how many a revocation waits for, and for how many milliseconds.
         owner: tells whose the state is, if a sync owns it.
         missing: tells what keeps the process from deciding.
@@ -44,13 +67,17 @@ class Sidecar:
     keys: Keys
     decisions: DecisionStore
     rules: Callable[[], Rules]
+    routes: Callable[[], RoutesNow]
+    peers: Callable[[], Networks]
     hops: Callable[[], Networks]
+    ask: Ask
+    reload: Callable[[], Awaitable[ReloadResult]]
     replicas: tuple[int, int]
     owner: Asked
     missing: Asked
     sync: Asked
     background: Callable[[], Mapping[str, str]]
-    warnings: tuple[str, ...]
+    warnings: Callable[[], tuple[str, ...]]
     version: str
 
 
@@ -94,12 +121,14 @@ class NotDoneError(Exception):
     Attributes:
         status: 400, 404, 409, 412 or 422.
         why: one line, in the CLI's words where it has any.
+        errors: all that is wrong, where that is more, as `field` and `detail`.
     """
 
-    def __init__(self, status: int, why: str) -> None:
+    def __init__(self, status: int, why: str, errors: Iterable[Mapping[str, str]] = ()) -> None:
         super().__init__(why)
         self.status = status
         self.why = why
+        self.errors = tuple(errors)
 
 
 Run = Callable[[Call], Coroutine[Any, Any, BaseModel]]

@@ -60,6 +60,19 @@ async def change_settings(call: Call) -> models.ChangedSettings:
     return models.ChangedSettings(**dict(found), warnings=warnings)
 
 
+async def reload_configuration(call: Call) -> models.Reloaded:
+    """Read the configuration again: all of it is in force at once, or nothing has changed."""
+    found = await call.sidecar.reload()
+    if found.problems:
+        why = "nothing has changed: the configuration can't be used"
+        raise NotDoneError(422, why, [{"detail": one} for one in found.problems])
+    after = {"config_digest": found.digest, "changed": found.changed}
+    await call.trail.add(call.origin, "config.reload", "configuration", after=after)
+    return models.Reloaded(
+        config_digest=found.digest, changed=list(found.changed), left=list(found.left)
+    )
+
+
 async def list_limits(call: Call) -> models.LimitPage:
     """A page of overrides: it looks at some holders, and gives those that have one."""
     query: models.LimitsQuery = call.query
@@ -160,6 +173,16 @@ OPERATIONS = (
         current=read_settings,
         scope=Scope.WRITE,
         owned=True,
+    ),
+    Operation(
+        method="POST",
+        path="/reload",
+        name="reloadConfiguration",
+        summary="Read the configuration again: all of it, or nothing.",
+        run=reload_configuration,
+        answer=models.Reloaded,
+        scope=Scope.WRITE,
+        refusals=(422,),
     ),
     Operation(
         method="GET",
