@@ -342,7 +342,8 @@ async def script(bench: Bench) -> AsyncIterator[Setting]:
             says=(
                 *("night job", '"ready":true', '"name":"Web shop"', '"role":"owner"'),
                 *('"routes":["POST /api/v1/deploy"]', '"remaining":1000', '"mcp_enabled":true'),
-                *("412", "token_missing", "mcp.switch", "limit.set", "before", "revoked", "401"),
+                *("412", "token_missing", '"items":[]', '"by":"code"', '"judged":0'),
+                *('"config_digest"', "mcp.switch", "limit.set", "before", "revoked", "401"),
             ),
         )
     finally:
