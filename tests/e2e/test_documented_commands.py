@@ -23,7 +23,7 @@ from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import RunningProxy, deploy_dir, find_binary, free_port, start_proxy
 from authsidecar.run.terms import digest
 from authsidecar.store.keys import Keys
-from authsidecar.store.receipts import find
+from authsidecar.store.receipt_reader import find
 from tests.support.coolify import SECRETS
 from tests.support.documents import ROOT, Document, documents, replaced, tools, type_in
 from tests.support.lab import Lab
