@@ -215,6 +215,29 @@ def test_etags_keep_two_writers_apart(api: Api) -> None:
     )
 
 
+def test_of_many_writers_with_one_etag_one_passes(api: Api) -> None:
+    """Whatever they change, and at the same moment: the others are told 412."""
+    for number in range(3):
+        answers = []
+        for path, body in (
+            ("/settings", {"mcp_enabled": number % 2 == 0}),
+            ("/restrictions/user/1", {"note": f"{number}", "permissions": ["read"]}),
+        ):
+            tag = api.ask("GET", path).header("ETag")
+            method = "PATCH" if path == "/settings" else "PUT"
+            headers = {"If-Match": tag or ""}
+            with ThreadPoolExecutor(8) as pool:
+                asked = [
+                    pool.submit(api.ask, method, path, body | {"force": True}, headers=headers)
+                    for _ in range(8)
+                ]
+                answers.append(sorted(one.result().status for one in asked))
+        assert answers[1] == [200] + [412] * 7
+        # Who finds that it is already as wanted has changed nothing.
+        assert answers[0].count(200) in ({1, 8} if number == 0 else {1})
+    assert api.ask("DELETE", "/restrictions/user/1").status == 200
+
+
 def test_idempotency_keys(api: Api) -> None:
     """A repeat creates nothing more and shows no secret; another body is refused; many at once."""
     body = {"name": "twice", "user": OWNER, "team": 0, "permissions": ["read"], "expires": None}

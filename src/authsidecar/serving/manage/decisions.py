@@ -8,13 +8,13 @@ from authsidecar.admin.questions import MostRefused, Question, Refused, Unanswer
 from authsidecar.admin.refusal import Refusal
 from authsidecar.admin.refusal_report import Count
 from authsidecar.admin.what_if import WhatIf, changed
-from authsidecar.decision.addresses import parse_address
 from authsidecar.observe.receipts import Receipt
 from authsidecar.serving.manage import decision_models as models
 from authsidecar.serving.manage.operations import (
     Call,
     NotDoneError,
     Operation,
+    read_address,
     read_cursor,
     write_cursor,
 )
@@ -126,9 +126,7 @@ async def _ask(call: Call, question: Question[T]) -> T:
 
 
 def _filter(query: models.DecisionFilter) -> Filter:
-    address = None if query.address is None else parse_address(query.address)
-    if query.address is not None and address is None:
-        raise NotDoneError(422, "address: is not an IP address (no port, no network, no name)")
+    address = None if query.address is None else read_address("address", query.address)
     return Filter(
         deny=query.deny,
         code=query.code,

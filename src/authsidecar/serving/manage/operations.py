@@ -4,17 +4,19 @@ import base64
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from authsidecar.admin.questions import Ask
 from authsidecar.admin.what_if import RoutesNow
-from authsidecar.decision.addresses import Networks
+from authsidecar.decision.addresses import Networks, parse_address
 from authsidecar.decision.authorize import Rules
+from authsidecar.decision.model import Address
 from authsidecar.serving.manage.models import Query
 from authsidecar.store.audit import Origin, Trail
+from authsidecar.store.changes import Precondition
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 from authsidecar.store.management_keys import ManagementKeys, Scope
@@ -91,6 +93,7 @@ class Call:
         path: the numbers and words of its path, by name.
         query: its query.
         body: its body.
+        precondition: what must hold when it changes something.
     """
 
     sidecar: Sidecar
@@ -98,11 +101,12 @@ class Call:
     path: Mapping[str, Any]
     query: Any
     body: Any
+    precondition: Precondition | None = None
 
     @property
     def registry(self) -> Registry:
         """Users, teams, tokens and settings, changed by who asks."""
-        return Registry(self.sidecar.client, self.sidecar.keys, self.origin)
+        return Registry(self.sidecar.client, self.sidecar.keys, self.origin, self.precondition)
 
     @property
     def management_keys(self) -> ManagementKeys:
@@ -134,6 +138,18 @@ class NotDoneError(Exception):
 Run = Callable[[Call], Coroutine[Any, Any, BaseModel]]
 
 
+class Seen(NamedTuple):
+    """What a client has seen before it changes it.
+
+    Attributes:
+        read: reads it again.
+        key: the Redis key that it is in; the operation makes one change, and with it that key's.
+    """
+
+    read: Run
+    key: Callable[[Call], str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """One operation.
@@ -152,7 +168,7 @@ class Operation:
         refusals: statuses beside those that any operation may have.
         owned: whether a sync that owns the state forbids it.
         tagged: whether its answer has an ETag.
-        current: for a change of what has an ETag: reads what If-Match is compared with.
+        current: for a change of what has an ETag: what If-Match is compared with.
         creates: whether it takes an Idempotency-Key: reads again what was created.
     """
 
@@ -169,9 +185,21 @@ class Operation:
     refusals: tuple[int, ...] = ()
     owned: bool = False
     tagged: bool = False
-    current: Run | None = None
+    current: Seen | None = None
     creates: Run | None = None
     tags: tuple[str, ...] = field(default=())
+
+
+def read_address(name: str, text: str) -> Address:
+    """The address that a field holds.
+
+    Raises:
+        NotDoneError: it holds none.
+    """
+    found = parse_address(text)
+    if found is None:
+        raise NotDoneError(422, f"{name}: is not an IP address (no port, no network, no name)")
+    return found
 
 
 def write_cursor(place: Any) -> str:

@@ -12,13 +12,13 @@ from authsidecar.admin.explain import (
     untrusted_peer,
 )
 from authsidecar.admin.refusal import absent
-from authsidecar.decision.addresses import parse_address
-from authsidecar.decision.model import Address, Deny, TokenId
+from authsidecar.decision.model import Deny, TokenId
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import (
     Call,
     NotDoneError,
     Operation,
+    read_address,
     read_cursor,
     write_cursor,
 )
@@ -91,8 +91,8 @@ async def explain_request(call: Call) -> models.Explained:
     """What a client's request would be answered now; nothing is counted."""
     body: models.Question = call.body
     sidecar = call.sidecar
-    client = _address("client_ip", body.client_ip)
-    if body.peer is not None and (peer := _address("peer", body.peer)) not in sidecar.peers():
+    client = read_address("client_ip", body.client_ip)
+    if body.peer is not None and (peer := read_address("peer", body.peer)) not in sidecar.peers():
         return _explained(untrusted_peer(peer))
     credential = None
     if body.as_token is not None:
@@ -132,13 +132,6 @@ def explanation(found: Explanation) -> models.Explanation:
 
 def _explained(found: Explanation, *, taken: bool = False) -> models.Explained:
     return models.Explained(**dict(explanation(found)), secret_taken_as_right=taken)
-
-
-def _address(name: str, text: str) -> Address:
-    found = parse_address(text)
-    if found is None:
-        raise NotDoneError(422, f"{name}: is not an IP address (no port, no network, no name)")
-    return found
 
 
 def _bytes(text: str) -> bytes:
