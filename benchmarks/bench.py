@@ -304,6 +304,20 @@ def compare_workers(servers: Servers, pairs: int, seconds: float) -> str:
     return f"{text}\nNo core is left for the load generator and Redis, so this says little."
 
 
+def compare_receipts(servers: Servers, pairs: int, seconds: float) -> str:
+    """Receipts at their default, and with a share of 0, each beside none at all: both tables."""
+    asked = {"allowed, 32 connections": (requests.allowed(), 200, MAIN)}
+    none = servers.sidecar("none", RECEIPTS__ENABLED="false")
+    texts = [
+        before.table((name, "none"), compare((side, none), asked, pairs, seconds))
+        for name, side in (
+            ("default", servers.sidecar("default")),
+            ("share 0", servers.sidecar("share-0", RECEIPTS__SHARE="0")),
+        )
+    ]
+    return "\n\n".join(texts)
+
+
 def compare_starts(servers: Servers, directory: Path, source: Path | None, rounds: int) -> str:
     """An empty aiohttp application and the sidecar: the table of their starts."""
     redis = servers.other("empty").redis
@@ -370,8 +384,9 @@ def main() -> None:
     parser.add_argument("--before", metavar="COMMIT", help="an earlier commit takes part, too")
     parser.add_argument(
         "--only",
-        choices=["before", "workers", "start"],
-        help="this tree and that commit alone; two workers and one; the time to the first answer",
+        choices=["before", "workers", "receipts", "start"],
+        help="this tree and that commit alone; two workers and one; receipts at their default, of "
+        "a share of 0, and none; the time to the first answer",
     )
     arguments = parser.parse_args()
     number = arguments.rounds or (2 if arguments.quick else 5)
@@ -392,6 +407,8 @@ def main() -> None:
                 text = compare_before(servers, arguments.before, source, pairs, moment)
             case "workers":
                 text = compare_workers(servers, pairs, moment)
+            case "receipts":
+                text = compare_receipts(servers, pairs, moment)
             case "start":
                 text = compare_starts(servers, directory, source, pairs)
         if text is not None:

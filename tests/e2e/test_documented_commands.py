@@ -23,7 +23,7 @@ from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import RunningProxy, deploy_dir, find_binary, free_port, start_proxy
 from authsidecar.run.terms import digest
 from authsidecar.store.keys import Keys
-from authsidecar.store.receipts import find
+from authsidecar.store.receipt_reader import find
 from tests.support.coolify import SECRETS
 from tests.support.documents import ROOT, Document, documents, replaced, tools, type_in
 from tests.support.lab import Lab
@@ -342,7 +342,8 @@ async def script(bench: Bench) -> AsyncIterator[Setting]:
             says=(
                 *("night job", '"ready":true', '"name":"Web shop"', '"role":"owner"'),
                 *('"routes":["POST /api/v1/deploy"]', '"remaining":1000', '"mcp_enabled":true'),
-                *("412", "token_missing", "mcp.switch", "limit.set", "before", "revoked", "401"),
+                *("412", "token_missing", '"items":[]', '"by":"code"', '"judged":0'),
+                *('"config_digest"', "mcp.switch", "limit.set", "before", "revoked", "401"),
             ),
         )
     finally:

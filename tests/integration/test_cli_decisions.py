@@ -12,7 +12,7 @@ from authsidecar.decision.checks import PERMISSION_MISSING
 from authsidecar.decision.model import Deny, Proxy
 from authsidecar.decision.restrictions import TOKEN_RESTRICTED
 from authsidecar.store.keys import Keys
-from authsidecar.store.receipts import find
+from authsidecar.store.receipt_reader import find
 from tests.integration.test_cli_explain import CASES, GOLDEN, Case, world
 from tests.integration.test_receipts import STATE, outcome, request
 from tests.integration.test_receipts import receipts as kept_by

@@ -57,7 +57,8 @@ def refused(answer: Answer, status: int) -> str:
 
 
 def samples() -> Iterator[tuple[str, str, str]]:
-    values = {"user": "1", "team": "0", "token": "10", "id": "1", "scope": "user", "record": "1-0"}
+    values = {"user": "1", "team": "0", "token": "10", "id": "1", "scope": "user"}
+    values |= {"record": "1-0", "decision": "ab"}
     for one in OPERATIONS:
         yield one.method, one.path.format(**values), one.scope.value
 
@@ -212,6 +213,29 @@ def test_etags_keep_two_writers_apart(api: Api) -> None:
     refused(
         api.ask("PUT", "/teams/0/members/4", {"role": "member"}, headers={"If-Match": "*"}), 412
     )
+
+
+def test_of_many_writers_with_one_etag_one_passes(api: Api) -> None:
+    """Whatever they change, and at the same moment: the others are told 412."""
+    for number in range(3):
+        answers = []
+        for path, body in (
+            ("/settings", {"mcp_enabled": number % 2 == 0}),
+            ("/restrictions/user/1", {"note": f"{number}", "permissions": ["read"]}),
+        ):
+            tag = api.ask("GET", path).header("ETag")
+            method = "PATCH" if path == "/settings" else "PUT"
+            headers = {"If-Match": tag or ""}
+            with ThreadPoolExecutor(8) as pool:
+                asked = [
+                    pool.submit(api.ask, method, path, body | {"force": True}, headers=headers)
+                    for _ in range(8)
+                ]
+                answers.append(sorted(one.result().status for one in asked))
+        assert answers[1] == [200] + [412] * 7
+        # Who finds that it is already as wanted has changed nothing.
+        assert answers[0].count(200) in ({1, 8} if number == 0 else {1})
+    assert api.ask("DELETE", "/restrictions/user/1").status == 200
 
 
 def test_idempotency_keys(api: Api) -> None:

@@ -30,9 +30,11 @@ from authsidecar.decision.model import (
 )
 from authsidecar.decision.policy import Instance
 from authsidecar.observe.receipts import MadeUnder
+from authsidecar.store import receipt_reader as reader
 from authsidecar.store import receipts as written
 from authsidecar.store.keys import Keys
-from authsidecar.store.receipts import Reader, ReceiptOptions, ReceiptWriter, find
+from authsidecar.store.receipt_reader import Reader, backwards, find
+from authsidecar.store.receipts import ReceiptOptions, ReceiptWriter
 from authsidecar.times import UnixMs
 from tests.support import seed
 from tests.support.seed import bearer
@@ -225,6 +227,33 @@ async def test_a_reader_goes_on_where_it_was(redis_client):
             refuse(kept, name)
         await kept.write()
         assert {one.id for one in (await reader.read()).receipts} == set(names)
+
+
+async def test_all_streams_are_read_in_one_order_forwards_and_backwards(redis_client, monkeypatch):
+    """Whatever the size of a trip; nothing twice, and from any place on."""
+    kept = receipts(redis_client)
+    names = [f"{n:02}" for n in range(60)]
+    for n, name in enumerate(names):
+        token = 7 if n % 5 else None
+        kept.refused(
+            name, Proxy.NGINX, request(), outcome(Deny(PERMISSION_MISSING), token, n), "", STATE
+        )
+        if n % 3 == 0:
+            await kept.write()
+    await kept.write()
+    for size in (4, 8, 200):
+        monkeypatch.setattr(reader, "PAGE", size)
+        pages = Reader(redis_client, Keys(), UnixMs(0)).pages()
+        assert [one.id async for page in pages for one in page.receipts] == names
+        newest_first = [found async for found in backwards(redis_client, Keys())]
+        there = [one.id for _, one in newest_first if one is not None]
+        assert sorted(there) == names
+        assert [place for place, _ in newest_first] == sorted(
+            (place for place, _ in newest_first), reverse=True
+        )
+        for place, one in newest_first[::7]:
+            older = [found async for found in backwards(redis_client, Keys(), place)]
+            assert older == newest_first[newest_first.index((place, one)) + 1 :]
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from authsidecar.decision.model import Limit, Role, TeamId, TokenId, UserId
+from authsidecar.decision.model import Limit, Restriction, Role, TeamId, TokenId, UserId
+from authsidecar.store.changes import Precondition
 from authsidecar.store.entities import Member, Team, Token, User
 from authsidecar.store.keys import Keys
 from authsidecar.store.registry import EXPIRED_KEPT_MS, Registry
@@ -342,6 +343,51 @@ async def test_a_change_of_one_setting_leaves_the_others(registry: Registry) -> 
 
 
 # Secrets
+
+
+@pytest.mark.parametrize(
+    ("key", "mine", "theirs"),
+    [
+        (
+            KEYS.instance,
+            lambda r: r.set_instance(api_enabled=False),
+            lambda r: r.set_instance(mcp_enabled=False),
+        ),
+        (
+            KEYS.user(USER),
+            lambda r: r.remove_user(USER),
+            lambda r: r.set_limit("user", 7, Limit(1)),
+        ),
+        (
+            KEYS.team_members(TEAM),
+            lambda r: r.set_member(TEAM, USER, Role.MEMBER),
+            lambda r: r.set_member(TEAM, USER, Role.ADMIN),
+        ),
+        (
+            KEYS.team(TEAM),
+            lambda r: r.set_team_mcp(TEAM, enabled=False),
+            lambda r: r.set_restriction("team", TEAM, Restriction(note="theirs")),
+        ),
+    ],
+    ids=["instance", "user", "member", "team"],
+)
+async def test_a_precondition_is_held_by_the_change_itself(
+    registry: Registry, redis_client: Redis, key: str, mine, theirs
+) -> None:
+    """Another writer comes after it was checked: it is checked again, and nothing is changed."""
+    checked: list[object] = []
+
+    async def check() -> None:
+        checked.append(await everything(redis_client))
+        if len(checked) > 1:
+            raise LookupError
+        await theirs(registry)
+
+    guarded = Registry(redis_client, KEYS, None, Precondition((key,), check))
+    with pytest.raises(LookupError):
+        await mine(guarded)
+    assert len(checked) == 2
+    assert checked[0] != checked[1] == await everything(redis_client)
 
 
 async def test_redis_never_holds_a_secret(

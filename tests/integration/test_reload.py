@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from tests.integration.test_life import GOOD as GOOD_REQUEST
 from tests.integration.test_life import children, load, populate
 from tests.support.broken_configs import BROKEN, GOOD, break_file, mend_file
+from tests.support.manage import Api, key
 from tests.support.seed import bearer
 from tests.support.sidecar import SidecarProcess, get, start_sidecar
 from tests.support.waiting import until
@@ -152,6 +153,36 @@ async def test_what_needs_a_restart_is_said(ready_redis: str, path: Path) -> Non
     assert "planted" not in process.log
     process.ask("GET", "/api/v1/teams", authorization=bearer(1))
     assert not process.events("decision")
+    assert process.stop() == 0
+
+
+@WORKERS
+def test_the_api_reloads_for_who_may_write(redis_url: str, path: Path, workers: int) -> None:
+    """All of it or nothing, every problem named; 200 once the new digest is in force."""
+    process = started(path, redis_url, workers)
+    api = Api(process, redis_url, key(redis_url, "read"), key(redis_url, "write"))
+    before = digest(process)
+    assert api.ask("POST", "/reload", key=api.reading).status == 403
+    same = api.ask("POST", "/reload").json
+    assert same == {"config_digest": before, "changed": [], "left": []}
+    mend_file(path, "limits: {user: 0, team: no}\nenforcement: maybe\n")
+    refused = api.ask("POST", "/reload")
+    assert refused.status == 422
+    named = [one["detail"].split(": ")[1] for one in refused.json["errors"]]
+    assert sorted(named) == ["enforcement", "limits.team.limit", "limits.user.limit"]
+    assert digests(process) == {before: workers}
+    mend_file(path, good(path, "enforcement: report\nlisten: {max_connections: 100}\n"))
+    asked = time.monotonic()
+    changed = api.ask("POST", "/reload").json
+    assert changed["changed"] == ["enforcement"]
+    assert changed["left"] == ["listen.max_connections"]
+    after = changed["config_digest"]
+    until(lambda: digests(process) == {after: workers}, "the new digest")
+    assert time.monotonic() - asked < 5
+    assert any("enforcement" in line for line in api.ask("GET", "/warnings").json["items"])
+    (record,) = [one for one in api.all("/audit") if one["after"] and one["after"].get("changed")]
+    assert (record["action"], record["actor"]) == ("config.reload", "key 2 (test)")
+    assert record["after"] == {"config_digest": after, "changed": ["enforcement"]}
     assert process.stop() == 0
 
 

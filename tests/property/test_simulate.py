@@ -32,7 +32,7 @@ from authsidecar.decision.policy import Instance, Policy
 from authsidecar.decision.routes import coolify, extra
 from authsidecar.observe import receipts
 from authsidecar.observe.receipts import Decided, MadeUnder
-from authsidecar.store.receipts import Kept
+from authsidecar.store.receipt_reader import Kept
 from authsidecar.times import UnixMs
 
 UUID = "abcdefghijklmnopqrstuvwx"
@@ -151,6 +151,11 @@ class Registry:
 REGISTRY: Any = Registry()
 
 
+async def pages(kept: Kept):
+    """The receipts as a reader gives them."""
+    yield kept
+
+
 async def decided(asked, world: Instance, rules: Rules) -> Kept:
     """The receipts of requests that were decided in their order, all kept, and read back."""
     store = Counting(world)
@@ -181,7 +186,7 @@ async def decided(asked, world: Instance, rules: Rules) -> Kept:
 async def test_the_same_rules_flip_nothing(asked, world):
     """Whatever was asked, and whatever the switches and the allowlist are now."""
     kept = await decided(asked, world, RULES)
-    found = await simulate(kept, SimulatedChange(RULES), registry=REGISTRY)
+    found = await simulate(pages(kept), SimulatedChange(RULES), registry=REGISTRY)
     assert found.flips == ()
     assert found.judged == len(kept.receipts)
     replay = Replay(RULES, await Registry().instance())
@@ -198,7 +203,7 @@ async def test_another_allowlist_flips_what_it_must(asked, world):
     other = parse("192.0.2.64/26")
     kept = await decided(asked, world, rules)
     would_be = await decided(asked, replace(world, allowlist=other), rules)
-    found = await simulate(kept, SimulatedChange(rules, other), registry=REGISTRY)
+    found = await simulate(pages(kept), SimulatedChange(rules, other), registry=REGISTRY)
     flipped = {
         (one.id, was.code is None)
         for was, one in zip(kept.receipts, would_be.receipts, strict=True)
@@ -216,7 +221,7 @@ async def test_other_routes_flip_what_they_must(asked, world):
     table = extra("GET /api/v1/teams deny\nPOST /api/v1/projects read\n", TABLE)
     rules, other = (Rules(Policy(routes), {}) for routes in (TABLE, table))
     kept, would_be = await decided(asked, world, rules), await decided(asked, world, other)
-    found = await simulate(kept, SimulatedChange(other), registry=REGISTRY)
+    found = await simulate(pages(kept), SimulatedChange(other), registry=REGISTRY)
     flipped = [
         one.id
         for was, one in zip(kept.receipts, would_be.receipts, strict=True)
@@ -236,7 +241,7 @@ async def test_another_limit_flips_what_it_must_where_all_is_kept(waits, limit):
     world = Instance(api_enabled=True, allowlist=parse(""), mcp_enabled=True)
     rules, other = (Rules(Policy(TABLE), {"user": Limit(n)}) for n in (20, limit))
     kept, would_be = await decided(asked, world, rules), await decided(asked, world, other)
-    found = await simulate(kept, SimulatedChange(other), registry=REGISTRY)
+    found = await simulate(pages(kept), SimulatedChange(other), registry=REGISTRY)
     flipped = [
         one.id
         for was, one in zip(kept.receipts, would_be.receipts, strict=True)

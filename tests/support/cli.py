@@ -4,10 +4,12 @@ import contextlib
 import io
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
 from redis.asyncio import Redis
@@ -62,3 +64,43 @@ async def with_registry(url: str, work: Callable[[Registry], Awaitable[T]]) -> T
     """Do something with the registry of an empty event loop: `asyncio.run(with_registry(...))`."""
     async with Redis.from_url(url) as client:
         return await work(seed.registry(client))
+
+
+class Used(NamedTuple):
+    """What a process has used.
+
+    Attributes:
+        code: its exit code.
+        cpu_s: processor time, in seconds.
+        most_bytes: the most memory that it had.
+    """
+
+    code: int
+    cpu_s: float
+    most_bytes: int
+
+
+_TELLING: str = """
+import atexit, pathlib, runpy, sys
+told = pathlib.Path(sys.argv.pop(1))
+atexit.register(lambda: told.write_text(pathlib.Path("/proc/self/status").read_text()))
+runpy.run_module("authsidecar", run_name="__main__")
+"""
+"""Writes down its own memory: what wait4 tells of that is never less than its parent had."""
+
+
+def measured(*words: object, url: str, home: Path, reads: Path | None, writes: Path) -> Used:
+    """Run a command in a process of its own, between files."""
+    told = home / "status"
+    with (reads or Path(os.devnull)).open("rb") as source, writes.open("wb") as target:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _TELLING, str(told), *map(str, words)],
+            env={**os.environ, "AUTHSIDECAR_REDIS__URL": url, "HOME": str(home)},
+            stdin=source,
+            stdout=target,
+            stderr=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    kilobytes = int(told.read_text().partition("VmHWM:")[2].split()[0])
+    return Used(process.returncode, usage.ru_utime + usage.ru_stime, kilobytes * 1024)

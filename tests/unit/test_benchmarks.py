@@ -36,7 +36,6 @@ RUN = Run(
         "empty": rounds(30_000, 10_000, 20_000, p99_ms=1.0),
         "allow": rounds(18_000, 6_000, 12_000),
         "allow-quiet": rounds(20_000, 6_000, 13_000),
-        "restricted": rounds(20_000, 6_000, 13_000),
         "restricted": MAIN_ALONE,
         "flood": rounds(24_000, 8_000, 12_000, commands=0.02),
         "naive": rounds(6_000, 1_500, 5_000),

@@ -1,9 +1,9 @@
-"""Decisions that were made: found again, explained, counted and reported, from their receipts."""
+"""Decisions that were made, from their receipts: listed, found again and explained."""
 
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Final
 
 from authsidecar.admin.explain import (
     Explanation,
@@ -20,12 +20,9 @@ from authsidecar.decision.model import Address, Allow, Credential, Deny, Kind, R
 from authsidecar.observe.receipts import Receipt
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
-from authsidecar.store.receipts import Kept, Reader, find
+from authsidecar.store.receipt_reader import Place, Reader, backwards, find
 from authsidecar.store.registry import Registry
 from authsidecar.times import UnixMs
-
-Progress = Callable[[int], None]
-"""Called with how many receipts are done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,27 +64,10 @@ class Filter:
 EVERYTHING: Final = Filter()
 
 
-async def recent(
-    client: Any, keys: Keys, since: UnixMs, *, progress: Progress = lambda _: None
-) -> Kept:
-    """All receipts since a time, in their order.
-
-    Raises:
-        RedisError: Redis is away.
-    """
-    found: list[Receipt] = []
-    dropped = 0
-    async for page in Reader(client, keys, since).pages():
-        found += [one for one in page.receipts if one.at >= since]
-        dropped += page.dropped
-        progress(len(found))
-    return Kept(tuple(sorted(found, key=lambda one: (one.at, one.id))), dropped)
-
-
 async def matching(
     client: Any, keys: Keys, since: UnixMs, wanted: Filter
 ) -> AsyncIterator[Receipt]:
-    """Those since a time that are wanted, page by page, in order within each page.
+    """Those since a time that are wanted, in their order.
 
     Raises:
         RedisError: Redis is away.
@@ -98,7 +78,58 @@ async def matching(
                 yield one
 
 
-# -------------------------------------------------------------------------------------- one of them
+LOOKED_THROUGH: Final = 2000
+"""Of how many receipts a page is chosen, at most."""
+
+AT_ONCE: Final = 50
+"""How many receipts are looked at between two turns of everything else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some of the receipts that are wanted.
+
+    Attributes:
+        receipts: those, the newest first.
+        before: where the next page begins; None: there is no older one.
+    """
+
+    receipts: tuple[Receipt, ...]
+    before: Place | None
+
+
+async def page(
+    client: Any, keys: Keys, wanted: Filter, most: int, *, since: UnixMs, before: Place | None
+) -> Page:
+    """The last receipts that are wanted: of LOOKED_THROUGH, so there can be few and yet more.
+
+    Args:
+        client: redis-py's asyncio client.
+        keys: the key names.
+        wanted: which.
+        most: how many, at most.
+        since: none that was written before this time.
+        before: where the page before has ended; None: the newest.
+
+    Raises:
+        RedisError: Redis is away.
+    """
+    found: list[Receipt] = []
+    looked = 0
+    following = None
+    async for place, one in backwards(client, keys, before):
+        if place.written_at < since:
+            break
+        looked += 1
+        if one is not None and wanted.takes(one):
+            found.append(one)
+        if len(found) >= most or looked >= LOOKED_THROUGH:
+            following = place
+            break
+        if looked % AT_ONCE == 0:
+            await asyncio.sleep(0)
+    found.sort(key=lambda one: one.at, reverse=True)  # many are written at once
+    return Page(tuple(found), following)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +188,14 @@ async def show(
             )
         now = await explain_access(access, rules=rules, store=store, registry=registry)
     return Shown(one, await _then(one, replay), now, advice().get(one.code or ""))
+
+
+def not_kept(decision_id: str) -> str:
+    """What is said where there is no receipt."""
+    return (
+        f"no receipt of decision {decision_id} is kept: it is too old, an admission outside the "
+        "share that is kept, or was dropped (receipts in the configuration)"
+    )
 
 
 async def _then(one: Receipt, replay: Replay) -> Explanation:
@@ -230,163 +269,3 @@ def _refusal(one: Receipt) -> Deny | None:
         return None
     kind = _KINDS.get(one.status, Kind.MALFORMED)
     return Deny(Reason(one.code, kind, one.status, ""), one.detail or "")
-
-
-# ------------------------------------------------------------------------------------ many of them
-
-By = Literal["token", "user", "address", "route", "code"]
-
-BY: Final[tuple[By, ...]] = ("token", "user", "address", "route", "code")
-
-OWN: Final = frozenset(
-    {
-        "untrusted_peer",
-        "headers_too_large",
-        "request_unreadable",
-        "request_timeout",
-        "reserved_header",
-        "forwarded_header_invalid",
-        "client_address_invalid",
-        "method_override",
-        "ambiguous_target",
-        "token_prefix_missing",
-        "authorization_ambiguous",
-        "token_restricted",
-        "store_unavailable",
-        "internal_error",
-    }
-)
-"""Reasons for which Coolify itself would not have refused (docs/explanation/deviations.md)."""
-
-
-def value_of(one: Receipt, by: By) -> str:
-    """What a receipt is counted under; `-` where it has none."""
-    match by:
-        case "token":
-            token = one.token or one.claimed
-            return "-" if token is None else str(token)
-        case "user":
-            return "-" if one.user is None else str(one.user)
-        case "address":
-            return one.address or "-"
-        case "route":
-            return f"{one.method} {one.route}" if one.method and one.route else "-"
-        case "code":
-            return one.code or "-"
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """How often one value was refused.
-
-    Attributes:
-        by: what is counted.
-        value: of that; `-` is none.
-        refused: how often the sidecar refused where Coolify would not have.
-        refused_by_coolify_too: how often it refused what Coolify refuses anyway.
-        codes: how often for each reason, the commonest first.
-        example: a decision's id.
-    """
-
-    by: By
-    value: str
-    refused: int
-    refused_by_coolify_too: int
-    codes: Mapping[str, int]
-    example: str
-
-
-@dataclass(frozen=True, slots=True)
-class RefusalReport:
-    """Refusals of a time.
-
-    Attributes:
-        since: the first millisecond.
-        until: the last one.
-        refused: where Coolify would not have refused.
-        refused_by_coolify_too: what Coolify refuses anyway.
-        reported: of both, how many passed all the same since `enforcement` is `report`.
-        admitted: admissions, as an estimate: each receipt counts for those that were not kept.
-        dropped: receipts that were not kept.
-        counts: by token, owner, address, route and code, the most refused first.
-    """
-
-    since: UnixMs
-    until: UnixMs
-    refused: int
-    refused_by_coolify_too: int
-    reported: int
-    admitted: float
-    dropped: int
-    counts: Mapping[By, tuple[Count, ...]]
-
-
-@dataclass(slots=True)
-class _Tally:
-    own: int = 0
-    too: int = 0
-    codes: Counter[str] = field(default_factory=Counter)
-    example: str = ""
-
-
-def report(kept: Kept, since: UnixMs, until: UnixMs, *, most: int | None = None) -> RefusalReport:
-    """Count what was refused.
-
-    Args:
-        kept: the receipts.
-        since: the first millisecond.
-        until: the last one.
-        most: how many values of each sort are named; None: all.
-    """
-    tallies: dict[tuple[By, str], _Tally] = {}
-    total = _Tally()
-    reported, admitted = 0, 0.0
-    for one in kept.receipts:
-        if one.code is None:
-            admitted += one.weight
-            continue
-        reported += one.reported
-        _add(total, one)
-        for by in BY:
-            _add(tallies.setdefault((by, value_of(one, by)), _Tally()), one)
-    return RefusalReport(
-        since,
-        until,
-        total.own,
-        total.too,
-        reported,
-        admitted,
-        kept.dropped,
-        {by: _counts(by, tallies)[:most] for by in BY},
-    )
-
-
-def _add(tally: _Tally, one: Receipt) -> None:
-    code = one.code or ""
-    if code in OWN:
-        tally.own += 1
-    else:
-        tally.too += 1
-    tally.codes[code] += 1
-    tally.example = one.id
-
-
-def _counts(by: By, tallies: Mapping[tuple[By, str], _Tally]) -> tuple[Count, ...]:
-    found = [
-        Count(by, value, of.own, of.too, dict(of.codes.most_common()), of.example)
-        for (sort, value), of in tallies.items()
-        if sort == by
-    ]
-    return tuple(sorted(found, key=lambda c: (-c.refused - c.refused_by_coolify_too, c.value)))
-
-
-def top(receipts: Iterable[Receipt], by: By, most: int) -> tuple[Count, ...]:
-    """Who, or what, is refused most.
-
-    Args:
-        receipts: of any outcome.
-        by: what is counted.
-        most: how many are named.
-    """
-    kept = Kept(tuple(receipts), 0)
-    return report(kept, UnixMs(0), UnixMs(0), most=most).counts[by]

@@ -1,7 +1,7 @@
 """Use cases of the instance's settings: the API switch, the MCP switches, the allowlist."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from redis.asyncio import Redis
 
@@ -132,23 +132,34 @@ async def set_allowlist(
         within_ms: in how many milliseconds the list before is back unless this one is confirmed,
             so that a caller who is not known may try it; None: never.
     """
+    checked = await check_allowlist(
+        text, caller=caller, force=force or (within_ms is not None and caller is None),
+        callers=callers,
+    )  # fmt: skip
+    if isinstance(checked, Refusal):
+        return checked
+    if within_ms is None:
+        await registry.set_instance(allowlist=checked.allowlist.text)
+        return checked
+    trial = await registry.trials.begin("allowlist", checked.allowlist.text, within_ms)
+    return replace(checked, trial=trial)
+
+
+async def check_allowlist(
+    text: str, *, caller: Address | None, force: bool, callers: Callers
+) -> Saved | Refusal:
+    """What `set_allowlist` would save, and nothing is; the arguments are its own."""
     try:
         allowlist = parse(text)
     except AllowlistError as error:
         return Refusal(f"{error}; nothing was saved")
     warnings = [_about(entry) for entry in wildcards(allowlist)]
-    tried = within_ms is not None and caller is None
-    if not force and not tried and not _admits_all(allowlist):
+    if not force and not _admits_all(allowlist):
         guarded = _keeps(allowlist, caller) if caller else _keeps_all(allowlist, await callers())
         if isinstance(guarded, Refusal):
             return guarded
         warnings += guarded
-    trial = None
-    if within_ms is None:
-        await registry.set_instance(allowlist=allowlist.text)
-    else:
-        trial = await registry.trials.begin("allowlist", allowlist.text, within_ms)
-    return Saved(allowlist, tuple(warnings), trial)
+    return Saved(allowlist, tuple(warnings))
 
 
 def _admits_all(allowlist: Allowlist) -> bool:

@@ -1,7 +1,6 @@
 """What a change would have done to the decisions that were made: receipts judged by other rules."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
@@ -13,11 +12,8 @@ from authsidecar.decision.resources import Places
 from authsidecar.decision.routes import ROUTE_UNKNOWN
 from authsidecar.observe.receipts import HIDDEN, Receipt
 from authsidecar.store.decisions import DecisionStore
-from authsidecar.store.receipts import Kept
+from authsidecar.store.receipt_reader import Kept
 from authsidecar.store.registry import Registry
-
-PROGRESS_EVERY: Final = 1000
-"""Receipts between two calls of the progress, and between two turns of everything else."""
 
 Direction = Literal["refused", "admitted"]
 """What would be refused that was admitted, or admitted that was refused."""
@@ -115,44 +111,50 @@ class _Found:
 
 
 async def simulate(
-    kept: Kept,
+    pages: AsyncIterator[Kept],
     change: SimulatedChange,
     *,
     registry: Registry,
     store: DecisionStore | None = None,
-    progress: Callable[[int, int], None] = lambda _done, _of: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Simulation:
     """Judge receipts by other rules, and tell what would flip.
 
     Args:
-        kept: the receipts, in their order.
+        pages: the receipts, in their order.
         change: what they are judged by.
         registry: asked for what no receipt says: the switches, tokens that were never proven.
         store: asked for where resources lie; None: they stay unknown.
-        progress: called with how many are done, and of how many.
+        progress: called with how many are done, after each page.
 
     Raises:
         RedisError, StoreError: Redis is away.
     """
+    unproven: dict[TokenId, TokenRecord] = {}
+    looked_up: set[TokenId] = set()
     replay = Replay(
         change.rules,
         await registry.instance(),
         change.allowlist,
-        await _unproven(kept.receipts, registry, store),
+        unproven,
         places=None if store is None else _places(store),
     )
     found = _Found()
-    for done, one in enumerate(kept.receipts):
-        if done % PROGRESS_EVERY == 0:
-            progress(done, len(kept.receipts))
-            await asyncio.sleep(0)
-        judged = await replay.judge(one) if one.code != "internal_error" else None
-        found.judged += judged is not None
-        found.decisions += one.weight
-        _note(found, one, judged)
-    progress(len(kept.receipts), len(kept.receipts))
-    if kept.dropped:
-        found.unknown[DROPPED] = kept.dropped
+    done = 0
+    async for page in pages:
+        if store is not None:
+            wanted = _unproven(page.receipts) - looked_up
+            unproven.update(await _as_if_proven(wanted, registry, store))
+            looked_up |= wanted
+        for one in page.receipts:
+            judged = await replay.judge(one) if one.code != "internal_error" else None
+            found.judged += judged is not None
+            found.decisions += one.weight
+            _note(found, one, judged)
+        if page.dropped:
+            found.unknown[DROPPED] = found.unknown.get(DROPPED, 0) + page.dropped
+        done += len(page.receipts)
+        progress(done)
     flips = [
         Flip(
             direction, token, route, code, of.receipts, of.decisions, of.estimated, of.example
@@ -188,18 +190,20 @@ def _note(found: _Found, one: Receipt, judged: Rejudged | None) -> None:
     tally.estimated |= one.weight != 1 or judged.doubt is not None
 
 
-async def _unproven(
-    receipts: Sequence[Receipt], registry: Registry, store: DecisionStore | None
-) -> dict[TokenId, TokenRecord]:
-    """The tokens as they are, of requests that were refused before their secret was looked at."""
-    found: dict[TokenId, TokenRecord] = {}
-    if store is None:
-        return found
-    numbers = {
+def _unproven(receipts: Iterable[Receipt]) -> set[TokenId]:
+    """The tokens of requests that were refused before their secret was looked at."""
+    return {
         TokenId(one.claimed)
         for one in receipts
         if one.token is None and one.claimed is not None and one.code == ROUTE_UNKNOWN.code
     }
+
+
+async def _as_if_proven(
+    numbers: Iterable[TokenId], registry: Registry, store: DecisionStore
+) -> dict[TokenId, TokenRecord]:
+    """Those of these tokens that there are now, with a secret that is taken as right."""
+    found: dict[TokenId, TokenRecord] = {}
     for one in await registry.tokens_of(sorted(numbers)):
         record = await store.load(Credential(one.id, one.sha256), fresh=True)
         if record is not None:

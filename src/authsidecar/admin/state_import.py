@@ -177,8 +177,7 @@ class _Import:
 
     async def _bring(self, batch: list[Line]) -> None:
         """Write what is not there, then renew the nonces of whomever it concerns."""
-        users: set[UserId] = set()
-        teams: set[TeamId] = set()
+        index = _Index(self._keys)
         async with self._client.pipeline(transaction=False) as pipe:
             for line in batch:
                 self._look(pipe, line)
@@ -192,10 +191,12 @@ class _Import:
                     writes += 1
                     instance = instance or line.kind.name == "instance"
                     self._put(pipe, line, value)
-                    self._index(pipe, line, value, users, teams)
+                    index.add(line, value)
             if writes:
+                index.put(pipe)
                 await pipe.execute()
-        for team in teams:  # one that is new may have members already
+        users = index.owners
+        for team in index.new_teams:  # one that is new may have members already
             members = await self._client.hkeys(self._keys.team_members(team))
             users |= {UserId(int(user)) for user in members if user.isdigit()}
         async with self._client.pipeline(transaction=False) as pipe:
@@ -282,41 +283,63 @@ class _Import:
         if line.expires_at is not None:
             pipe.pexpireat(key, line.expires_at)
 
-    def _index(
-        self, pipe: Any, line: Line, value: Any, users: set[UserId], teams: set[TeamId]
-    ) -> None:
-        """Write the indexes that follow from it; note whose records it concerns."""
+
+class _Index:
+    """The indexes that follow from what is written, and whose records it concerns.
+
+    Attributes:
+        owners: users whose records it concerns.
+        new_teams: teams that were not there.
+    """
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._sets: dict[str, list[int]] = {}
+        self._expiring: dict[str, int] = {}
+        self.owners: set[UserId] = set()
+        self.new_teams: set[TeamId] = set()
+
+    def add(self, line: Line, value: Any) -> None:
+        """Take note of a line that is written."""
         match line.kind.name:
             case "token":
-                self._index_token(pipe, TokenId(_number(line)), value, users)
+                self._add_token(TokenId(_number(line)), value)
             case "user":
-                users.add(user := UserId(_number(line)))
-                pipe.sadd(self._keys.users, user)
+                self.owners.add(user := UserId(_number(line)))
+                self._list(self._keys.users, user)
             case "team":
-                teams.add(team := TeamId(_number(line)))
-                pipe.sadd(self._keys.teams, team)
+                self.new_teams.add(team := TeamId(_number(line)))
+                self._list(self._keys.teams, team)
             case "members":
                 for user in [UserId(int(one)) for one in value if records.number(one) is not None]:
-                    users.add(user)
-                    pipe.sadd(self._keys.user_teams(user), _number(line))
+                    self.owners.add(user)
+                    self._list(self._keys.user_teams(user), _number(line))
             case "management key":
-                pipe.sadd(f"{self._keys.prefix}management-keys", _number(line))
+                self._list(self._keys.management_keys, _number(line))
             case _:
                 pass
 
-    def _index_token(
-        self, pipe: Any, token: TokenId, value: Mapping[bytes, bytes], users: set[UserId]
-    ) -> None:
+    def put(self, pipe: Any) -> None:
+        """Write them: each with all that was added to it."""
+        for key, members in self._sets.items():
+            pipe.sadd(key, *members)
+        if self._expiring:
+            pipe.zadd(self._keys.expiring, self._expiring)
+
+    def _list(self, key: str, number: int) -> None:
+        self._sets.setdefault(key, []).append(number)
+
+    def _add_token(self, token: TokenId, value: Mapping[bytes, bytes]) -> None:
         user, team, expires_at = (
             records.number(value.get(name)) for name in (b"user", b"team", b"expires_at")
         )
         if user is not None:
-            users.add(UserId(user))
-            pipe.sadd(self._keys.user_tokens(UserId(user)), token)
+            self.owners.add(UserId(user))
+            self._list(self._keys.user_tokens(UserId(user)), token)
         if team is not None:
-            pipe.sadd(self._keys.team_tokens(TeamId(team)), token)
+            self._list(self._keys.team_tokens(TeamId(team)), token)
         if expires_at is not None:
-            pipe.zadd(self._keys.expiring, {str(token): expires_at})
+            self._expiring[str(token)] = expires_at
 
 
 def _number(line: Line) -> int:

@@ -4,7 +4,8 @@ import csv
 import io
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -20,7 +21,9 @@ from authsidecar.cli.streams import write
 from authsidecar.times import UnixMs, rfc3339
 
 if TYPE_CHECKING:
-    from authsidecar.admin.decisions import Count, Filter, RefusalReport, Shown
+    from authsidecar.admin.decisions import Filter, Shown
+    from authsidecar.admin.questions import Sources
+    from authsidecar.admin.refusal_report import Count, RefusalReport
     from authsidecar.decision.authorize import Rules
     from authsidecar.observe.receipts import Receipt
     from authsidecar.store.decisions import DecisionStore
@@ -97,7 +100,7 @@ async def tail(session: Session, /, span_ms: int, no_follow: bool, **wanted: Any
     """
     import asyncio
 
-    from authsidecar.store.receipts import Reader
+    from authsidecar.store.receipt_reader import Reader
 
     takes = _filter(wanted).takes
     reader = Reader(session.client, _keys(session), await _since(session, span_ms))
@@ -125,6 +128,7 @@ async def show(session: Session, decision_id: str) -> None:
     Example:
       authsidecar decisions show 69278a10c0ffee12340000002a
     """
+    from authsidecar.admin.decisions import not_kept
     from authsidecar.admin.decisions import show as ask
 
     store = _store(session)
@@ -140,16 +144,8 @@ async def show(session: Session, decision_id: str) -> None:
     finally:
         await store.close()
     if found is None:
-        raise RefusedError(not_kept(decision_id))
+        raise RefusedError(not_kept(printable(decision_id)))
     session.out.result(_shown_data(found), _shown(found))
-
-
-def not_kept(decision_id: str) -> str:
-    """What is said where there is no receipt."""
-    return (
-        f"no receipt of decision {printable(decision_id)} is kept: it is too old, an admission "
-        "outside the share that is kept, or was dropped (receipts in the configuration)"
-    )
 
 
 @decisions.command()
@@ -179,12 +175,11 @@ async def top(session: Session, /, span_ms: int, by: str, most: int, **wanted: A
       authsidecar decisions top --by address
       authsidecar decisions top --by route --code permission_missing --last 7d
     """
-    from authsidecar.admin.decisions import matching
-    from authsidecar.admin.decisions import top as count
+    from authsidecar.admin.questions import MostRefused
 
-    since = await _since(session, span_ms)
-    found = matching(session.client, _keys(session), since, _filter(wanted))
-    counts = count([one async for one in found], by, most)  # type: ignore[arg-type]
+    async with sources(session) as found_in:
+        question = MostRefused(_filter(wanted), by, most, span_ms)  # type: ignore[arg-type]
+        counts = await question(found_in)
     session.out.listing(
         (by, "refused", "codes", "example"),
         [_count_data(one) | {by: one.value} for one in counts],
@@ -225,18 +220,10 @@ async def report(session: Session, span_ms: int, as_csv: bool) -> None:
       authsidecar decisions report --last 24h
       authsidecar decisions report --last 7d --csv > report.csv
     """
-    from authsidecar.admin.decisions import recent
-    from authsidecar.admin.decisions import report as count
+    from authsidecar.admin.questions import Refused
 
-    since = await _since(session, span_ms)
-    kept = await recent(
-        session.client,
-        _keys(session),
-        since,
-        progress=lambda done: session.out.progress(f"{done} receipts"),
-    )
-    session.out.progress("")
-    found = count(kept, since, await session.registry.now())
+    async with sources(session) as found_in:
+        found = await Refused(span_ms)(found_in)
     if as_csv:
         write(_report_csv(found), newline=False)
     else:
@@ -262,6 +249,20 @@ def _store(session: Session) -> "DecisionStore":
     from authsidecar.store.decisions import DecisionStore
 
     return DecisionStore(session.client, _keys(session), budget_ms=BUDGET_MS)
+
+
+@asynccontextmanager
+async def sources(
+    session: Session, progress: Callable[[int], None] = lambda _: None
+) -> "AsyncIterator[Sources]":
+    """What questions to all receipts are answered from."""
+    from authsidecar.admin.questions import Sources
+
+    store = _store(session)
+    try:
+        yield Sources(session.client, _keys(session), session.registry, store, progress)
+    finally:
+        await store.close()
 
 
 def _rules(session: Session) -> "Rules":
@@ -426,7 +427,7 @@ def _report_text(found: "RefusalReport") -> str:
 
 
 def _report_csv(found: "RefusalReport") -> str:
-    from authsidecar.admin.decisions import Count
+    from authsidecar.admin.refusal_report import Count
 
     out = io.StringIO()
     names = [one.name for one in fields(Count)]

@@ -140,8 +140,8 @@ TAKEN_AS_RIGHT: Final = "The secret was taken as right: nobody has shown it."
 
 async def _explain_decision(session: Session, decision: str, decided_by: "Rules") -> None:
     """Explain the request of a decision as it would be answered now."""
-    from authsidecar.admin.decisions import show
-    from authsidecar.cli.decisions import not_kept, what
+    from authsidecar.admin.decisions import not_kept, show
+    from authsidecar.cli.decisions import what
     from authsidecar.store.decisions import DecisionStore
     from authsidecar.store.keys import Keys
 
@@ -157,7 +157,7 @@ async def _explain_decision(session: Session, decision: str, decided_by: "Rules"
     )
     await store.close()
     if shown is None:
-        raise RefusedError(not_kept(decision))
+        raise RefusedError(not_kept(printable(decision)))
     if shown.now is None:
         raise RefusedError(
             f"the request of decision {decision} could not be read ({shown.receipt.code}), "

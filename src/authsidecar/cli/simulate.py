@@ -5,18 +5,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from authsidecar.cli.decisions import DAY, last, receipt_data, span_text, what
+from authsidecar.cli.decisions import DAY, last, receipt_data, sources, span_text, what
 from authsidecar.cli.errors import MisconfiguredError, RefusedError
-from authsidecar.cli.explain import BUDGET_MS
 from authsidecar.cli.options import Command
 from authsidecar.cli.output import printable
 from authsidecar.cli.session import Session, on_registry
-from authsidecar.decision.model import Limit
-from authsidecar.times import UnixMs, rfc3339
+from authsidecar.times import rfc3339
 
 if TYPE_CHECKING:
     from authsidecar.admin.simulate import Flip, SimulatedChange, Simulation
-    from authsidecar.decision.allowlist import Allowlist
 
 SHOWN: Final = 50
 """How many groups of decisions are shown to people; --json has all."""
@@ -59,31 +56,12 @@ async def simulate(
       authsidecar simulate --allowlist "192.0.2.0/24" --last 7d
       authsidecar simulate --limit user=100 --routes 4.4
     """
-    from authsidecar.admin.decisions import recent
-    from authsidecar.admin.simulate import simulate as ask
-    from authsidecar.store.decisions import DecisionStore
-    from authsidecar.store.keys import Keys
+    from authsidecar.admin.questions import WouldFlip
 
     change = _change(session, allowlist_text, limits, routes)
-    keys = Keys(session.settings.redis.prefix)
     progress = session.out.progress
-    kept = await recent(
-        session.client,
-        keys,
-        UnixMs(await session.registry.now() - span_ms),
-        progress=lambda done: progress(f"{done} receipts read"),
-    )
-    store = DecisionStore(session.client, keys, budget_ms=BUDGET_MS)
-    try:
-        found = await ask(
-            kept,
-            change,
-            registry=session.registry,
-            store=store,
-            progress=lambda done, of: progress(f"{done} of {of} receipts judged"),
-        )
-    finally:
-        await store.close()
+    async with sources(session, lambda done: progress(f"{done} receipts judged")) as found_in:
+        found = await WouldFlip(change, span_ms)(found_in)
     progress("")
     session.out.result(_data(found), _text(found, span_ms))
     if found.flips:
@@ -94,73 +72,46 @@ async def simulate(
 
 
 def _change(
-    session: Session, allowlist_text: str | None, limits: tuple[str, ...], routes: str | None
+    session: Session, allowlist: str | None, limits: tuple[str, ...], routes: str | None
 ) -> "SimulatedChange":
-    from dataclasses import replace
-
-    from authsidecar.admin.simulate import SimulatedChange
+    from authsidecar.admin.refusal import Refusal
+    from authsidecar.admin.what_if import RoutesNow, WhatIf, changed
     from authsidecar.run.errors import StartError
-    from authsidecar.run.rules import rules
+    from authsidecar.run.terms import terms
 
-    settings = session.settings
-    if routes is not None:
-        settings = settings.model_copy(
-            update={"coolify": settings.coolify.model_copy(update=_routes(routes))}
-        )
     try:
-        found = rules(settings)
+        now = terms(session.settings)
     except StartError as error:
         raise MisconfiguredError(str(error)) from None
-    changed = dict(found.limits)
-    for text in limits:
-        scope, limit = _limit(text)
-        if limit is None:
-            changed.pop(scope, None)
-        else:
-            changed[scope] = limit
-    return SimulatedChange(
-        replace(found, limits=changed),
-        None if allowlist_text is None else _allowlist(allowlist_text),
-    )
+    release, own = _routes(routes)
+    rates = dict(map(_limit, limits))
+    wanted = WhatIf(allowlist, rates, release, own)
+    found = changed(now.rules, RoutesNow(now.release, now.extra_routes), wanted)
+    if isinstance(found, Refusal):
+        raise click.UsageError(found.why)
+    return found
 
 
-def _allowlist(text: str) -> "Allowlist":
-    from authsidecar.decision.allowlist import AllowlistError, parse
-
-    try:
-        return parse(text)
-    except AllowlistError as error:
-        raise click.BadParameter(str(error), param_hint="--allowlist") from None
-
-
-def _routes(text: str) -> dict[str, str]:
-    """The settings that a release line or a file of routes stands for."""
+def _routes(text: str | None) -> tuple[str | None, str | None]:
+    """The release line, or the text of the file of routes, that an option names."""
     from authsidecar.decision.routes import RELEASES
 
-    if text in RELEASES:
-        return {"routes": text}
-    if not Path(text).is_file():
-        raise click.BadParameter(
-            f"{text!a} is neither a file nor one of {', '.join(RELEASES)}", param_hint="--routes"
-        )
-    return {"extra_routes": text}
-
-
-def _limit(text: str) -> tuple[str, Limit | None]:
-    from authsidecar.config.buckets import SCOPES
-    from authsidecar.decision.restrictions import parse_rate
-
-    scope, equals, rate = text.partition("=")
-    if not equals or scope not in SCOPES:
-        raise click.BadParameter(
-            f"{text!a} is not SCOPE=N with one of {', '.join(SCOPES)}", param_hint="--limit"
-        )
-    if rate == "off":
-        return scope, None
+    if text is None or text in RELEASES:
+        return text, None
     try:
-        return scope, parse_rate(rate if "/" in rate else f"{rate}/60s")
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--limit") from None
+        return None, Path(text).read_text("utf-8")
+    except (OSError, ValueError):
+        raise click.BadParameter(
+            f"{text!a} is neither one of {', '.join(RELEASES)} nor a file that can be read",
+            param_hint="--routes",
+        ) from None
+
+
+def _limit(text: str) -> tuple[str, str]:
+    scope, equals, rate = text.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{text!a} is not SCOPE=N[/TIME]", param_hint="--limit")
+    return scope, rate
 
 
 def _data(found: "Simulation") -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """The section `limits`: how much each bucket admits."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from authsidecar.config.section import Section
 from authsidecar.config.values import Seconds
 from authsidecar.decision.model import Limit
+from authsidecar.decision.ratelimit.charges import SCOPES
 
 
 class Bucket(Section):
@@ -37,20 +38,6 @@ OptionalBucket = Annotated[
         _bucket, json_schema_input_type=Annotated[int, Field(ge=1, le=100_000)] | Bucket | None
     ),
 ]
-
-SCOPES: Final = (
-    "user",
-    "token",
-    "team",
-    "address",
-    "failed",
-    "unknown",
-    "health",
-    "feedback",
-    "sentinel",
-    "whoami",
-)
-"""The buckets of `limits`, which are the scopes of the core."""
 
 
 class Limits(Section):

@@ -113,8 +113,7 @@ def reload_and_tell(load: Load, current: RunningConfig, log: Log) -> Reloaded:
     try:
         reloaded = reload(load, current)
     except ReloadError as error:
-        for problem in error.problems:
-            log.event("error", "reload_refused", problem=problem)
+        log_problems(error, log)
         raise
     config = reloaded.config
     for name in reloaded.left:
@@ -125,6 +124,12 @@ def reload_and_tell(load: Load, current: RunningConfig, log: Log) -> Reloaded:
         "info", "config_reloaded", config_digest=config.terms.digest, changed=list(reloaded.changed)
     )
     return reloaded
+
+
+def log_problems(error: ReloadError, log: Log) -> None:
+    """A line in the log for each reason why nothing has changed."""
+    for problem in error.problems:
+        log.event("error", "reload_refused", problem=problem)
 
 
 def _merged(current: Settings, wanted: Settings) -> Settings:

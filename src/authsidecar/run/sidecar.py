@@ -5,7 +5,7 @@ import signal
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Final
@@ -16,10 +16,9 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from redis.asyncio import Redis
 
 from authsidecar import __version__
-from authsidecar.admin.keys import prove_key
-from authsidecar.config import Settings, warnings
+from authsidecar.config import Settings
 from authsidecar.coolify.source import SourceError
-from authsidecar.coolify.status import exported, read_owner, readiness
+from authsidecar.coolify.status import exported, read_owner
 from authsidecar.coolify.sync import following
 from authsidecar.decision.authorize import UNSYNCED, StoreError
 from authsidecar.decision.ratelimit.pace import AddressPace
@@ -30,12 +29,14 @@ from authsidecar.expiry.rounds import NoDriverError, WarningOptions, WarningResu
 from authsidecar.observe.background import Background
 from authsidecar.observe.canary import CanaryUse
 from authsidecar.observe.log import Bridge, Log
-from authsidecar.observe.metrics import Telemetry, collected
+from authsidecar.observe.metrics import Telemetry
 from authsidecar.observe.once import Once
 from authsidecar.observe.receipts import MadeUnder, words
 from authsidecar.run import descriptors
+from authsidecar.run.beside import answering
 from authsidecar.run.errors import AwayError, StartError
 from authsidecar.run.life import Life, StoppedError, log_ignored_signals
+from authsidecar.run.managed import management, management_tls, reload_result
 from authsidecar.run.notify_socket import NotifySocket
 from authsidecar.run.redis_at_start import (
     bring_forward,
@@ -48,11 +49,8 @@ from authsidecar.run.reload import Load, Reloaded, ReloadError, RunningConfig, r
 from authsidecar.run.terms import Terms, terms
 from authsidecar.serving.authz import AuthzServer
 from authsidecar.serving.connection_limits import MAX_CONNECTIONS, ConnectionLimits
-from authsidecar.serving.listeners import BACKLOG, Listeners, server_tls
-from authsidecar.serving.manage.access import Access
-from authsidecar.serving.manage.api import add_to
-from authsidecar.serving.manage.operations import Sidecar
-from authsidecar.serving.management import application, bounded
+from authsidecar.serving.listeners import BACKLOG, Listeners
+from authsidecar.serving.management import bounded
 from authsidecar.serving.servers import ListenerConnections, choose
 from authsidecar.serving.untrusted_peers import MAX_UNTRUSTED
 from authsidecar.serving.witness import Witness
@@ -61,7 +59,6 @@ from authsidecar.store.audit import Origin, Trail
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 from authsidecar.store.last_used import LastUses, last_uses
-from authsidecar.store.management_keys import ManagementKeys
 from authsidecar.store.receipts import ReceiptOptions, ReceiptWriter, written
 from authsidecar.store.registry import Registry
 from authsidecar.store.trips import KINDS, kind_of
@@ -233,15 +230,17 @@ async def running(
         await beside.enter_async_context(
             exported(client, keys, registry, background, expected=synced)
         )
-        app = _management(
-            *(settings, client, decisions, authz),
+        app = management(
+            *(settings, client, decisions, lambda: life.terms or first),
+            reload=partial(reload_result, life),
+            ask=await stack.enter_async_context(answering(settings)),
             missing=partial(_missing, life, _Readiness(decisions)),
             registry=registry,
             telemetry=telemetry,
             background=background,
             log=log,
         )
-        tls = _management_tls(settings)
+        tls = management_tls(settings)
         limits = _told_limits(settings, log, open_files)
         connections = authz.connections(limits, choose(settings.listen.server))
         managed = partial(
@@ -336,7 +335,6 @@ def _authz_server(
         receipts=receipts,
         canary_used=canary_used,
         expiry_ms=terms.expiry_ms,
-        config_digest=terms.digest,
         memo_entries=settings.listen.memo_entries,
         witness=Witness(
             client, keys, budget_ms=settings.redis.budget_ms, log=log, report_only=report_only
@@ -377,7 +375,6 @@ def _apply(
         trusted_hops=terms.trusted_hops,
         report_only=terms.report_only,
         expiry_ms=terms.expiry_ms,
-        config_digest=terms.digest,
     )
     pace.set_rate(terms.lookups_per_second)
     telemetry.follow(terms.digest, terms.log_decisions)
@@ -547,75 +544,6 @@ def _alarms(settings: Settings, client: "Redis", log: Log) -> CanaryAlarms:
         log=log,
         ipv6_prefix=settings.limits.ipv6_prefix,
     )
-
-
-def _management(
-    settings: Settings,
-    client: "Redis",
-    decisions: DecisionStore,
-    authz: AuthzServer,
-    *,
-    missing: Callable[[], Awaitable[dict[str, str]]],
-    registry: CollectorRegistry,
-    telemetry: Telemetry,
-    background: Background,
-    log: Log,
-) -> web.Application:
-    """What the management listener answers."""
-    keys, synced = Keys(settings.redis.prefix), settings.sync.source is not None
-    access = Access(partial(prove_key, ManagementKeys(client, keys)))
-    app = application(
-        lambda: collected(registry),
-        missing,
-        lambda: readiness(client, keys, expected=synced),
-        lambda: background.failing,
-        telemetry.record_ready,
-        config_digest=lambda: authz.config_digest,
-        metrics_access=access if settings.management.metrics_key else None,
-    )
-    managed = _managed(
-        *(settings, client, keys, decisions, authz), missing=missing, background=background
-    )
-    add_to(app, managed, access, log)
-    return app
-
-
-def _managed(
-    settings: Settings,
-    client: "Redis",
-    keys: Keys,
-    decisions: DecisionStore,
-    authz: AuthzServer,
-    *,
-    missing: Callable[[], Awaitable[dict[str, str]]],
-    background: Background,
-) -> Sidecar:
-    """What the operations of the management API work with."""
-    synced = settings.sync.source is not None
-    return Sidecar(
-        client=client,
-        keys=keys,
-        decisions=decisions,
-        rules=lambda: authz.rules,
-        hops=lambda: authz.trusted_hops,
-        replicas=(settings.redis.wait_replicas, settings.redis.wait_timeout_ms),
-        owner=partial(read_owner, client, keys),
-        missing=missing,
-        sync=partial(readiness, client, keys, expected=synced),
-        background=lambda: background.failing,
-        warnings=warnings(settings),
-        version=__version__,
-    )
-
-
-def _management_tls(settings: Settings) -> ssl.SSLContext | None:
-    section = settings.management
-    if section.tls_cert_file is None or section.tls_key_file is None:
-        return None
-    try:
-        return server_tls(section.tls_cert_file, section.tls_key_file)
-    except (OSError, ValueError) as error:
-        raise StartError(f"management.tls_cert_file: can't be used ({error})") from None
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, Literal
 
-from authsidecar.config import Settings, values_of
+from authsidecar.config import Settings, values_of, warnings
 from authsidecar.decision.addresses import Networks
 from authsidecar.decision.authorize import Rules
 from authsidecar.expiry.notice import HOUR_MS
@@ -22,6 +22,7 @@ class Terms:
 
     Attributes:
         digest: names the configuration that they are from.
+        release: the release line of Coolify whose routes are used.
         extra_routes: the text of the operator's own routes, or None.
         rules: what decisions depend on.
         trusted_peers: networks that may ask, beside the unix socket.
@@ -31,9 +32,11 @@ class Terms:
         lookups_per_second: what an address that sends bad tokens may still look up.
         log_level: the least severe level that is written.
         log_decisions: which decisions get a line.
+        warnings: what is unwise about the configuration, a line each.
     """
 
     digest: str
+    release: str
     extra_routes: str | None
     rules: Rules
     trusted_peers: Networks
@@ -43,6 +46,7 @@ class Terms:
     lookups_per_second: int
     log_level: Level
     log_decisions: Literal["all", "denied", "none"]
+    warnings: tuple[str, ...]
 
 
 def terms(settings: Settings) -> Terms:
@@ -54,6 +58,7 @@ def terms(settings: Settings) -> Terms:
     text = extra_routes(settings)
     return Terms(
         digest=digest(settings, text),
+        release=settings.coolify.routes,
         extra_routes=text,
         rules=rules(settings, text),
         trusted_peers=Networks.of(settings.peer_networks),
@@ -63,6 +68,7 @@ def terms(settings: Settings) -> Terms:
         lookups_per_second=settings.limits.lookups_per_second,
         log_level=settings.log.level,
         log_decisions=settings.log.decisions,
+        warnings=warnings(settings),
     )
 
 

@@ -38,6 +38,7 @@ from authsidecar.run.reload import (
     Reloaded,
     ReloadError,
     RunningConfig,
+    log_problems,
     reload,
     reload_and_tell,
 )
@@ -49,6 +50,9 @@ from authsidecar.serving.servers import choose
 
 HEARTBEAT_S: Final = 1.0
 """How often a worker tells that it lives, in seconds; after 30 s of silence it is replaced."""
+
+FOLLOWED_S: Final = 5.0
+"""How long an answer to a reload waits until this worker decides by it, in seconds."""
 
 
 def supervise(
@@ -234,7 +238,7 @@ class _Worker(Worker):
         listeners = Listeners(sockets[: app.authz], sockets[app.authz :], inherited.shared)
         settings = app.config.settings
         life.change(app.config.terms)
-        life.reload = partial(self._reload, app)
+        life.reload = partial(self._reload, app, life)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._follow, app, life)
         self._follow(app, life)  # it may have been told before it listened
         beat = asyncio.create_task(self._beat(life))
@@ -249,7 +253,7 @@ class _Worker(Worker):
             pass
         beat.cancel()
 
-    async def _reload(self, app: _Application) -> Reloaded:
+    async def _reload(self, app: _Application, life: Life) -> Reloaded:
         """Look whether the configuration can be used; if so, have the supervisor read it.
 
         What it says has changed is so since this worker was started.
@@ -257,8 +261,17 @@ class _Worker(Worker):
         Raises:
             ReloadError: it can't be used; nothing has changed.
         """
-        found = await asyncio.to_thread(reload, app.read, app.config)
+        try:
+            found = await asyncio.to_thread(reload, app.read, app.config)
+        except ReloadError as error:
+            log_problems(error, app.log)
+            raise
         os.kill(self.ppid, signal.SIGHUP)
+        with suppress(TimeoutError):  # the supervisor may be held up, or have found another file
+            async with asyncio.timeout(FOLLOWED_S):
+                wanted = found.config.terms.digest
+                while life.terms is None or life.terms.digest != wanted:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
         return found
 
     def _follow(self, app: _Application, life: Life) -> None:

@@ -64,11 +64,7 @@ _NOT_READ: Final = Deny(REQUEST_UNREADABLE)
 
 
 class AuthzServer:
-    """Answers subrequests; one instance serves all connections of a process.
-
-    Attributes:
-        config_digest: names the configuration that the next request is decided by.
-    """
+    """Answers subrequests; one instance serves all connections of a process."""
 
     def __init__(
         self,
@@ -87,7 +83,6 @@ class AuthzServer:
         receipts: ReceiptWriter | None = None,
         expiry_ms: int = 0,
         memo_entries: int = ENTRIES,
-        config_digest: str = "",
     ) -> None:
         """Nothing is listened on yet.
 
@@ -107,9 +102,7 @@ class AuthzServer:
             receipts: told of every decision; keeps those that can be looked up.
             witness: asked of a request without a readable token: is it a doctor's probe?
             memo_entries: how many subrequests are remembered at the most; 0: none.
-            config_digest: names the configuration that all of these are from.
         """
-        self.config_digest = config_digest
         self._switch = switch
         self._rules = rules
         self._store = store
@@ -144,16 +137,6 @@ class AuthzServer:
         self._store = store
         self._warm.use(store)
 
-    @property
-    def rules(self) -> Rules:
-        """What the next request is decided by."""
-        return self._rules
-
-    @property
-    def trusted_hops(self) -> Networks:
-        """Networks that are skipped in the next request's X-Forwarded-For."""
-        return self._trusted_hops
-
     def apply(
         self,
         rules: Rules,
@@ -162,7 +145,6 @@ class AuthzServer:
         trusted_hops: Networks,
         report_only: bool,
         expiry_ms: int,
-        config_digest: str,
     ) -> None:
         """Decide the next request by these; the arguments are those of the constructor.
 
@@ -175,7 +157,6 @@ class AuthzServer:
         self._trusted_hops = trusted_hops
         self._report_only = report_only
         self._expiry_ms = expiry_ms
-        self.config_digest = config_digest
         self._peers.clear()
         self._warm.apply(rules, expiry_ms)
         if self._memo is not None:

@@ -154,7 +154,16 @@ class Trail:
             keys: the key names.
         """
         self._client: Any = client  # redis-py's own annotations mix sync, async, bytes and str
+        self._keys = keys
         self._key = keys.audit
+
+    async def add(
+        self, origin: Origin, action: str, target: str, *, after: Facts | None = None
+    ) -> None:
+        """Record what was done elsewhere than in Redis."""
+        async with self._client.pipeline(transaction=False) as pipe:
+            write(pipe, self._keys, origin, action, target, after=after)
+            await pipe.execute()
 
     async def latest(self, count: int, before: str | None = None) -> list[Record]:
         """The last records, the newest first.

@@ -6,7 +6,7 @@ one whose last write Redis has lost.
 """
 
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 
 from authsidecar.decision.model import Place, Role, TeamId, TokenId, UserId
 from authsidecar.store import records
-from authsidecar.store.audit import Origin
+from authsidecar.store.audit import Facts, Origin
 from authsidecar.store.changes import Changes, last_id
 from authsidecar.store.entities import Member, Team, Token, User
 from authsidecar.store.epoch import (
@@ -129,6 +129,12 @@ class Bulk(Registry):
             yield
         finally:
             self._changes.forced = False
+
+    async def _change_instance(self, write: Callable[[Any, Facts], None]) -> None:
+        before = await self._instance_before()
+        async with self._changes.multi(allow_oom=True) as pipe:
+            write(pipe, before)
+            await pipe.execute()
 
     async def say_synced(self, *, complete: bool) -> None:
         """Say whether all is there; once it was, it is until Redis forgets it."""

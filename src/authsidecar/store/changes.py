@@ -8,6 +8,7 @@ users, teams or tokens is not, so that it never drives Redis past its limit.
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -26,18 +27,35 @@ END_OF_SERIES: Final = 2**62
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True, slots=True)
+class Precondition:
+    """What must hold at the very moment of a change.
+
+    Attributes:
+        keys: those that say whether it holds; whoever writes one has the change begun anew.
+        check: raises what the caller is to get, if it does not hold.
+    """
+
+    keys: tuple[str, ...]
+    check: Callable[[], Awaitable[None]]
+
+
 class Changes:
     """Makes changes; what they write is the caller's to say, on redis-py's pipeline."""
 
-    def __init__(self, client: "Redis", keys: Keys) -> None:
+    def __init__(
+        self, client: "Redis", keys: Keys, precondition: Precondition | None = None
+    ) -> None:
         """Nothing is sent yet.
 
         Args:
             client: redis-py's asyncio client, decode_responses off.
             keys: the key names.
+            precondition: what must hold when the first transaction is made.
         """
         self._client: Any = client  # redis-py's own annotations mix sync, async, bytes and str
         self._keys = keys
+        self._precondition = precondition
 
     def multi(self, *, allow_oom: bool = False) -> AbstractAsyncContextManager[Any]:
         """A pipeline whose commands are one MULTI, once the caller executes it.
@@ -69,14 +87,19 @@ class Changes:
             watched: the keys that decide what is written.
             allow_oom: write on a full Redis too.
         """
+        needed = self._precondition
+        names = [*watched] if needed is None else [*watched, *needed.keys]
         async with Changes.multi(self, allow_oom=allow_oom) as pipe:
             while True:
                 try:
-                    await pipe.watch(*watched)
+                    await pipe.watch(*dict.fromkeys(names))
+                    if needed is not None:
+                        await needed.check()
                     result = await change(pipe)
                     await pipe.execute()
                 except exceptions.WatchError:
                     continue
+                self._precondition = None  # the change itself may have ended it
                 return result
 
     def renew(self, pipe: Any, users: Iterable[UserId]) -> None:

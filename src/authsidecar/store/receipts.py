@@ -1,4 +1,4 @@
-"""Receipts of decisions in Redis: written in batches beside requests, and read again.
+"""Receipts of decisions in Redis, written in batches beside requests.
 
 A request leaves a tuple of values that are there anyway in a queue; a task renders and writes
 them. Whatever hinders it (no room in the queue, too many a second, Redis away) drops receipts and
@@ -15,7 +15,7 @@ import contextlib
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from math import log1p
 from typing import Any, Final, Literal
@@ -27,9 +27,8 @@ from redis import exceptions
 from authsidecar.decision.authorize import Outcome, Store
 from authsidecar.decision.model import AccessRequest, Deny, Proxy, TokenId
 from authsidecar.observe.background import Background
-from authsidecar.observe.receipts import Decided, MadeUnder, Receipt, read, receipt, write
+from authsidecar.observe.receipts import Decided, MadeUnder, receipt, write
 from authsidecar.store.keys import RECEIPT_STREAMS, Keys
-from authsidecar.times import UnixMs
 
 EVERY_S: Final = 0.25
 """The time between two writes, in seconds."""
@@ -46,9 +45,6 @@ QUEUED: Final = 10_000
 BATCH: Final = 100
 """How many receipts one trip writes: Redis, and this process, serve nobody else meanwhile."""
 
-PAGE: Final = 1000
-"""How many receipts of one stream one trip reads."""
-
 FIRSTS: Final = 50_000
 """Of how many pairs of token and route a process remembers that the hour's first was kept."""
 
@@ -57,8 +53,11 @@ HOUR_S: Final = 3600
 CAUSES: Final = ("rate", "queue", "redis")
 """Why a receipt is dropped."""
 
-_FIELD: Final = b"r"
-_DROPPED: Final = b"dropped"
+FIELD: Final = b"r"
+"""The field of an entry that has a receipt's text."""
+
+DROPPED: Final = b"dropped"
+"""The field of one that says how many were not kept."""
 
 Whose = Literal["token", "other"]
 """Which streams a receipt lies in: whether it is one of a token that was proven."""
@@ -244,9 +243,9 @@ class ReceiptWriter:
                 whose: Whose = "other" if decided.outcome.record is None else "token"
                 key = self._keys.receipts(whose, stream_of(decided.id))
                 text = write(receipt(decided, self.made_under))
-                pipe.xadd(key, {_FIELD: text}, maxlen=most, approximate=True)
+                pipe.xadd(key, {FIELD: text}, maxlen=most, approximate=True)
             if untold:
-                pipe.xadd(self._keys.receipts("other", 0), {_DROPPED: untold}, maxlen=most)
+                pipe.xadd(self._keys.receipts("other", 0), {DROPPED: untold}, maxlen=most)
             await pipe.execute()
         self._untold -= untold
 
@@ -303,89 +302,3 @@ def streams(keys: Keys) -> tuple[str, ...]:
 def stream_of(decision_id: str) -> int:
     """Which stream a decision's receipt is in, 0 to RECEIPT_STREAMS - 1."""
     return crc32(decision_id.encode()) % RECEIPT_STREAMS
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """What was read.
-
-    Attributes:
-        receipts: in the order of their time.
-        dropped: how many more there would be, had all been written.
-    """
-
-    receipts: tuple[Receipt, ...]
-    dropped: int
-
-
-class Reader:
-    """Reads receipts; remembers where it was, so that the next reading goes on from there."""
-
-    def __init__(self, client: Any, keys: Keys, since: UnixMs) -> None:
-        """Begin at a time.
-
-        Args:
-            client: redis-py's asyncio client.
-            keys: the key names.
-            since: the first millisecond, by Redis's clock, at which they were written.
-        """
-        self._client = client
-        self._next = dict.fromkeys(streams(keys), f"{max(since, 0)}")
-
-    async def read(self) -> Kept:
-        """All that was written since the last time, at most PAGE of each stream.
-
-        Returns:
-            Nothing, once everything is read.
-
-        Raises:
-            RedisError: Redis is away.
-        """
-        async with self._client.pipeline(transaction=False) as pipe:
-            for key, start in self._next.items():
-                pipe.xrange(key, min=start, count=PAGE)
-            pages = await pipe.execute()
-        found: list[Receipt] = []
-        dropped = 0
-        for key, page in zip(self._next, pages, strict=True):
-            for entry, values in page:
-                self._next[key] = "(" + entry.decode()
-                one = read(values.get(_FIELD, b""))
-                if one is not None:
-                    found.append(one)
-                dropped += int(values.get(_DROPPED, 0))
-        return Kept(tuple(sorted(found, key=_order)), dropped)
-
-    async def pages(self) -> AsyncIterator[Kept]:
-        """Page after page until everything is read; in order within each page."""
-        while (kept := await self.read()).receipts or kept.dropped:
-            yield kept
-
-
-def _order(one: Receipt) -> tuple[UnixMs, str]:
-    return one.at, one.id
-
-
-async def find(client: Any, keys: Keys, decision_id: str) -> Receipt | None:
-    """The receipt of a decision, or None if it was not kept.
-
-    Raises:
-        RedisError: Redis is away.
-    """
-    for key in _where(keys, decision_id):
-        last = "+"
-        while page := await client.xrevrange(key, max=last, count=PAGE):
-            for entry, values in page:
-                last = "(" + entry.decode()
-                text = values.get(_FIELD, b"")
-                if decision_id.encode() in text:
-                    one = read(text)
-                    if one is not None and one.id == decision_id:
-                        return one
-    return None
-
-
-def _where(keys: Keys, decision_id: str) -> Iterator[str]:
-    number = stream_of(decision_id)
-    yield keys.receipts("token", number)
-    yield keys.receipts("other", number)

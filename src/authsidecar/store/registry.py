@@ -24,7 +24,7 @@ from authsidecar.decision.ratelimit import charges
 from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.store import audit, records
 from authsidecar.store.audit import Origin
-from authsidecar.store.changes import Changes, last_id
+from authsidecar.store.changes import Changes, Precondition, last_id
 from authsidecar.store.entities import Team, Token, User
 from authsidecar.store.keys import Keys
 from authsidecar.store.listing import Listing
@@ -53,16 +53,23 @@ class Registry(Listing):
         trials: changes of settings that somebody has to confirm.
     """
 
-    def __init__(self, client: "Redis", keys: Keys, origin: Origin | None = None) -> None:
+    def __init__(
+        self,
+        client: "Redis",
+        keys: Keys,
+        origin: Origin | None = None,
+        precondition: Precondition | None = None,
+    ) -> None:
         """Nothing is sent yet.
 
         Args:
             client: redis-py's asyncio client, decode_responses off.
             keys: the key names.
             origin: who makes the changes, for the audit; None: they are not recorded.
+            precondition: what must hold when what is there is first changed or removed.
         """
         super().__init__(client, keys)
-        self._changes = Changes(client, keys)
+        self._changes = Changes(client, keys, precondition)
         self.trials = Trials(client, keys, origin)
         self._origin = origin
 
@@ -401,8 +408,8 @@ class Registry(Listing):
             for name, value in given.items()
             if value is not None
         }
-        before = _instance_facts(await self.instance()) if self._origin else {}
-        async with self._changes.multi(allow_oom=True) as pipe:
+
+        def write(pipe: Any, before: audit.Facts) -> None:
             pipe.hset(self._keys.instance, mapping=fields)
             if tried := [trial_field(name) for name in TRIED if name in fields]:
                 pipe.hdel(self._keys.instance, *tried)
@@ -416,7 +423,20 @@ class Registry(Listing):
                         after={name: value},
                     )
             self._changes.renew_instance(pipe)
-            await pipe.execute()
+
+        await self._change_instance(write)
+
+    async def _change_instance(self, write: Callable[[Any, audit.Facts], None]) -> None:
+        async def change(pipe: Any) -> None:
+            before = await self._instance_before()
+            pipe.multi()
+            write(pipe, before)
+
+        await self._changes.transaction(change, [self._keys.instance], allow_oom=True)
+
+    async def _instance_before(self) -> audit.Facts:
+        """What the audit says of the settings before they are changed."""
+        return _instance_facts(await self.instance()) if self._origin else {}
 
     async def first_start(self, *, api_enabled: bool) -> bool:
         """Set the API switch of an installation that never had one; False if it had."""

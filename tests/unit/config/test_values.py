@@ -8,8 +8,8 @@ import yaml
 from pydantic import SecretStr
 
 from authsidecar.config import ConfigError, load, loading
-from authsidecar.config.buckets import SCOPES
 from authsidecar.config.catalogue import SETTINGS
+from authsidecar.decision.ratelimit.charges import SCOPES
 from authsidecar.decision.routes.loading import serves
 
 RUN = {

@@ -9,6 +9,19 @@ from authsidecar.decision.model import Address, Limit, TeamId, TokenId, TokenRec
 PRINCIPAL_SCOPES = ("token", "user", "team", "address")
 """The counters of an authenticated request, narrowest first; only the configured ones count."""
 
+SCOPES = (
+    "user",
+    "token",
+    "team",
+    "address",
+    "failed",
+    "unknown",
+    "health",
+    "feedback",
+    "sentinel",
+    "whoami",
+)
+"""All counters that a limit can be configured for."""
 
 LARGEST_LIMIT = 100_000
 """The most requests in a window that somebody may be given at run time."""

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from typing import Any, Final
@@ -24,6 +25,7 @@ from authsidecar.serving.manage.openapi import BASE, HEADER, OPERATIONS, PATH_PA
 from authsidecar.serving.manage.operations import Call, NotDoneError, Operation, Sidecar
 from authsidecar.serving.manage.problems import problem, refusal
 from authsidecar.store.audit import Origin, Via
+from authsidecar.store.changes import Precondition
 from authsidecar.store.idempotency import Idempotency
 from authsidecar.store.management_keys import ManagementKey, Scope
 
@@ -83,7 +85,7 @@ async def _handle(
     try:
         return await _run(operation, sidecar, key, request)
     except NotDoneError as error:
-        return problem(error.status, error.why)
+        return problem(error.status, error.why, errors=error.errors)
     except _InvalidError as error:
         return problem(422, error.why, errors=error.errors)
     except LeftoverError as error:
@@ -120,7 +122,9 @@ async def _run(
     if operation.owned and await sidecar.owner() is not None:
         raise NotDoneError(409, OWNED)
     if operation.current is not None and (wanted := request.headers.get("If-Match")) is not None:
-        await _compare(wanted, operation.current, call)
+        compare = partial(_compare, wanted, operation.current.read, call)
+        await compare()
+        call = replace(call, precondition=Precondition((operation.current.key(call),), compare))
     if operation.creates is not None and "Idempotency-Key" in request.headers:
         found = await _once(operation, call, key, request.headers["Idempotency-Key"])
     else:
@@ -188,7 +192,8 @@ async def _compare(wanted: str, current: Callable[[Call], Any], call: Call) -> N
 
 
 def _tag(found: BaseModel) -> str:
-    digest = sha256(found.model_dump_json(by_alias=True).encode()).hexdigest()
+    text = found.model_dump_json(by_alias=True, exclude={"uses_spent"})  # requests change that
+    digest = sha256(text.encode()).hexdigest()
     return f'"{digest[:32]}"'
 
 

@@ -336,6 +336,21 @@ class AuditRecord(Model):
     after: dict[str, Any] | None
 
 
+class Header(Model):
+    """A header of a client's."""
+
+    name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=100,
+            pattern="^[A-Za-z0-9_-]+$",
+            description="Not Authorization: that is `token`.",
+        ),
+    ]
+    value: Annotated[str, Field(max_length=8192)]
+
+
 class Question(Model):
     """A request of a client's, to be explained; nothing is counted."""
 
@@ -347,7 +362,17 @@ class Question(Model):
             max_length=512, description="`ID|SECRET` as the client sends it; it is kept nowhere."
         ),
     ] = None
+    as_token: Annotated[
+        TokenNumber | None,
+        Field(description="As if this token's right secret were sent: for who has none."),
+    ] = None
     client_ip: Annotated[str, Field(max_length=64)] = "127.0.0.1"
+    headers: Annotated[
+        list[Header], Field(max_length=50, description="Others that the client sends.")
+    ] = Field(default_factory=list)
+    peer: Annotated[
+        str | None, Field(max_length=64, description="Who asks the sidecar; else a trusted peer.")
+    ] = None
 
 
 class Check(Model):
@@ -366,6 +391,28 @@ class Explanation(Model):
     code: str | None
     hint: str | None
     checks: list[Check]
+
+
+class Explained(Explanation):
+    """What a request would be answered, and whether its secret was shown."""
+
+    secret_taken_as_right: Annotated[bool, Field(description="`as_token` was given.")]
+
+
+class Reloaded(Model):
+    """The configuration that was read again."""
+
+    config_digest: Annotated[str, Field(description="Names what is in force now.")]
+    changed: Annotated[
+        list[str],
+        Field(
+            description="Settings that are another than before; with several workers, than when "
+            "the one that answers was started."
+        ),
+    ]
+    left: Annotated[
+        list[str], Field(description="Settings that are another in the file, and need a restart.")
+    ]
 
 
 class Status(Model):

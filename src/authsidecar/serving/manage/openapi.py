@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from authsidecar.decision.credentials import LARGEST_ID
-from authsidecar.serving.manage import people, settings, tokens, watching
+from authsidecar.serving.manage import decisions, people, settings, tokens, watching
 from authsidecar.serving.manage.models import Problem
 from authsidecar.serving.manage.operations import Operation
 from authsidecar.store.management_keys import Scope
@@ -29,11 +29,12 @@ VERSION: Final = "1.0.0"
 
 OPERATIONS: Final[tuple[Operation, ...]] = (
     *watching.OPERATIONS,
+    *decisions.OPERATIONS,
     *settings.OPERATIONS,
     *people.OPERATIONS,
     *tokens.OPERATIONS,
 )
-"""Every operation; `decisions` and `simulate` join here."""
+"""Every operation."""
 
 HEADER: Final = "^[!-~]+( [!-~]+)*$"
 """What If-Match and Idempotency-Key may hold: printable ASCII."""
@@ -46,6 +47,7 @@ PATH_PARAMETERS: Final[Mapping[str, Mapping[str, Any]]] = {
     "token": {**_ID, "minimum": 1},
     "id": _ID,
     "scope": {"type": "string", "enum": ["user", "token", "team"]},
+    "decision": {"type": "string", "pattern": "^[0-9a-f]{1,64}$"},
     "record": {"type": "string", "pattern": "^[0-9]{1,15}-[0-9]{1,10}$"},
 }
 """The parts of paths, by name."""
@@ -55,7 +57,7 @@ _SAID: Final = {
     401: "No valid management key.",
     403: "The key may only read.",
     404: "It is not there.",
-    409: "A sync owns the state, an id is taken, or the request is under way.",
+    409: "A sync owns the state, an id is taken, the request is under way, or too many ask.",
     412: "It is not as If-Match says.",
     413: "The body is too large.",
     415: "The body is not application/json.",

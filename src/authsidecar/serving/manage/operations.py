@@ -2,23 +2,44 @@
 
 import base64
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
-from authsidecar.decision.addresses import Networks
+from authsidecar.admin.questions import Ask
+from authsidecar.admin.what_if import RoutesNow
+from authsidecar.decision.addresses import Networks, parse_address
 from authsidecar.decision.authorize import Rules
+from authsidecar.decision.model import Address
 from authsidecar.serving.manage.models import Query
 from authsidecar.store.audit import Origin, Trail
+from authsidecar.store.changes import Precondition
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 from authsidecar.store.management_keys import ManagementKeys, Scope
 from authsidecar.store.registry import Registry
 
 Asked = Callable[[], Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadResult:
+    """What came of reading the configuration again.
+
+    Attributes:
+        digest: names the configuration in force.
+        changed: the settings that are another now.
+        left: the settings that are another in the sources, and need a restart.
+        problems: why nothing has changed, a line each; empty: it went well.
+    """
+
+    digest: str
+    changed: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +51,11 @@ class Sidecar:
         keys: the key names.
         decisions: the hot path's store, for explanations.
         rules: what decisions depend on now.
+        routes: from what the routes in force are made.
+        peers: networks that may ask now.
         hops: networks that are skipped in X-Forwarded-For now.
+        ask: has questions to all receipts answered.
+        reload: reads the configuration again.
         replicas: how many a revocation waits for, and for how many milliseconds.
         owner: tells whose the state is, if a sync owns it.
         missing: tells what keeps the process from deciding.
@@ -44,13 +69,17 @@ class Sidecar:
     keys: Keys
     decisions: DecisionStore
     rules: Callable[[], Rules]
+    routes: Callable[[], RoutesNow]
+    peers: Callable[[], Networks]
     hops: Callable[[], Networks]
+    ask: Ask
+    reload: Callable[[], Awaitable[ReloadResult]]
     replicas: tuple[int, int]
     owner: Asked
     missing: Asked
     sync: Asked
     background: Callable[[], Mapping[str, str]]
-    warnings: tuple[str, ...]
+    warnings: Callable[[], tuple[str, ...]]
     version: str
 
 
@@ -64,6 +93,7 @@ class Call:
         path: the numbers and words of its path, by name.
         query: its query.
         body: its body.
+        precondition: what must hold when it changes something.
     """
 
     sidecar: Sidecar
@@ -71,11 +101,12 @@ class Call:
     path: Mapping[str, Any]
     query: Any
     body: Any
+    precondition: Precondition | None = None
 
     @property
     def registry(self) -> Registry:
         """Users, teams, tokens and settings, changed by who asks."""
-        return Registry(self.sidecar.client, self.sidecar.keys, self.origin)
+        return Registry(self.sidecar.client, self.sidecar.keys, self.origin, self.precondition)
 
     @property
     def management_keys(self) -> ManagementKeys:
@@ -94,15 +125,29 @@ class NotDoneError(Exception):
     Attributes:
         status: 400, 404, 409, 412 or 422.
         why: one line, in the CLI's words where it has any.
+        errors: all that is wrong, where that is more, as `field` and `detail`.
     """
 
-    def __init__(self, status: int, why: str) -> None:
+    def __init__(self, status: int, why: str, errors: Iterable[Mapping[str, str]] = ()) -> None:
         super().__init__(why)
         self.status = status
         self.why = why
+        self.errors = tuple(errors)
 
 
 Run = Callable[[Call], Coroutine[Any, Any, BaseModel]]
+
+
+class Seen(NamedTuple):
+    """What a client has seen before it changes it.
+
+    Attributes:
+        read: reads it again.
+        key: the Redis key that it is in; the operation makes one change, and with it that key's.
+    """
+
+    read: Run
+    key: Callable[[Call], str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +168,7 @@ class Operation:
         refusals: statuses beside those that any operation may have.
         owned: whether a sync that owns the state forbids it.
         tagged: whether its answer has an ETag.
-        current: for a change of what has an ETag: reads what If-Match is compared with.
+        current: for a change of what has an ETag: what If-Match is compared with.
         creates: whether it takes an Idempotency-Key: reads again what was created.
     """
 
@@ -140,9 +185,21 @@ class Operation:
     refusals: tuple[int, ...] = ()
     owned: bool = False
     tagged: bool = False
-    current: Run | None = None
+    current: Seen | None = None
     creates: Run | None = None
     tags: tuple[str, ...] = field(default=())
+
+
+def read_address(name: str, text: str) -> Address:
+    """The address that a field holds.
+
+    Raises:
+        NotDoneError: it holds none.
+    """
+    found = parse_address(text)
+    if found is None:
+        raise NotDoneError(422, f"{name}: is not an IP address (no port, no network, no name)")
+    return found
 
 
 def write_cursor(place: Any) -> str:

@@ -12,6 +12,7 @@ from authsidecar.serving.manage.operations import (
     Call,
     NotDoneError,
     Operation,
+    Seen,
     place_in_set,
     read_cursor,
     write_cursor,
@@ -164,6 +165,9 @@ def _member(member: entities.Member) -> models.Member:
     return models.Member(team=member.team, user=member.user, role=member.role.value)
 
 
+_USER = Seen(read_user, lambda call: call.sidecar.keys.user(UserId(call.path["user"])))
+_TEAM = Seen(read_team, lambda call: call.sidecar.keys.team(TeamId(call.path["team"])))
+_MEMBER = Seen(read_member, lambda call: call.sidecar.keys.team_members(TeamId(call.path["team"])))
 _OWNED: dict[str, Any] = {"scope": Scope.WRITE, "owned": True}
 
 OPERATIONS = (
@@ -206,7 +210,7 @@ OPERATIONS = (
         summary="Remove a user, its memberships and its tokens, at once.",
         run=remove_user,
         answer=models.Removed,
-        current=read_user,
+        current=_USER,
         **_OWNED,
     ),
     Operation(
@@ -250,7 +254,7 @@ OPERATIONS = (
         body=models.TeamChange,
         answer=models.Team,
         tagged=True,
-        current=read_team,
+        current=_TEAM,
         **_OWNED,
     ),
     Operation(
@@ -260,7 +264,7 @@ OPERATIONS = (
         summary="Remove a team, its memberships and its tokens, at once.",
         run=remove_team,
         answer=models.Removed,
-        current=read_team,
+        current=_TEAM,
         **_OWNED,
     ),
     Operation(
@@ -290,7 +294,7 @@ OPERATIONS = (
         run=set_member,
         body=models.NewRole,
         answer=models.SetMember,
-        current=read_member,
+        current=_MEMBER,
         **_OWNED,
     ),
     Operation(
@@ -300,7 +304,7 @@ OPERATIONS = (
         summary="Take a user out of a team, with the tokens that it has there, at once.",
         run=remove_member,
         answer=models.Removed,
-        current=read_member,
+        current=_MEMBER,
         **_OWNED,
     ),
 )

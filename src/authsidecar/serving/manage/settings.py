@@ -2,14 +2,15 @@
 
 from authsidecar.admin.limits import Standing, chosen, counter, look_up
 from authsidecar.admin.refusal import Refusal, absent
-from authsidecar.admin.settings import root_callers, set_allowlist, switch_api, switch_mcp
-from authsidecar.decision.addresses import parse_address
+from authsidecar.admin.settings import check_allowlist, root_callers
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import (
     Call,
     NotDoneError,
     Operation,
+    Seen,
     place_in_set,
+    read_address,
     read_cursor,
     write_cursor,
 )
@@ -32,16 +33,14 @@ async def read_settings(call: Call) -> models.Settings:
 
 
 async def change_settings(call: Call) -> models.ChangedSettings:
-    """Change what is given: the allowlist first, which may be refused."""
+    """Change what is given, all at once."""
     body: models.SettingsChange = call.body
     sidecar = call.sidecar
-    warnings: list[str] = []
+    allowlist: str | None = None
+    warnings: tuple[str, ...] = ()
     if body.allowlist is not None:
-        caller = None if body.my_ip is None else parse_address(body.my_ip)
-        if body.my_ip is not None and caller is None:
-            raise NotDoneError(422, "my_ip: is not an IP address (no port, no network, no name)")
-        saved = await set_allowlist(
-            call.registry,
+        caller = None if body.my_ip is None else read_address("my_ip", body.my_ip)
+        checked = await check_allowlist(
             body.allowlist,
             caller=caller,
             force=body.force,
@@ -49,15 +48,28 @@ async def change_settings(call: Call) -> models.ChangedSettings:
                 call.registry, sidecar.client, sidecar.keys, sidecar.rules().policy.instance_team
             ),
         )
-        if isinstance(saved, Refusal):
-            raise NotDoneError(422, saved.why)
-        warnings += saved.warnings
-    if body.api_enabled is not None:
-        await switch_api(call.registry, on=body.api_enabled)
-    if body.mcp_enabled is not None:
-        await switch_mcp(call.registry, on=body.mcp_enabled, team=None)
+        if isinstance(checked, Refusal):
+            raise NotDoneError(422, checked.why)
+        allowlist, warnings = checked.allowlist.text, checked.warnings
+    if (body.allowlist, body.api_enabled, body.mcp_enabled) != (None, None, None):
+        await call.registry.set_instance(
+            api_enabled=body.api_enabled, mcp_enabled=body.mcp_enabled, allowlist=allowlist
+        )
     found = await read_settings(call)
-    return models.ChangedSettings(**dict(found), warnings=warnings)
+    return models.ChangedSettings(**dict(found), warnings=list(warnings))
+
+
+async def reload_configuration(call: Call) -> models.Reloaded:
+    """Read the configuration again: all of it is in force at once, or nothing has changed."""
+    found = await call.sidecar.reload()
+    if found.problems:
+        why = "nothing has changed: the configuration can't be used"
+        raise NotDoneError(422, why, [{"detail": one} for one in found.problems])
+    after = {"config_digest": found.digest, "changed": found.changed}
+    await call.trail.add(call.origin, "config.reload", "configuration", after=after)
+    return models.Reloaded(
+        config_digest=found.digest, changed=list(found.changed), left=list(found.left)
+    )
 
 
 async def list_limits(call: Call) -> models.LimitPage:
@@ -157,9 +169,19 @@ OPERATIONS = (
         run=change_settings,
         body=models.SettingsChange,
         answer=models.ChangedSettings,
-        current=read_settings,
+        current=Seen(read_settings, lambda call: call.sidecar.keys.instance),
         scope=Scope.WRITE,
         owned=True,
+    ),
+    Operation(
+        method="POST",
+        path="/reload",
+        name="reloadConfiguration",
+        summary="Read the configuration again: all of it, or nothing.",
+        run=reload_configuration,
+        answer=models.Reloaded,
+        scope=Scope.WRITE,
+        refusals=(422,),
     ),
     Operation(
         method="GET",

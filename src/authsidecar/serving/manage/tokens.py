@@ -15,6 +15,7 @@ from authsidecar.serving.manage.operations import (
     Call,
     NotDoneError,
     Operation,
+    Seen,
     place_in_set,
     read_cursor,
     write_cursor,
@@ -253,6 +254,20 @@ def _restriction(found: Narrowing | None) -> models.Restriction | None:
     return models.Restriction.model_validate_json(json.dumps(as_mapping(found)))
 
 
+def _holder(call: Call) -> str:
+    """The key that has the restriction of a token, user or team."""
+    keys, number = call.sidecar.keys, call.path["id"]
+    match call.path["scope"]:
+        case "token":
+            return keys.token(TokenId(number))
+        case "user":
+            return keys.user(UserId(number))
+        case _:
+            return keys.team(TeamId(number))
+
+
+_RESTRICTION = Seen(read_restriction, _holder)
+
 OPERATIONS = (
     Operation(
         method="GET",
@@ -312,7 +327,7 @@ OPERATIONS = (
         run=set_restriction,
         body=models.NewRestriction,
         answer=models.SetRestriction,
-        current=read_restriction,
+        current=_RESTRICTION,
         scope=Scope.WRITE,
     ),
     Operation(
@@ -322,7 +337,7 @@ OPERATIONS = (
         summary="Take back what narrows it.",
         run=remove_restriction,
         answer=models.SetRestriction,
-        current=read_restriction,
+        current=_RESTRICTION,
         scope=Scope.WRITE,
         refusals=(422,),
     ),

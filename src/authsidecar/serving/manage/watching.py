@@ -4,14 +4,21 @@ import os
 import time
 
 from authsidecar.admin.audit import find_record
-from authsidecar.admin.explain import HINTS, explain
-from authsidecar.decision.addresses import parse_address
-from authsidecar.decision.model import Deny
+from authsidecar.admin.explain import (
+    HINTS,
+    Explanation,
+    as_if_known,
+    explain,
+    untrusted_peer,
+)
+from authsidecar.admin.refusal import absent
+from authsidecar.decision.model import Deny, TokenId
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import (
     Call,
     NotDoneError,
     Operation,
+    read_address,
     read_cursor,
     write_cursor,
 )
@@ -41,7 +48,7 @@ async def read_status(call: Call) -> models.Status:
 
 async def read_warnings(call: Call) -> models.Warned:
     """What `check-config` warns of."""
-    return models.Warned(items=list(call.sidecar.warnings))
+    return models.Warned(items=list(call.sidecar.warnings()))
 
 
 async def list_keys(call: Call) -> models.KeyPage:
@@ -80,22 +87,37 @@ async def read_record(call: Call) -> models.AuditRecord:
     return _record(found)
 
 
-async def explain_request(call: Call) -> models.Explanation:
+async def explain_request(call: Call) -> models.Explained:
     """What a client's request would be answered now; nothing is counted."""
     body: models.Question = call.body
-    client = parse_address(body.client_ip)
-    if client is None:
-        raise NotDoneError(422, "client_ip: is not an IP address (no port, no network, no name)")
-    bearer = [] if body.token is None else [f"Bearer {body.token}".encode("utf-8", "replace")]
+    sidecar = call.sidecar
+    client = read_address("client_ip", body.client_ip)
+    if body.peer is not None and (peer := read_address("peer", body.peer)) not in sidecar.peers():
+        return _explained(untrusted_peer(peer))
+    credential = None
+    if body.as_token is not None:
+        if body.token is not None:
+            raise NotDoneError(422, "token and as_token exclude one another")
+        credential = await as_if_known(TokenId(body.as_token), call.registry)
+        if credential is None:
+            raise NotDoneError(422, absent("token", body.as_token))
+    bearer = [] if body.token is None else [_bytes(f"Bearer {body.token}")]
     found = await explain(
-        (body.method.encode("utf-8", "replace"), body.target.encode("utf-8", "replace")),
+        (_bytes(body.method), _bytes(body.target)),
         bearer,
         client,
-        hops=call.sidecar.hops(),
-        rules=call.sidecar.rules(),
-        store=call.sidecar.decisions,
+        hops=sidecar.hops(),
+        rules=sidecar.rules(),
+        store=sidecar.decisions,
         registry=call.registry,
+        others=[(_bytes(one.name), _bytes(one.value)) for one in body.headers],
+        as_token=credential,
     )
+    return _explained(found, taken=credential is not None)
+
+
+def explanation(found: Explanation) -> models.Explanation:
+    """An explanation as the API shows it."""
     return models.Explanation(
         outcome="deny" if isinstance(found.verdict, Deny) else "allow",
         status=found.status,
@@ -106,6 +128,14 @@ async def explain_request(call: Call) -> models.Explanation:
             for row in found.rows
         ],
     )
+
+
+def _explained(found: Explanation, *, taken: bool = False) -> models.Explained:
+    return models.Explained(**dict(explanation(found)), secret_taken_as_right=taken)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
 
 
 def _is_record(place: str) -> bool:
@@ -167,7 +197,7 @@ OPERATIONS = (
         summary="Say what a client's request would be answered now, and why. Nothing is counted.",
         run=explain_request,
         body=models.Question,
-        answer=models.Explanation,
+        answer=models.Explained,
     ),
 )
 """In the order of their paths."""
