@@ -57,6 +57,8 @@ class Log:
         """
         self.json = json_lines
         self._second = (-1, "")
+        self._rendered_at = -1
+        self._time = ""
         self._threshold = _LEVELS[level]
         self._colours = colours
         self._stream, self._writer = stream, None
@@ -119,14 +121,15 @@ class Log:
         return self._for_people(now, level, event, fields)
 
     def _now(self) -> str:
-        """The time in UTC, to the millisecond; what is the same for a second is made once."""
-        now = time.time()
-        second, text = self._second
-        if int(now) != second:
-            second = int(now)
-            text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-            self._second = second, text
-        return f"{text}.{int((now - second) * 1000):03d}Z"
+        """The time in UTC, to the millisecond; it is rendered once for each."""
+        now = int(time.time() * 1000)
+        if now != self._rendered_at:
+            second, ms = divmod(now, 1000)
+            if second != self._second[0]:
+                text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+                self._second = second, text
+            self._rendered_at, self._time = now, f"{self._second[1]}.{ms:03d}Z"
+        return self._time
 
     def _for_people(self, now: str, level: str, event: str, fields: Mapping[str, object]) -> str:
         words = [f"{key}={value}" for key, value in fields.items() if value is not None]

@@ -106,7 +106,7 @@ class _OfAll(MultiProcessCollector):
         return found
 
 
-class _Tally:
+class Tally:
     """Decisions of one kind that its series do not have yet: plain numbers cost no lock."""
 
     __slots__ = ("count", "decisions", "seconds", "times", "total")
@@ -160,7 +160,7 @@ class Telemetry:
         """
         self._log = log
         self._decisions = decisions
-        self._tallies: dict[tuple[Proxy | None, str], _Tally] = {}
+        self._tallies: dict[tuple[Proxy | None, str], Tally] = {}
         self._looked_up = dict.fromkeys(("hit", "miss", "stale"), 0)
         self._refusals = LogPace(self._line)
         self._unreadables = LogPace(self._line, lines=UNREADABLE_LINES)
@@ -406,7 +406,7 @@ class Telemetry:
             fields = partial(line.fields, decision_id, request.request_id, seconds)
             self._refusals.line(_network(request.client), fields)
         else:
-            self._write(line, decision_id, request.request_id, seconds)
+            self.write(line, decision_id, request.request_id, seconds)
 
     def line_of_admissions(
         self, access: AccessRequest, route: str, record: TokenRecord
@@ -429,29 +429,9 @@ class Telemetry:
             record=record,
         )
 
-    def admitted(
-        self,
-        proxy: Proxy,
-        line: DecisionLine | None,
-        decision_id: str,
-        request_id: str | None,
-        seconds: float,
-    ) -> None:
-        """Count and log one admission that is not near a limit, as `decided` does.
-
-        Args:
-            proxy: the endpoint that was asked.
-            line: from `line_of_admissions`.
-            decision_id: names the decision.
-            request_id: the proxy's id of the request, or None.
-            seconds: how long it took.
-        """
-        tally = self._tallies.get((proxy, "none"))
-        if tally is None:
-            tally = self._tally(proxy, "allow", "none")
-        tally.add(seconds)
-        if line is not None:
-            self._write(line, decision_id, request_id, seconds)
+    def tally_of_admissions(self, proxy: Proxy) -> Tally:
+        """What counts the admissions at an endpoint, but for what is told of a near limit."""
+        return self._tallies.get((proxy, "none")) or self._tally(proxy, "allow", "none")
 
     def unreadable(self, proxy: Proxy | None, deny: Deny, decision_id: str, peer: str) -> None:
         """Count and log a request that was refused before it could be read.
@@ -516,18 +496,26 @@ class Telemetry:
             tally = self._tally(proxy, outcome, reason)
         tally.add(seconds)
 
-    def _tally(self, proxy: Proxy | None, outcome: str, reason: str) -> _Tally:
+    def _tally(self, proxy: Proxy | None, outcome: str, reason: str) -> Tally:
         """A new tally of decisions of one kind."""
         asked = "none" if proxy is None else proxy.value
-        tally = _Tally(
+        tally = Tally(
             self._count.labels(asked, outcome, reason), self._seconds.labels(asked, outcome)
         )
         self._tallies[proxy, reason] = tally
         return tally
 
-    def _write(
+    def write(
         self, line: DecisionLine, decision_id: str, request_id: str | None, seconds: float
     ) -> None:
+        """Write the line of a decision.
+
+        Args:
+            line: what it says of all decisions of its kind.
+            decision_id: names the decision.
+            request_id: the proxy's id of the request, or None.
+            seconds: how long it took.
+        """
         if self._log.json:
             self._log.json_line(line.text, decision_id, request_id, seconds)
         else:

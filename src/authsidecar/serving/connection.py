@@ -501,7 +501,16 @@ class QuickConnection(BaseProtocol):
 
     def answered_later(self, reply: Reply) -> None:
         """What had to be waited for is there."""
-        self._answered(reply)
+        if (
+            isinstance(self._answering, Remembered)
+            and not self._requests
+            and not self._ending
+            and not self._connections.draining
+        ):  # as nearly always
+            self._answering = None
+            self._connections.send(self, self._encoded(reply, None, head=False), last=False)
+        else:
+            self._answered(reply)
         if self._buffer_paused:
             self._go_on()
 
@@ -553,14 +562,16 @@ class QuickConnection(BaseProtocol):
         if last:
             self._requests.clear()
             self._ending = True
-        try:
-            data = encoded(reply, connection=connection, head=head)
-        except Exception as error:  # noqa: BLE001  # an answer that cannot be sent is none
-            reply = self._connections.fail(error, self.peer, "")
-            data = encoded(reply, connection=connection, head=head)
-        self._connections.send(self, data, last=last)
+        self._connections.send(self, self._encoded(reply, connection, head=head), last=last)
         if self._requests:  # pipelined: who does not read must be noticed before the next one
             self._connections.flush()
+
+    def _encoded(self, reply: Reply, connection: str | None, *, head: bool) -> bytes:
+        try:
+            return encoded(reply, connection=connection, head=head)
+        except Exception as error:  # noqa: BLE001  # an answer that cannot be sent is none
+            reply = self._connections.fail(error, self.peer, "")
+            return encoded(reply, connection=connection, head=head)
 
     def _close_if_idle(self) -> None:
         if self._answering is not None:

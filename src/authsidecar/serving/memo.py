@@ -31,6 +31,7 @@ SEEN: Final = 8192
 
 _HEAD_END: Final = b"\r\n\r\n"
 _SPELLINGS: Final = tuple(f"\r\n{name}: ".encode() for name in (REQUEST_ID, REQUEST_ID.lower()))
+_IN_BOTH: Final = b"equest-"
 _ID_LENGTH: Final = len(_SPELLINGS[0])
 _LONGEST_ID: Final = 64
 
@@ -114,9 +115,11 @@ class Memo:
         if size > LONGEST or not self._most or data.find(_HEAD_END) != size - 4:
             return None
         request_id = None
-        start = data.find(_SPELLINGS[0])
-        if start < 0:
-            start = data.find(_SPELLINGS[1])
+        start = -1
+        if _IN_BOTH in data:
+            start = data.find(_SPELLINGS[0])
+            if start < 0:
+                start = data.find(_SPELLINGS[1])
         if start >= 0:
             start += _ID_LENGTH
             end = data.index(b"\r\n", start)

@@ -8,7 +8,8 @@ the last time, and whatever is refused, goes the plain way (ADR 13).
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, NamedTuple, Protocol
+from math import inf
+from typing import Any, Protocol
 
 from authsidecar.decision.authorize import (
     Charged,
@@ -30,18 +31,15 @@ from authsidecar.decision.proxies.endpoints import Endpoint
 from authsidecar.decision.proxies.replies import Admission, Reply
 from authsidecar.decision.ratelimit.charges import USES
 from authsidecar.decision.routes import Route
-from authsidecar.observe.decision_line import DecisionLine
 from authsidecar.observe.metrics import NEAR_LIMIT, Telemetry
 from authsidecar.observe.receipts import Decided
 from authsidecar.serving.encoding import DecisionIds
 from authsidecar.serving.memo import Remembered
 from authsidecar.store.calls import Result
+from authsidecar.store.charging import Charging
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.last_used import LastUses
 from authsidecar.store.receipts import ReceiptWriter
-
-_FIRST_STATE: Final = 2
-"""Where in a result the states of the counters begin."""
 
 
 class Asker(Protocol):
@@ -70,30 +68,76 @@ Finish = Callable[[Endpoint, AccessRequest, Outcome, str, float], Reply]
 """Observes and renders an outcome: what is asked, what was read, it, the peer, when it began."""
 
 
-class _Prepared(NamedTuple):
+class _Prepared:
     """What is the same for a remembered request as long as the state is that it was judged by.
 
     Attributes:
         instance: the instance-wide state.
         record: the token.
         judged: the judgement, which admits, and the claim.
+        claim: that claim.
         route: what matched.
         changes: whether time may change the judgement.
         repeat_tail: what follows the proxy's id in what makes a request a repeat.
-        visible: the requests that each counter admits that is told of.
         admission: renders the answer.
+        tally: counts its admissions.
         line: renders the log line; None: it gets none.
     """
 
-    instance: Instance
-    record: TokenRecord
-    judged: Judged
-    route: Route
-    changes: bool
-    repeat_tail: bytes
-    visible: tuple[int, ...]
-    admission: Admission
-    line: DecisionLine | None
+    __slots__ = (
+        "_enough",
+        "_expires_from",
+        "admission",
+        "changes",
+        "claim",
+        "instance",
+        "judged",
+        "line",
+        "record",
+        "repeat_tail",
+        "route",
+        "tally",
+    )
+
+    def __init__(  # noqa: PLR0917  # all that it is made of
+        self,
+        access: AccessRequest,
+        route: Route,
+        instance: Instance,
+        record: TokenRecord,
+        judged: Judged,
+        allow: Allow,
+        telemetry: Telemetry,
+        *,
+        expiry_ms: int,
+    ) -> None:
+        shown = [one for one in judged.claim.counters if one.scope != USES]
+        expires_at = record.expires_at
+        self.instance = instance
+        self.record = record
+        self.judged = judged
+        self.claim = judged.claim
+        self.route = route
+        self.changes = judged.timed or expires_at is not None
+        self.repeat_tail = repeat_key(access._replace(request_id="")) or b""
+        self._enough = tuple([-(-one.limit.requests // NEAR_LIMIT) for one in shown])
+        self._expires_from = inf if expires_at is None else expires_at - expiry_ms
+        self.admission = Admission(allow, access.client, [(one.scope, one.limit) for one in shown])
+        self.tally = telemetry.tally_of_admissions(access.proxy)
+        self.line = telemetry.line_of_admissions(access, route.template, record)
+
+    def is_special(self, states: list[int], now: int) -> bool:
+        """Whether more is told of an admission: a counter near its limit, a token that expires."""
+        at = 0
+        for enough in self._enough:
+            if states[at] < enough:
+                return True
+            at += 2
+        return now >= self._expires_from
+
+    def outcome(self, charged: Charged) -> Outcome:
+        """What is decided where this was charged."""
+        return conclude(self.judged.judgement, charged, self.route, self.record)
 
 
 class WarmPath:
@@ -132,11 +176,12 @@ class WarmPath:
         self._plain = plain
         self._finish = finish
         self._store: DecisionStore | None = None
+        self._charging: Charging | None = None
 
     def use(self, store: Store) -> None:
         """Decide by this store from now on, if it charges a claim in one call."""
-        able = isinstance(store, DecisionStore) and store.in_one_call
-        self._store = store if able and isinstance(store, DecisionStore) else None
+        self._store = store if isinstance(store, DecisionStore) else None
+        self._charging = None if self._store is None else self._store.charging
 
     def apply(self, rules: Rules, expiry_ms: int) -> None:
         """Prepare by these from now on; what is prepared is the memo's to forget."""
@@ -154,47 +199,41 @@ class WarmPath:
             asker: gets the answer.
         """
         start = time.perf_counter()
-        store = self._store
+        store, charging = self._store, self._charging
         if not remembered.takes_id:
             request_id = None
         prepared = None if store is None else self._prepared(remembered, store)
-        if store is None or prepared is None:
+        if charging is None or prepared is None:
             return self._plain(
                 remembered.endpoint, _access(remembered, request_id), asker.peer, start
             )
         key = None if request_id is None else request_id.encode("ascii") + prepared.repeat_tail
-        charge = _Charge(
-            self, store, remembered, prepared, asker, request_id=request_id, start=start
-        )
-        charged = store.begin(prepared.judged.claim, key, charge)
+        charge = _Charge(self, charging, remembered, prepared, asker, request_id, start)
+        self._telemetry.looked_up("hit")
+        charged = charging.begin(prepared.claim, key, charge)
         if charged is not None:  # a refusal that stands
-            judgement, route = prepared.judged.judgement, prepared.route
-            charge.finish(conclude(judgement, charged, route, prepared.record))
+            charge.finish(prepared.outcome(charged))
         return None
 
     def _prepared(self, remembered: Remembered, store: DecisionStore) -> _Prepared | None:
         """What was prepared, if it still holds, or is prepared now; None: the plain way."""
-        credential = remembered.access.credential
-        assert isinstance(credential, Credential)  # noqa: S101  # others are not remembered
-        instance, record = store.current(), store.held(credential)
-        if instance is None or record is None:
-            return None
         prepared: _Prepared | None = remembered.prepared
         if (
             prepared is None
-            or prepared.instance is not instance
-            or prepared.record is not record
-            or not store.holds_places(prepared.judged.claim.places)
+            or not store.holds(prepared.instance, prepared.record)
+            or not store.holds_places(prepared.claim.places)
         ):
-            prepared = remembered.prepared = self._prepare(remembered, instance, record, store)
+            prepared = remembered.prepared = self._prepare(remembered, store)
         if prepared is not None and prepared.changes and not holds(prepared.judged, store.now()):
             return None
         return prepared
 
-    def _prepare(
-        self, remembered: Remembered, instance: Instance, record: TokenRecord, store: DecisionStore
-    ) -> _Prepared | None:
+    def _prepare(self, remembered: Remembered, store: DecisionStore) -> _Prepared | None:
         access = remembered.access
+        assert isinstance(access.credential, Credential)  # noqa: S101  # others are not remembered
+        instance, record = store.current(), store.held(access.credential)
+        if instance is None or record is None:
+            return None
         route = find_route(self._rules.policy, access)
         if isinstance(route, Judgement):
             return None
@@ -207,65 +246,53 @@ class WarmPath:
             return None
         if record.rotated_until is not None:  # its answers say so, which no memo does
             return None
-        shown = [one for one in judged.claim.counters if one.scope != USES]
-        allow = judged.judgement.verdict
+        allow, expiry_ms = judged.judgement.verdict, self._expiry_ms
         return _Prepared(
-            instance,
-            record,
-            judged,
-            route,
-            judged.timed or record.expires_at is not None,
-            repeat_key(access._replace(request_id="")) or b"",
-            tuple([one.limit.requests for one in shown]),
-            Admission(allow, access.client, [(one.scope, one.limit) for one in shown]),
-            self._telemetry.line_of_admissions(access, route.template, record),
+            *(access, route, instance, record, judged, allow, self._telemetry), expiry_ms=expiry_ms
         )
 
     def charged(self, charge: "_Charge", result: Result) -> Reply | None:
         """The answer to what was charged; None: the asker has it, or will have it."""
         prepared = charge.prepared
-        claim, record = prepared.judged.claim, prepared.record
-        if charge.store.admitted(claim, result):
-            now, numbers = result
-            states = numbers[_FIRST_STATE : _FIRST_STATE + 2 * len(prepared.visible)]
-            if not self._is_special(prepared, states, now):
-                access = charge.remembered.access
+        if charge.charging.admitted(prepared.claim, result):
+            now, (_, _, *states) = result
+            if not prepared.is_special(states, now):
+                record, template = prepared.record, prepared.route.template
                 if self._uses is not None:
-                    self._uses.used(record.token, now, access.client, prepared.route.template)
+                    client = charge.remembered.access.client
+                    self._uses.used(record.token, now, client, template)
                 decision_id = self._decision_ids()
-                self._keep_receipt(charge, result, decision_id)
+                if self._receipts is not None:
+                    weight = self._receipts.weight(record.token, template)
+                    if weight:
+                        self._keep_receipt(charge, result, decision_id, weight)
                 seconds = time.perf_counter() - charge.start
-                self._telemetry.admitted(
-                    access.proxy, prepared.line, decision_id, charge.request_id, seconds
-                )
+                prepared.tally.add(seconds)
+                if prepared.line is not None:
+                    self._telemetry.write(prepared.line, decision_id, charge.request_id, seconds)
                 return prepared.admission.reply(decision_id, states, now)
-        charged = charge.store.read(claim, result)
+        charged = charge.charging.read(prepared.claim, result)
         if isinstance(charged, Stale):
             charge.asker.run(self.plain(charge))
             return None
-        return self.finished(
-            charge, conclude(prepared.judged.judgement, charged, prepared.route, record)
-        )
+        return self.finished(charge, prepared.outcome(charged))
 
-    def _keep_receipt(self, charge: "_Charge", result: Result, decision_id: str) -> None:
-        """Keep a receipt, where this admission is to have one."""
+    def _keep_receipt(
+        self, charge: "_Charge", result: Result, decision_id: str, weight: float
+    ) -> None:
+        """Keep the receipt of this admission."""
         prepared, receipts = charge.prepared, self._receipts
-        if receipts is None:
-            return
-        record, route = prepared.record, prepared.route
-        weight = receipts.weight(record.token, route.template)
-        if weight:
-            charged = charge.store.read(prepared.judged.claim, result)
-            assert isinstance(charged, Charged)  # noqa: S101  # it was admitted
-            outcome = conclude(prepared.judged.judgement, charged, route, record)
-            access = _access(charge.remembered, charge.request_id)
-            receipts.keep(
-                Decided(decision_id, access.proxy, access, outcome, "", prepared.instance, weight)
-            )
+        charged = charge.charging.read(prepared.claim, result)
+        assert receipts is not None and isinstance(charged, Charged)  # noqa: S101, PT018
+        access = _access(charge.remembered, charge.request_id)
+        outcome = prepared.outcome(charged)
+        receipts.keep(
+            Decided(decision_id, access.proxy, access, outcome, "", prepared.instance, weight)
+        )
 
     def unavailable(self, charge: "_Charge", error: StoreError) -> Reply:
         """The answer where Redis gives none."""
-        now = charge.store.now()
+        now = charge.charging.now()
         return self.finished(
             charge, conclude_unavailable(error, charge.prepared.route, self._rules, now)
         )
@@ -282,14 +309,6 @@ class WarmPath:
         access = _access(remembered, charge.request_id)
         return self._plain(remembered.endpoint, access, peer, charge.start)
 
-    def _is_special(self, prepared: _Prepared, states: list[int], now: int) -> bool:
-        """Whether more is told of an admission: a counter near its limit, a token that expires."""
-        for i, most in enumerate(prepared.visible):
-            if states[2 * i] * NEAR_LIMIT < most:
-                return True
-        at = prepared.record.expires_at
-        return at is not None and at - now <= self._expiry_ms
-
 
 class _Charge:
     """A request that waits for its charge: a waiter, as the store's calls know it."""
@@ -298,27 +317,26 @@ class _Charge:
         "_done",
         "_path",
         "asker",
+        "charging",
         "prepared",
         "remembered",
         "request_id",
         "start",
-        "store",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0917  # in the path of every request
         self,
         path: WarmPath,
-        store: DecisionStore,
+        charging: Charging,
         remembered: Remembered,
         prepared: _Prepared,
         asker: Asker,
-        *,
         request_id: str | None,
         start: float,
     ) -> None:
         self._path = path
         self._done = False
-        self.store = store
+        self.charging = charging
         self.remembered = remembered
         self.prepared = prepared
         self.request_id = request_id

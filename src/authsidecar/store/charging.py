@@ -60,13 +60,12 @@ class Charging:
         self._repeatable = lru_cache(PACKED)(self._pieces)
         self._slots = lru_cache(PACKED)(_by_slot)
 
-    @property
-    def in_one_call(self) -> bool:
-        """Whether one call charges a claim, so that `begin` may be used."""
-        return not self._clustered
+    def now(self) -> UnixMs:
+        """The time by Redis's clock."""
+        return self._clock.now()
 
     def begin(self, claim: Claim, repeat_key: bytes | None, waiter: Waiter) -> Charged | None:
-        """Charge a claim of an authenticated request without waiting.
+        """Charge a claim of an authenticated request without waiting; not on a cluster.
 
         Args:
             claim: what is to be charged.
@@ -76,12 +75,14 @@ class Charging:
         Returns:
             The answer, if it is known without asking; then the waiter gets nothing.
         """
-        if not claim.counters:
-            repeat_key = None  # nothing is counted
-        if repeat_key is None and (quota := self._standing(claim)) is not None:
-            return Charged(False, (quota,), self._clock.now())
-        assert isinstance(self._calls, ChargeCalls)  # noqa: S101  # `in_one_call`
-        self._calls.enqueue(waiter, self.part(claim, repeat_key, peek=False))
+        if repeat_key is None or not claim.counters:  # nothing is counted: nothing is a repeat
+            if self._refusals.seen and (quota := self._standing(claim)) is not None:
+                return Charged(False, (quota,), self._clock.now())
+            part = self._remembered(claim)
+        else:
+            part = self.part(claim, repeat_key, peek=False)
+        assert isinstance(self._calls, ChargeCalls)  # noqa: S101  # not on a cluster
+        self._calls.enqueue(waiter, part)
         return None
 
     def admitted(self, claim: Claim, result: Result) -> bool:
@@ -90,7 +91,7 @@ class Charging:
         if numbers[0] == _STATUS_STALE or numbers[0] == _STATUS_REFUSED:
             return False
         self._clock.set(now)
-        if self._refusals:
+        if self._refusals.seen:
             self._forget_refusals(claim.counters)
         return True
 
@@ -166,13 +167,13 @@ class Charging:
         return status, quotas, now
 
     def _forget_refusals(self, counters: tuple[Charge, ...]) -> None:
-        if self._refusals:
+        if self._refusals.seen:
             for counter in counters:
                 self._refusals.clear(counter)
 
     def _standing(self, claim: Claim) -> Quota | None:
         """A refusal of one of its counters that stands without asking Redis."""
-        if not self._refusals:
+        if not self._refusals.seen:
             return None
         now = self._clock.now()
         for counter in claim.counters:

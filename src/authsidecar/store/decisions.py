@@ -19,7 +19,7 @@ from authsidecar.decision.model import Credential, Limit, Place, Quota, TokenRec
 from authsidecar.decision.policy import Instance
 from authsidecar.decision.ratelimit.charges import Charge
 from authsidecar.decision.ratelimit.pace import AddressPace
-from authsidecar.store.calls import ChargeCalls, Result, Waiter
+from authsidecar.store.calls import ChargeCalls
 from authsidecar.store.charging import Charging
 from authsidecar.store.clock import RedisClock
 from authsidecar.store.cluster import Cluster
@@ -164,8 +164,14 @@ class DecisionStore:
         self._looked_up("miss" if record is None else "hit")
         return record
 
+    def holds(self, instance: Instance, record: TokenRecord) -> bool:
+        """Whether this process holds exactly these, and neither need be read again yet."""
+        return self._instance.current() is instance and self._records.holds(
+            record, time.monotonic()
+        )
+
     def held(self, credential: Credential) -> TokenRecord | None:
-        """The same; not counted as a look-up, which `begin` is if it is used."""
+        """The same; not counted as a look-up."""
         now = time.monotonic()
         held = self._records.find(credential, now)
         if held is None:
@@ -256,26 +262,9 @@ class DecisionStore:
         return self._charging.charge(claim, repeat_key=repeat_key, peek=peek)
 
     @property
-    def in_one_call(self) -> bool:
-        """Whether one call charges a claim, so that `begin` may be used."""
-        return self._charging.in_one_call
-
-    def begin(self, claim: Claim, repeat_key: bytes | None, waiter: Waiter) -> Charged | None:
-        """Charge a claim of an authenticated request; the waiter gets the result.
-
-        Returns:
-            The answer, if it is known without asking; then the waiter gets nothing.
-        """
-        self._looked_up("hit")
-        return self._charging.begin(claim, repeat_key, waiter)
-
-    def admitted(self, claim: Claim, result: Result) -> bool:
-        """Whether a result admits its claim; if not, `read` says what it is instead."""
-        return self._charging.admitted(claim, result)
-
-    def read(self, claim: Claim, result: Result) -> Charged | Stale:
-        """What a result says of its claim."""
-        return self._charging.read(claim, result)
+    def charging(self) -> Charging | None:
+        """What charges a claim in one call, for who need not wait; None: it takes several."""
+        return None if self._clustered else self._charging
 
     async def charge_and_read(
         self, claim: Claim, others: tuple[Charge, ...]

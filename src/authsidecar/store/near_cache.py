@@ -13,6 +13,9 @@ DUE: Final = (0.7, 0.9)
 that use them: at random, so that those read together are not all read again together."""
 
 
+_NEVER: Final = float("-inf")
+
+
 class Held(NamedTuple):
     """A record and its age.
 
@@ -57,6 +60,14 @@ class NearCache:
         self._held.move_to_end(credential.token_id)
         return held
 
+    def holds(self, record: TokenRecord, now: float) -> bool:
+        """Whether `find` gives this very record, and it need not be read again yet."""
+        held = self._held.get(record.token)
+        if held is None or held.record is not record or now > held.due_at:
+            return False
+        self._held.move_to_end(record.token)
+        return True
+
     def recognises(self, credential: Credential) -> bool:
         """Whether this id and secret were known at some time, however long ago."""
         held = self._held.get(credential.token_id)
@@ -87,7 +98,7 @@ class NearCache:
         """Use this very record no more."""
         held = self._held.get(record.token)
         if held is not None and held.record is record:
-            self._held[record.token] = held._replace(read_at=float("-inf"))
+            self._held[record.token] = held._replace(read_at=_NEVER, due_at=_NEVER)
 
     def clear(self) -> None:
         """Hold nothing."""

@@ -24,7 +24,11 @@ KEYS: Final = 10_000
 
 
 class Refusals:
-    """What Redis refused lately, by counter and its limit: one with another limit is another."""
+    """What Redis refused lately, by counter and its limit: one with another limit is another.
+
+    Attributes:
+        seen: how often, since when, and what was said.
+    """
 
     def __init__(self, keys: int = KEYS) -> None:
         """Nothing is refused.
@@ -33,43 +37,39 @@ class Refusals:
             keys: how many are remembered, above 0.
         """
         self._keys = keys
-        self._seen: OrderedDict[Charge, tuple[int, UnixMs, Quota]] = OrderedDict()
-
-    def __len__(self) -> int:
-        """How many counters are remembered."""
-        return len(self._seen)
+        self.seen: OrderedDict[Charge, tuple[int, UnixMs, Quota]] = OrderedDict()
 
     def note(self, counter: Charge, quota: Quota, now: UnixMs) -> None:
         """Redis has refused this counter just now."""
-        held = self._seen.get(counter)
+        held = self.seen.get(counter)
         if held is None or (held[0] < FLOOD and not 0 <= now - held[1] < RECHECK_MS):
             times, since = 1, now
         elif held[0] < FLOOD:
             times, since = held[0] + 1, held[1]
         else:
             times, since = FLOOD, now  # it was asked about, and still refuses
-        self._seen[counter] = (times, since, quota)
-        self._seen.move_to_end(counter)
-        if len(self._seen) > self._keys:
-            self._seen.popitem(last=False)
+        self.seen[counter] = (times, since, quota)
+        self.seen.move_to_end(counter)
+        if len(self.seen) > self._keys:
+            self.seen.popitem(last=False)
 
     def clear(self, counter: Charge) -> None:
         """Redis has admitted this counter just now."""
-        self._seen.pop(counter, None)
+        self.seen.pop(counter, None)
 
     def standing(self, counter: Charge, now: UnixMs) -> Quota | None:
         """The refusal that stands without asking, or None: ask.
 
         When its time is over, one caller asks for all: it stands for the others meanwhile.
         """
-        held = self._seen.get(counter)
+        held = self.seen.get(counter)
         if held is None or held[0] < FLOOD:
             return None
         _, since, quota = held
         if not since <= now < quota.reset_at:
-            del self._seen[counter]
+            del self.seen[counter]
             return None
         if now >= since + RECHECK_MS:
-            self._seen[counter] = (FLOOD, now, quota)
+            self.seen[counter] = (FLOOD, now, quota)
             return None
         return quota

@@ -31,7 +31,7 @@ class Redis(ChargeCalls):
 
     async def _evaluate(self, batch: list[Any]) -> list[Any]:
         await asyncio.sleep(self._answer_s())
-        return [(0, [])] * len(batch)
+        return [0, *[[]] * len(batch)]
 
 
 async def asked(redis: Redis, number: int) -> list[Any]:

@@ -59,7 +59,7 @@ def test_an_admission_ends_it() -> None:
     assert refusals.standing(KEY, UnixMs(RECHECK_MS)) is None
     refusals.clear(KEY)
     assert refusals.standing(KEY, UnixMs(RECHECK_MS)) is None
-    assert len(refusals) == 0
+    assert not refusals.seen
 
 
 def test_a_refusal_never_stands_at_the_instant_that_its_window_opens() -> None:

@@ -163,17 +163,18 @@ class Admission:
 
         Args:
             decision_id: names the decision.
-            states: of each counter what is left of it, and when it resets.
+            states: of each counter what is left of it, and when it resets; what follows is of
+                counters that nothing is told of.
             now: Redis's clock.
         """
         if self._limit:
-            remaining, reset_at = states
+            remaining, reset_at = states[0], states[1]
             quota = (
                 f"{self._limit}{remaining}{self._policy}{remaining}"
                 f";t={_seconds(reset_at - now)}\r\n"
             )
         else:
-            pairs = zip(self._counters, states[::2], states[1::2], strict=True)
+            pairs = zip(self._counters, states[::2], states[1::2], strict=False)
             quota = _quota([Quota(*known, left, UnixMs(at)) for known, left, at in pairs], now)
         return Reply(200, f"{self._before}{decision_id}\r\n{quota}{NO_STORE}")
 
