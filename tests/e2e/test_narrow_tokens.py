@@ -15,6 +15,7 @@ from authsidecar.decision.model import Place, Proxy, ResourceKind, TeamId
 from authsidecar.decision.restrictions import parse
 from authsidecar.demo.backend import Seen
 from authsidecar.demo.laravel import body_fields, inputs, parameters
+from authsidecar.doctor.running import Examination, examine
 from authsidecar.serving.shown_body import SHOWING
 from authsidecar.store.keys import Keys, owner_bucket
 from authsidecar.store.records import write_place
@@ -138,6 +139,13 @@ async def test_a_body_that_is_shown_may_say_what_the_path_says(showing: Lab, pro
     assert showing.seen[-1].body == unread
 
 
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_the_doctor_knows_that_bodies_are_shown(showing: Lab, proxy: Proxy) -> None:
+    """What is set is what the proxy does: nothing fails."""
+    report = await examine(showing.client, Keys(), Examination(proxy, showing.proxies[proxy].url))
+    assert [(finding.probe.name, finding.reason) for finding in report.failed] == []
+
+
 # ------------------------------------------------------------------------------- the fuzz
 
 KEYS = (
@@ -224,6 +232,8 @@ def probe(dice: random.Random, *, bodies: bool) -> tuple[str, str, list[str], by
 
 def faults(seen: Seen) -> Iterator[str]:
     """What a request that has reached Coolify would touch beside the one application."""
+    if seen.routed is not None and seen.routed.method != seen.method:
+        yield f"ran {seen.routed.method}"
     if seen.routed is None or seen.routed.template is None:
         return
     headers = {name.lower(): value for name, value in seen.headers.items()}

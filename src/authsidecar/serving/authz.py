@@ -184,7 +184,7 @@ class AuthzServer:
         if self._memo is not None:
             self._memo.clear()
         if self._witness is not None:
-            self._witness.report(report_only)
+            self._witness.report(report_only, forwarded=rules.forwarded_bodies)
 
     def connections(
         self, limits: ConnectionLimits = DEFAULT_LIMITS, server: Server = "fast"
