@@ -31,6 +31,7 @@ CUT_OFF: Final = "the proxy has not shown the whole body"
 _JSON: Final = re.compile(rb"(?i)[a-z0-9!#$&^_.-]+/(?:[a-z0-9!#$&^_.-]+\+)?json")
 _FORM: Final = re.compile(rb"(?i)application/x-www-form-urlencoded")
 _CHARSET: Final = re.compile(rb'(?i)[ \t]*;[ \t]*charset="?utf-?8"?[ \t]*\Z')
+_LONGEST_TYPE: Final = 100
 _FORM_KEY: Final = re.compile(r"([A-Za-z0-9_-]+)((?:\[[A-Za-z0-9_-]*\])*)")
 
 
@@ -78,7 +79,8 @@ def _read(content_types: list[bytes], data: bytes) -> Body:
         raise _FaultError("there is more than one Content-Type")
     if len(data) > LONGEST:
         raise _FaultError(TOO_LONG)
-    kind = _CHARSET.sub(b"", content_types[0])
+    kind = content_types[0] if len(content_types[0]) <= _LONGEST_TYPE else b""
+    kind = _CHARSET.sub(b"", kind)
     if _JSON.fullmatch(kind):
         said = _json(_text(data))
     elif _FORM.fullmatch(kind):

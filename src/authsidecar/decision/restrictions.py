@@ -129,7 +129,8 @@ def outside(restriction: Restriction, route: Route, names: Names, places: Places
         places: what is known of that.
     """
     what = naming(route.template)
-    if not restriction.to_resources or not (what.judged or (what.creates and names.held)):
+    creates = what.creates and route.method == "POST"
+    if not restriction.to_resources or not (what.judged or (creates and names.held)):
         return None
     if (hidden := _hidden(restriction, route, names)) is not None:
         return hidden

@@ -39,6 +39,7 @@ FAULTS = [
     ("multipart/form-data; boundary=/json", b"{}", "neither plain JSON nor"),
     (f"{FORM}; x=+json", b"{}", "neither plain JSON nor"),
     ("a/b, application/json", b"{}", "neither plain JSON nor"),
+    (JSON + " " * 30_000 + "x", b"{}", "neither plain JSON nor"),
     (f"{JSON}; charset=utf-16", b"{}", "neither plain JSON nor"),
     (JSON, b'{"a": 1, "a": 1}', "key twice"),
     (JSON, b'{"x": {"a": 1, "\\u0061": 2}}', "key twice"),
