@@ -14,16 +14,20 @@ import pytest_asyncio
 from authsidecar.decision.model import Place, Proxy, ResourceKind, TeamId
 from authsidecar.decision.restrictions import parse
 from authsidecar.demo.backend import Seen
-from authsidecar.demo.laravel import inputs, parameters
+from authsidecar.demo.laravel import body_fields, inputs, parameters
+from authsidecar.doctor.running import Examination, examine
+from authsidecar.serving.shown_body import SHOWING
 from authsidecar.store.keys import Keys, owner_bucket
 from authsidecar.store.records import write_place
 from tests.e2e.scenarios import PROXIES
 from tests.support import seed
-from tests.support.lab import Lab
+from tests.support.lab import Lab, laboratory
+from tests.support.sidecar import SidecarProcess, start_sidecar
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 TOKEN = 61
+OTHER_TOKEN = 62
 MINE, PROD = "app1", ("p1", "e1", "prod")
 PLACES = {
     "app1": Place(TeamId(0), ResourceKind.APPLICATION, *PROD),
@@ -39,12 +43,31 @@ OTHERS = ("app2", "svc2", "e2", "srv2", "dep2", "p1", "nobodys")
 
 
 @pytest_asyncio.fixture(loop_scope="session", scope="module")
+async def showing(
+    narrow: Lab, lab_sidecar: SidecarProcess, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Lab]:
+    """The same with other proxies, of which Traefik and Envoy show bodies to another sidecar."""
+    settings = {
+        name.removeprefix("AUTHSIDECAR_"): text
+        for name, text in lab_sidecar.environ.items()
+        if name.startswith("AUTHSIDECAR_LIMITS__")
+    }
+    settings["RESTRICTIONS__BODY"] = "forwarded"
+    sidecar = start_sidecar(tmp_path_factory.mktemp("showing"), narrow.redis.url, **settings)
+    directory = tmp_path_factory.mktemp("proxies")
+    async with laboratory(narrow.redis, sidecar, directory, show_bodies=True) as lab:
+        yield lab
+    sidecar.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="session", scope="module")
 async def narrow(shared_lab: Lab) -> AsyncIterator[Lab]:
     """The laboratory with a token that may read, write and deploy `app1` alone."""
     await shared_lab.reset()
     registry = seed.registry(shared_lab.client)
     held = ("read", "write", "deploy")
-    await registry.put_tokens([seed.token(TOKEN, user=1, team=0, permissions=held)])
+    tokens = [seed.token(one, user=1, team=0, permissions=held) for one in (TOKEN, OTHER_TOKEN)]
+    await registry.put_tokens(tokens)
     await registry.set_restriction("token", TOKEN, parse({"resources": [MINE]}))
     names = {key: Keys().owners(owner_bucket(key)) for key in PLACES}
     for key, place in PLACES.items():
@@ -77,6 +100,52 @@ async def test_it_does_its_work_and_nothing_else(narrow: Lab, proxy: Proxy) -> N
             assert "without a body" in answer.json["detail"]
 
 
+LONG = b'{"name": "%s"}' % (b"x" * 70_000)
+LONGER = b'{"name": "%s"}' % (b"x" * 200_000)
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_a_body_that_is_shown_may_say_what_the_path_says(showing: Lab, proxy: Proxy) -> None:
+    """Through Traefik and Envoy; where none is shown, each is refused; what is cut off, too."""
+    json, form = "application/json", "application/x-www-form-urlencoded"
+    shows = proxy in SHOWING
+    for method, target, kind, body, status, why in (
+        ("PATCH", "/api/v1/applications/app1", json, b'{"name": "x", "uuid": "app1"}', 200, ""),
+        ("PATCH", "/api/v1/applications/app1", form, b"name=x&u%75id=app1", 200, ""),
+        ("POST", "/api/v1/deploy", json, b'{"uuid": "app1"}', 200, ""),
+        ("GET", "/api/v1/applications/app1", json, b'{"lines": 5}', 200, ""),
+        ("POST", "/api/v1/deploy", json, b'{"uuid": "app1,app2"}', 404, ""),
+        ("PATCH", "/api/v1/applications/app1", json, b'{"uuid": "app2"}', 403, "the path's"),
+        ("GET", "/api/v1/applications/app1", json, b'{"uuid": "app2"}', 403, "the path's"),
+        ("POST", "/api/v1/applications/app1/move", json, b'{"environment_uuid": "e2"}', 404, ""),
+        ("POST", "/api/v1/applications/app1/restart", form, b"_method=DELETE", 403, "_method"),
+        ("PATCH", "/api/v1/applications/app1", json, b'{"uuid": "app1"', 403, "no JSON"),
+        ("PATCH", "/api/v1/applications/app1", json, LONG, 403, "body"),
+        ("PATCH", "/api/v1/applications/app1", json, LONGER, 403, "body"),
+        ("PATCH", "/api/v1/applications/app1", json, b"", 403, "no body is shown"),
+        ("POST", "/api/v1/deploy", "multipart/form-data; boundary=b", b"--b--", 403, "form"),
+    ):
+        line = f"Content-Type: {kind}"
+        answer = await showing.ask(proxy, method, target, line, token=TOKEN, body=body)
+        assert answer.status == (status if shows else 403), (method, target, body[:80], answer.body)
+        if answer.status == 403:
+            assert (why if shows else "without a body") in answer.json["detail"]
+    unread = b"x" * 300_000  # another token's body is neither kept nor held to anything
+    line = "Content-Type: application/json"
+    answer = await showing.ask(
+        proxy, "POST", "/api/v1/deploy", line, token=OTHER_TOKEN, body=unread
+    )
+    assert answer.status == 200
+    assert showing.seen[-1].body == unread
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_the_doctor_knows_that_bodies_are_shown(showing: Lab, proxy: Proxy) -> None:
+    """What is set is what the proxy does: nothing fails."""
+    report = await examine(showing.client, Keys(), Examination(proxy, showing.proxies[proxy].url))
+    assert [(finding.probe.name, finding.reason) for finding in report.failed] == []
+
+
 # ------------------------------------------------------------------------------- the fuzz
 
 KEYS = (
@@ -104,16 +173,41 @@ PATHS = (
 SAID = (*OTHERS, *[MINE] * 6, "app1,app2", "app1%2Capp2", "%61pp2", "app2%20", "")
 
 
-def written(kind: str, key: str, value: str) -> str:
-    """A body of this type that names something."""
+ODD = (
+    *['{{"{}": "{}"}}'] * 8,
+    *(
+        '[{{"{}": "{}"}}]',
+        '{{"a": {{"{}": "{}"}}}}',
+        '{{"{}": ["{}"]}}',
+        '{{"{}": null, "a": "{}"}}',
+    ),
+    *('\ufeff{{"{}": "{}"}}', '{{"{}": "{}"}} x', '{{"uuid": "app1", "{}": "{}"}}', "{}={}"),
+    *('{{"{}": "{}", "uuid": "app1"}}', '{{"{}": "{}", "_method": "delete"}}', '"{}{}"'),
+)
+
+
+def written(dice: random.Random, kind: str) -> str:
+    """A body of this type, or not quite, that names something."""
+    key, value = dice.choice((*KEYS, "_method", *["name"] * 8)), dice.choice((*SAID, *[MINE] * 8))
     if "multipart" in kind.lower():
         head = f'Content-Disposition: form-data; name="{key}"'
         return f"--b\r\n{head}\r\n\r\n{value}\r\n--b--\r\n"
-    return f"{key}={value}" if "form" in kind else f'{{"{key}": "{value}"}}'
+    if "form" in kind:
+        spelled = dice.choice(SPELLINGS).replace("{}", key).replace("%75uuid", "%75uid")
+        return dice.choice(["{}={}", "uuid=app1&{}={}", "name=x&{}={}"]).format(spelled, value)
+    return dice.choice(ODD).format(key, value)
 
 
-def probe(dice: random.Random) -> tuple[str, str, list[str], bytes]:
-    """A request: method, target, header lines and body."""
+ADMITTED = (
+    *(("PATCH", "/api/v1/applications/app1"), ("POST", "/api/v1/applications/app1/restart")),
+    *(("POST", "/api/v1/deploy"), ("POST", "/api/v1/applications/app1/move")),
+    *(("GET", "/api/v1/applications/app1"), ("POST", "/api/v1/applications/app1/envs")),
+)
+"""What is inside without a body."""
+
+
+def probe(dice: random.Random, *, bodies: bool) -> tuple[str, str, list[str], bytes]:
+    """A request: method, target, header lines and body; `bodies`: in most, nothing else is odd."""
     path = dice.choice(PATHS).format(
         dice.choice([*[MINE] * 12, "%61pp1", "dep1", *OTHERS, "app1%20", "APP1", "app1%2Fx"])
     )
@@ -122,19 +216,24 @@ def probe(dice: random.Random) -> tuple[str, str, list[str], bytes]:
         key = dice.choice(SPELLINGS).replace("{}", dice.choice(KEYS)).replace("%75uuid", "%75uid")
         pairs.append(f"{key}={dice.choice(SAID)}")
     query = dice.choice("&&&;").join(pairs)
+    method = dice.choice(["GET", "GET", "POST", "POST", "PATCH", "DELETE", "HEAD", "PUT"])
     lines, body = [], b""
-    if dice.random() < 0.4:
+    if bodies and dice.random() < 0.7:
+        method, path = dice.choice(ADMITTED)
+        query = query if dice.random() < 0.2 else ""
+    if dice.random() < (0.9 if bodies else 0.4):
         kind = dice.choice(TYPES)
         name = dice.choice(["Content-Type", "content-type", "CONTENT-TYPE"])
         if dice.random() < 0.8:
             lines.append(f"{name}: {kind}")
-        body = written(kind, dice.choice(KEYS), dice.choice(OTHERS)).encode()
-    method = dice.choice(["GET", "GET", "POST", "POST", "PATCH", "DELETE", "HEAD", "PUT"])
+        body = written(dice, kind).encode()
     return method, f"{path}?{query}" if query else path, lines, body
 
 
 def faults(seen: Seen) -> Iterator[str]:
     """What a request that has reached Coolify would touch beside the one application."""
+    if seen.routed is not None and seen.routed.method != seen.method:
+        yield f"ran {seen.routed.method}"
     if seen.routed is None or seen.routed.template is None:
         return
     headers = {name.lower(): value for name, value in seen.headers.items()}
@@ -155,31 +254,47 @@ def faults(seen: Seen) -> Iterator[str]:
         yield f"{template} with {elsewhere}"
 
 
-async def fuzz(lab: Lab, proxy: Proxy, requests: int, first: int) -> int:
-    """Send that many; how many have reached the backend, none of which did what it must not."""
-    reached = 0
+async def fuzz(
+    lab: Lab, proxy: Proxy, requests: int, first: int, *, bodies: bool
+) -> tuple[int, int]:
+    """Send that many; how many have reached the backend, none of which did what it must not.
+
+    The second number is of those with a body that Laravel reads.
+    """
+    reached = read = 0
     for number in range(first, first + requests):
-        method, target, lines, body = probe(random.Random(number))
+        method, target, lines, body = probe(random.Random(number), bodies=bodies)
         lab.seen.clear()
         with suppress(ConnectionError):  # a refusal too
             await lab.ask(proxy, method, target, *lines, token=TOKEN, body=body)
         for seen in lab.seen:
             reached += 1
+            read += bool(body_fields(seen.headers.get("Content-Type", ""), seen.body))
             wrong = list(faults(seen))
             assert not wrong, (str(proxy), number, method, target, lines, body, wrong)
-    return reached
+    return reached, read
+
+
+async def fuzz_both(narrow: Lab, showing: Lab, proxy: Proxy, requests: int, first: int) -> None:
+    """Five parts where no body is shown, three where Traefik and Envoy show them."""
+    hidden, read = await fuzz(narrow, proxy, 5 * requests, first, bodies=False)
+    assert hidden > requests // 5
+    assert not read
+    shown, read = await fuzz(showing, proxy, 3 * requests, first + 10_000, bodies=True)
+    assert shown > requests // 20
+    assert (read > requests // 20) is (proxy in SHOWING)
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
-async def test_no_request_reaches_another_resource(narrow: Lab, proxy: Proxy) -> None:
-    """Paths, queries in every spelling, bodies with every Content-Type."""
-    reached = await fuzz(narrow, proxy, 200, 0)
-    assert reached > 8
+async def test_no_request_reaches_another_resource(narrow: Lab, showing: Lab, proxy: Proxy) -> None:
+    """Paths, queries in every spelling, bodies with every Content-Type, shown ones among them."""
+    await fuzz_both(narrow, showing, proxy, 40, 0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("proxy", PROXIES)
-async def test_no_request_of_thousands_reaches_another_resource(narrow: Lab, proxy: Proxy) -> None:
-    """The same, 20,000 over the five proxies."""
-    reached = await fuzz(narrow, proxy, 4000, 1_000_000)
-    assert reached > 100
+async def test_no_request_of_thousands_reaches_another_resource(
+    narrow: Lab, showing: Lab, proxy: Proxy
+) -> None:
+    """The same, 20,000 over the five proxies; of those, 7,500 where bodies may be shown."""
+    await fuzz_both(narrow, showing, proxy, 500, 1_000_000)

@@ -5,14 +5,18 @@ query in a way that the sidecar is not sure of, it refuses: then only "none wide
 """
 
 import random
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 
 import pytest
 
+from authsidecar.decision import bodies
 from authsidecar.decision.authorize import Charged, Claim, Rules, authorize
+from authsidecar.decision.bodies import Body
 from authsidecar.decision.model import (
     AccessRequest,
     Allow,
@@ -28,6 +32,7 @@ from authsidecar.decision.model import (
 from authsidecar.decision.policy import Instance, Policy
 from authsidecar.decision.restrictions import parse
 from authsidecar.decision.routes import Guard, Route, coolify
+from authsidecar.decision.routes.naming import naming
 from authsidecar.decision.routes.table import is_parameter
 from authsidecar.demo.laravel import form_fields
 from tests.support.cases import NOW, OPEN, record
@@ -301,15 +306,24 @@ def queried(
     return f"{spelled(dice, key)}={value}", False
 
 
+CREATION = re.compile(r"/api/v1/(?:applications|databases)/[a-z-]+|/api/v1/services")
+
+
+async def shown(form: str) -> Body:
+    """A form's body, as a proxy shows it."""
+    return bodies.read([b"application/x-www-form-urlencoded"], form.encode())
+
+
 @pytest.mark.parametrize("line", LINES)
 async def test_what_is_admitted_is_what_the_model_admits(line: str) -> None:
     """Never wider; and where there is one reading, exactly as wide."""
     table = coolify(line)
     routes = [r for r in table if r.guard in {Guard.ORDINARY, Guard.MCP} and r.method != "HEAD"]
     likely = [r for r in routes if "{" in r.template or "deploy" in r.template]
-    rules = Rules(Policy(table), {})
-    decisions = admitted = 0
+    decisions = admitted = with_body = 0
     for seed in range(TREES):
+        forwarded = bool(seed % 2)
+        rules = Rules(Policy(table), {}, forwarded_bodies=forwarded)
         dice = random.Random(f"{line} {seed}")
         world = grown(dice)
         given: dict[str, Any] = {}
@@ -322,6 +336,10 @@ async def test_what_is_admitted_is_what_the_model_admits(line: str) -> None:
             path, said = filled(dice, world, route)
             query, plain = queried(dice, world, route, said)
             body = dice.random() < 0.1
+            form, read_body = "", None
+            if forwarded and dice.random() < 0.2:
+                (form, _), body, plain = queried(dice, world, route, said), True, False
+                read_body = partial(shown, form)
             found = table.find(route.method, path)
             if found is not route:  # another row is meant by such a path
                 continue
@@ -334,18 +352,24 @@ async def test_what_is_admitted_is_what_the_model_admits(line: str) -> None:
                 Credential(TokenId(67), world.held.digest),
                 body=body,
             )
-            outcome = await authorize(asked, rules, world)  # type: ignore[arg-type]
-            read = {**said, **{k: v for k, v in form_fields(query).items() if k in said}}
+            outcome = await authorize(asked, rules, world, read_body)  # type: ignore[arg-type]
+            given_input = {**form_fields(query), **form_fields(form)}
+            read = {**said, **{k: v for k, v in given_input.items() if k in said}}
             if route.template == "/api/v1/deploy":
-                read = form_fields(query)
-            expected = model(world, given, route, read, body=body)
+                read = given_input
+            hidden = body and read_body is None
+            expected = model(world, given, route, read, body=hidden)
+            if forwarded and CREATION.fullmatch(route.template) and route.method == "POST":
+                expected = False  # nothing here names where something is made
             is_admitted = isinstance(outcome.verdict, Allow)
-            case = (line, seed, route.method, path, query, given, body, outcome.verdict)
+            case = (line, seed, route.method, path, query, form, given, body, outcome.verdict)
             assert expected or not is_admitted, case
             assert is_admitted or not (expected and plain), case
             if isinstance(outcome.verdict, Deny):
                 assert outcome.verdict.reason.status in {403, 404}, case
             decisions += 1
             admitted += is_admitted
+            with_body += is_admitted and read_body is not None and naming(route.template).judged
     assert decisions > 6_700
     assert admitted > decisions / 10
+    assert with_body > 30

@@ -165,6 +165,7 @@ async def laboratory(
     *,
     authz: str | None = None,
     proxies: Iterable[Proxy] | None = None,
+    show_bodies: bool = False,
 ) -> AsyncIterator[Lab]:
     """Boot backend and proxies in front of a sidecar that runs; end them afterwards.
 
@@ -174,6 +175,7 @@ async def laboratory(
         directory: where files and logs go.
         authz: `host:port` that the proxies ask in place of the sidecar's own.
         proxies: which of them; all that this machine has.
+        show_bodies: whether they show the sidecar bodies, where they can.
     """
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(Redis.from_url(redis.url))
@@ -189,6 +191,7 @@ async def laboratory(
                 authz=authz or f"127.0.0.1:{sidecar.port}",
                 backend=backend.address,
                 directory=place,
+                show_bodies=show_bodies,
             )
             stack.push_async_callback(running[proxy].stop)
         lab = Lab(redis, client, sidecar, backend, running)

@@ -20,6 +20,7 @@ from authsidecar.decision.authorize import (
     Stale,
     StoreError,
     authorize,
+    names_of,
 )
 from authsidecar.decision.checks import CHECKS, NOT_TEAM_MEMBER
 from authsidecar.decision.model import (
@@ -48,7 +49,7 @@ from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER, read
 from authsidecar.decision.proxies.headers import FORWARDED_FOR, Fields
 from authsidecar.decision.proxies.target import AMBIGUOUS_TARGET
 from authsidecar.decision.ratelimit.charges import USES
-from authsidecar.decision.resources import Names, Places, named
+from authsidecar.decision.resources import Names, Places
 from authsidecar.decision.routes import Guard, Route
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.registry import Registry
@@ -350,7 +351,7 @@ def _with_token(
     names: Names | None = None
     narrowed = any(one.to_resources for one in proven.restrictions.values())
     if narrowed or rules.policy.team_isolation:
-        names = named(route, access.path, access.target)._replace(body=access.body)
+        names = names_of(route, access, rules)
     places = peeking.places_seen
     case = Case(rules.policy, access.client, route, instance, proven, names, places, now)
     for check in CHECKS:

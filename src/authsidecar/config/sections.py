@@ -334,6 +334,17 @@ class Coolify(Section):
         return value
 
 
+class Restrictions(Section):
+    """Tokens that are restricted to projects, environments or resources."""
+
+    body: Literal["refused", "forwarded"] = Field(
+        default="refused",
+        description="What becomes of their requests with a body that Coolify reads as input: "
+        "`refused` (403), or `forwarded`: looked at where the proxy shows it (Traefik's "
+        "`forwardBody`, Envoy's `with_request_body`), up to 64 KiB, and refused elsewhere.",
+    )
+
+
 class Api(Section):
     """The API switch."""
 
@@ -574,6 +585,7 @@ class Settings(BaseSettings):
         "gain no right to ask.",
     )
     coolify: Coolify = Coolify()
+    restrictions: Restrictions = Restrictions()
     api: Api = Api()
     limits: Limits = Limits()
     enforcement: Literal["enforce", "report"] = Field(

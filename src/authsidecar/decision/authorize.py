@@ -3,11 +3,12 @@
 Pure but for the Store it is handed; everything that can be slow or broken is behind that.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
+from authsidecar.decision.bodies import Body
 from authsidecar.decision.checks import judge
 from authsidecar.decision.model import (
     AccessRequest,
@@ -33,7 +34,7 @@ from authsidecar.decision.policy import (
 )
 from authsidecar.decision.ratelimit import charges
 from authsidecar.decision.ratelimit.charges import Charge
-from authsidecar.decision.resources import MOST_NAMED, Names, Places, named
+from authsidecar.decision.resources import MOST_NAMED, Names, Places, named, with_body
 from authsidecar.decision.restrictions import TOKEN_RESTRICTED, depends_on_time, refusal_now
 from authsidecar.decision.routes import Route
 from authsidecar.times import UnixMs
@@ -147,12 +148,19 @@ class Rules:
         limits: by scope; a scope that is absent is not counted.
         ipv6_prefix: IPv6 clients are counted by network of this length.
         public_without_store: public routes pass while Redis is unavailable.
+        forwarded_bodies: whether the proxy shows bodies, to be looked at for a token that is
+            restricted to resources.
     """
 
     policy: Policy
     limits: Mapping[str, Limit]
     ipv6_prefix: int = 64
     public_without_store: bool = False
+    forwarded_bodies: bool = False
+
+
+ReadBody = Callable[[], Awaitable[Body]]
+"""Waits for a body that a proxy shows, and tells what it says, each time the same; never raises."""
 
 
 class Outcome(NamedTuple):
@@ -191,7 +199,7 @@ def judge_held(
     if judged.case is None:
         return None
     if judged.to_resources:
-        names = _names(judged.case, request)
+        names = names_of(route, request, rules)
         places = held_places(names.keys[:MOST_NAMED])
         return None if places is None else _located(judged, names, places, request, rules, now=now)
     if rules.policy.team_isolation and named(route, request.path, request.target).keys:
@@ -215,8 +223,18 @@ def holds(judged: "Judged", now: UnixMs) -> bool:
     )
 
 
-async def authorize(request: AccessRequest, rules: Rules, store: Store) -> Outcome:
-    """Decide one readable request. Never raises for anything that the client or Redis did."""
+async def authorize(
+    request: AccessRequest, rules: Rules, store: Store, read_body: ReadBody | None = None
+) -> Outcome:
+    """Decide one readable request. Never raises for anything that the client or Redis did.
+
+    Args:
+        request: the client's.
+        rules: what decisions depend on.
+        store: where state and counters are.
+        read_body: gives the body, where the proxy shows it; only asked of a token that is
+            restricted to resources.
+    """
     found = find_route(rules.policy, request)
     try:
         if isinstance(found, Judgement):
@@ -231,7 +249,7 @@ async def authorize(request: AccessRequest, rules: Rules, store: Store) -> Outco
                     return refuse_look_up(store.now(), found)
             judged = _judged(request, rules, found, instance, record, now=store.now())
             if judged.paid or judged.to_resources:
-                judged = await _looked_up(judged, request, rules, store, fresh=last)
+                judged = await _looked_up(judged, request, rules, store, read_body, fresh=last)
             claim = Claim(judged.claim.counters) if last else judged.claim
             charged = await store.charge(claim, repeat_key=repeat_key(request))
             if isinstance(charged, Stale):
@@ -335,7 +353,13 @@ def _rejudged_at(now: UnixMs, judged: Judged, request: AccessRequest, rules: Rul
 
 
 async def _looked_up(
-    judged: Judged, request: AccessRequest, rules: Rules, store: Store, *, fresh: bool
+    judged: Judged,
+    request: AccessRequest,
+    rules: Rules,
+    store: Store,
+    read_body: ReadBody | None,
+    *,
+    fresh: bool,
 ) -> Judged:
     """The same when what the request names was looked at, as far as that matters yet."""
     if not judged.to_resources:
@@ -344,7 +368,8 @@ async def _looked_up(
         # What only an admitted request pays for must not be charged before this is known.
         return _rejudged(judged, await _isolated(judged, request, store), request, rules)
     assert judged.case is not None  # noqa: S101  # there is a restriction
-    names = _names(judged.case, request)
+    body = None if read_body is None else await read_body()
+    names = names_of(judged.case.route, request, rules, body)
     keys = names.keys[:MOST_NAMED]
     places = None if fresh else store.held_places(keys)
     if places is None:
@@ -352,10 +377,22 @@ async def _looked_up(
     return _located(judged, names, places, request, rules, now=store.now())
 
 
-def _names(case: Case, request: AccessRequest) -> Names:
-    """What a request names, and whether a body may name more."""
-    names = named(case.route, request.path, request.target)
-    return names._replace(body=True) if request.body else names
+def names_of(route: Route, request: AccessRequest, rules: Rules, body: Body | None = None) -> Names:
+    """What a request names, and whether a body may name more.
+
+    Args:
+        route: that serves it.
+        request: the client's.
+        rules: what decisions depend on.
+        body: what the body says that the proxy shows, or None: it shows none.
+    """
+    names = named(route, request.path, request.target)
+    if body is not None:
+        names = with_body(names, route, request.path, body)
+    if request.body or rules.forwarded_bodies:
+        hidden = request.body and body is None
+        return names._replace(body=hidden, held=rules.forwarded_bodies)
+    return names
 
 
 def _located(
@@ -369,7 +406,9 @@ def _located(
 ) -> Judged:
     """The same when it is known where the resources lie that are named."""
     there = tuple([places[key] for key in names.keys[:MOST_NAMED]])
-    settled = _settled_there(rules, judged, names, there)
+    seen = request.body and names.held and not names.body  # nothing of it outlives its request
+    settle = _settled_there.__wrapped__ if seen else _settled_there
+    settled = settle(rules, judged, names, there)
     return _rejudged_at(now, settled, request, rules) if settled.timed else settled
 
 

@@ -2,7 +2,8 @@
 
 The path is not the whole truth: Coolify's controllers look into the input first, so a key of the
 query or of a body replaces the path's parameter of the same name, and `deploy` takes its targets
-from there. What PHP would make of a query is read here; a body can't be seen.
+from there. What PHP would make of a query is read here, and what a body names that a proxy shows;
+any other body can't be seen.
 """
 
 import re
@@ -11,6 +12,7 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
+from authsidecar.decision.bodies import Body
 from authsidecar.decision.model import Place, ResourceKind
 from authsidecar.decision.routes import Route
 from authsidecar.decision.routes.naming import DEPLOYABLE, Naming, naming
@@ -40,13 +42,21 @@ _MEMOISED: Final = 256
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_-]{1,255}")
 """Text that no step of PHP or Laravel (trimming, nulling, converting) makes another of."""
 
+_NAME: Final = re.compile(r"\S(?:[^\x00-\x1f\x7f]*\S)?")
+"""Text of one line without blanks around it: a name that is no uuid."""
+
 # Keys of Coolify's input that name a resource: uuids, ids, and what may be named by its name.
 _NAMES_ONE: Final = re.compile(
     r"(?i)uuid|(?:\A|[^a-z])ids?\Z|project|environment|server|destination|tag|github_app|gitlab_app"
 )
 
-_HARMLESS: Final = frozenset({"docker_tag", "pull_request_id"})
-"""Keys that look like such a name and are none: of an image, and of what is deployed."""
+_HARMLESS: Final = frozenset(
+    {"docker_tag", "docker_registry_image_tag", "pull_request_id", "use_build_server"}
+)
+"""Keys that look like such a name and are none: of an image, of what is deployed, a yes or no."""
+
+_METHOD: Final = "_method"
+"""The key by which Laravel runs another method than the request's."""
 
 
 class Named(NamedTuple):
@@ -83,17 +93,21 @@ class Names(NamedTuple):
         resources: by its path, outermost first, or what it deploys.
         others: what a key of its query names in place of the path; for some spellings it is not
             sure that PHP reads them so.
+        more: what keys of its body name beside those; none of it is ever told.
         tags: that it deploys.
-        unclear: why the query may name something else, or None.
+        unclear: why the query or the body may name something else, or None.
         body: whether a body, which can't be seen, may name something else.
+        held: whether what a creation names is looked at, since bodies are shown.
         keys: by what all of it is found.
     """
 
     resources: tuple[Named, ...] = ()
     others: tuple[Named, ...] = ()
+    more: tuple[Named, ...] = ()
     tags: tuple[str, ...] = ()
     unclear: str | None = None
     body: bool = False
+    held: bool = False
     keys: tuple[str, ...] = ()
 
 
@@ -124,6 +138,82 @@ def named(route: Route, path: str, target: bytes) -> Names:
     if len(target) <= _MEMOISED and len(path) <= _MEMOISED:
         return _remembered(route.template, path, target)
     return _named(route.template, path, target)
+
+
+def with_body(names: Names, route: Route, path: str, body: Body) -> Names:
+    """What a request names by its path, its query and its body.
+
+    Which of them Laravel takes does not matter: each must name what is admitted.
+
+    Args:
+        names: by its path and its query.
+        route: that serves it.
+        path: canonical and decoded.
+        body: what it says.
+    """
+    what = naming(route.template)
+    said = _of_path(what, path)
+    pairs = dict(body.pairs)
+    more: list[Named] = []
+    tags = list(names.tags)
+    unclear = names.unclear or body.fault
+    for key, value in pairs.items():
+        if key not in said:
+            if what.deploys and key == "tag":
+                tags += _listed(value)
+            elif what.deploys and key == "uuid":
+                more += [Named(DEPLOYABLE, text) for text in _listed(value)]
+            elif key in what.body:
+                more += _of_key(what.body[key], value, pairs.get("project_uuid"))
+        unclear = unclear or _fault(what, said, key, value)
+    if _may_name(body.inner - _HARMLESS):
+        unclear = unclear or "a key inside the body may name another resource"
+    around = {one.project for one in more if one.project}  # of an environment that says its own
+    found = tuple(
+        one
+        for one in dict.fromkeys(more)
+        if one not in names.resources
+        and not (ResourceKind.PROJECT in one.kinds and one.text in around)
+    )
+    keys = dict.fromkeys((*names.keys, *(key for one in found for key in one.keys)))
+    return names._replace(
+        more=found, tags=tuple(dict.fromkeys(tags)), unclear=unclear, keys=tuple(keys)
+    )
+
+
+def _fault(what: Naming, said: Mapping[str, str], key: str, value: object) -> str | None:
+    """Why a key of a body may name something that it can't be told to name, or None."""
+    if key == _METHOD:
+        return "the body has a _method, which makes the request another one"
+    if key in said:
+        same = value == said[key] and _PLAIN.fullmatch(said[key])
+        return None if same else f"the body's {key} stands for the path's and says something else"
+    if what.deploys and key in {"uuid", "tag"}:
+        proper = _PLAIN.fullmatch if key == "uuid" else _NAME.fullmatch
+        listed = _listed(value)
+        if value is None or (listed and all(map(proper, listed))):
+            return None
+        return f"the body's {key} is no list with commas between"
+    if kinds := what.body.get(key):
+        proper = _NAME.fullmatch if kinds == {ResourceKind.ENVIRONMENT} else _PLAIN.fullmatch
+        if value is None or (isinstance(value, str) and _is_name(value) and proper(value)):
+            return None
+        return f"the body's {key} is no name"
+    if key in what.body or key in _HARMLESS or not _may_name((key,)):
+        return None
+    return "a key of the body may name another resource"
+
+
+def _listed(value: object) -> list[str]:
+    return value.split(",") if isinstance(value, str) else []
+
+
+def _of_key(kinds: frozenset[ResourceKind], value: object, project: object) -> list[Named]:
+    """What a key of a body names; an environment is looked for in the project that is named."""
+    if not kinds or not isinstance(value, str):
+        return []
+    within = isinstance(project, str) and kinds == {ResourceKind.ENVIRONMENT}
+    return [Named(kinds, value, str(project) if within else None)]
 
 
 def _named(template: str, path: str, target: bytes) -> Names:
@@ -188,9 +278,13 @@ def _replaced(
 
 def _doubt(key: "_Key") -> str | None:
     """Why a key may name something that nothing else names, or None."""
-    if key.names <= _HARMLESS or not any(map(_NAMES_ONE.search, key.names)):
+    if key.names <= _HARMLESS or not _may_name(key.names):
         return None
     return "a key of the query may name another resource"
+
+
+def _may_name(keys: Iterable[str]) -> bool:
+    return any(map(_NAMES_ONE.search, keys))
 
 
 _remembered = lru_cache(maxsize=4096)(_named)

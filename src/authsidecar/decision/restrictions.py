@@ -129,7 +129,8 @@ def outside(restriction: Restriction, route: Route, names: Names, places: Places
         places: what is known of that.
     """
     what = naming(route.template)
-    if not restriction.to_resources or not what.judged:
+    creates = what.creates and route.method == "POST"
+    if not restriction.to_resources or not (what.judged or (creates and names.held)):
         return None
     if (hidden := _hidden(restriction, route, names)) is not None:
         return hidden
@@ -144,6 +145,17 @@ def outside(restriction: Restriction, route: Route, names: Names, places: Places
             project = ResourceKind.PROJECT in outer.kinds
             if outer.text != (place.project if project else place.within):
                 return Refused(f"knows {one.text} elsewhere than in {outer.text}", one.noun)
+    return _outside_by_body(restriction, names, places)
+
+
+def _outside_by_body(restriction: Restriction, names: Names, places: Places) -> Refused | None:
+    """Why what a body names is not all known to lie inside; nothing that it says is told."""
+    for one in names.more:
+        place = found(one, places)
+        if place is None:
+            return Refused(f"does not know the {one.noun} that the body names")
+        if not _inside(restriction, one, place):
+            return Refused(f"has not the {one.noun} that the body names within it", one.noun)
     return None
 
 
@@ -153,7 +165,7 @@ def _hidden(restriction: Restriction, route: Route, names: Names) -> Refused | N
         return Refused("does not admit a body that can't be seen", advice=HIDDEN_BODY)
     if names.unclear is not None:
         return Refused(f"can't tell what is named: {names.unclear}", advice=f"{names.unclear}.")
-    if not names.resources and not names.tags:
+    if not names.resources and not names.more and not names.tags:
         return Refused(f"can't tell what {route.method} {route.template} touches: no uuid is given")
     if len(names.keys) > MOST_NAMED:
         return Refused(f"admits {MOST_NAMED} resources at once")

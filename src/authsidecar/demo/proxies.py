@@ -31,6 +31,9 @@ READY_SECONDS: Final = 15.0
 STOP_SECONDS: Final = 5.0
 """How long a proxy may take to end before it is killed."""
 
+BODIES_MARK: Final = "#bodies# "
+"""Before the lines of a deploy file that show bodies to the sidecar."""
+
 _TLS_BLOCK: Final = re.compile(
     r"^\s*# --- TLS\n.*?^\s*# --- end of TLS\n", re.DOTALL | re.MULTILINE
 )
@@ -274,18 +277,27 @@ def render(text: str, literals: Mapping[str, str]) -> str:
     return text
 
 
-def write_files(proxy: Proxy, places: Places) -> None:
+def write_files(proxy: Proxy, places: Places, *, show_bodies: bool = False) -> None:
     """Render all deploy files of the proxy into `places.directory`.
+
+    Args:
+        proxy: one of RECIPES.
+        places: what stands in the place of the files' literals.
+        show_bodies: take in the lines that show bodies to the sidecar, where there are any.
 
     Raises:
         LookupError: see `render`.
     """
     for name, literals in RECIPES[proxy].files(places).items():
         text = (deploy_dir() / proxy.value / name).read_text(encoding="utf-8")
+        if show_bodies:
+            text = text.replace(BODIES_MARK, "")
         (places.directory / name).write_text(render(text, literals), encoding="utf-8")
 
 
-async def start_proxy(proxy: Proxy, *, authz: str, backend: str, directory: Path) -> RunningProxy:
+async def start_proxy(
+    proxy: Proxy, *, authz: str, backend: str, directory: Path, show_bodies: bool = False
+) -> RunningProxy:
     """Boot the proxy from its deploy files on a free port; it answers when this returns.
 
     Args:
@@ -293,13 +305,14 @@ async def start_proxy(proxy: Proxy, *, authz: str, backend: str, directory: Path
         authz: the sidecar, `host:port`.
         backend: what is guarded, `host:port`.
         directory: an existing directory of its own, absolute, for files and the log.
+        show_bodies: see `write_files`.
 
     Raises:
         ProxyUnavailableError: not installed, ended at once, or silent for READY_SECONDS.
     """
     binary = find_binary(proxy)
     places = Places(f"127.0.0.1:{free_port()}", authz, backend, directory)
-    write_files(proxy, places)
+    write_files(proxy, places, show_bodies=show_bodies)
     log_file = directory / f"{proxy.value}.log"
     with log_file.open("wb") as log:
         process = await asyncio.create_subprocess_exec(

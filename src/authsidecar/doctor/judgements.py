@@ -202,11 +202,16 @@ def ambiguous(o: Observation) -> str | None:
 
 
 def bodyless(o: Observation) -> str | None:
-    """A POST with a body is asked about without it, and answered."""
+    """A POST with a body is asked about without it, unless it is to be shown, and answered."""
     if (fault := asked(o)) is not None:
         return fault
-    if any(s.body for s in o.seen):
+    if any(s.body and not s.forwarded for s in o.seen):
         return "the body, or its length, is sent to the sidecar"
+    if any(s.forwarded and not s.body for s in o.seen):
+        return (
+            "restrictions.body is forwarded, and the sidecar is shown no body: take in the lines "
+            "marked #bodies# of the deploy file"
+        )
     return "no answer: the sidecar is made to wait for a body" if o.answer is None else None
 
 

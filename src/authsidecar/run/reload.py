@@ -18,6 +18,7 @@ CHANGEABLE: Final[Mapping[str, tuple[str, ...]]] = {
     "trusted_hops": (),
     "coolify": (),
     "limits": (),
+    "restrictions": (),
     "enforcement": (),
     "log": ("level", "decisions"),
     "mail": ("expiry_header_hours",),

@@ -63,4 +63,5 @@ def rules(settings: Settings, text: str | None = None) -> Rules:
         limits=settings.limits.as_limits(),
         ipv6_prefix=settings.limits.ipv6_prefix,
         public_without_store=settings.redis.public_without_redis,
+        forwarded_bodies=settings.restrictions.body == "forwarded",
     )

@@ -337,7 +337,11 @@ def _authz_server(
         expiry_ms=terms.expiry_ms,
         memo_entries=settings.listen.memo_entries,
         witness=Witness(
-            client, keys, budget_ms=settings.redis.budget_ms, log=log, report_only=report_only
+            *(client, keys),
+            budget_ms=settings.redis.budget_ms,
+            log=log,
+            report_only=report_only,
+            forwarded=terms.rules.forwarded_bodies,
         ),
         switch=partial(_switch, client, keys),
     )

@@ -43,8 +43,10 @@ async def respond(request: web.BaseRequest, answer: Answer, fail: Fail) -> web.R
     A subrequest has no body and no upgrade: after either, the connection ends.
     """
     peer = "?" if request.transport is None else peer_of(request.transport)
+    body = request.body_exists
     asked = Subrequest(
-        request.method, request.raw_path, request.raw_headers, request.body_exists, peer
+        *(request.method, request.raw_path, request.raw_headers, body, peer),
+        content=request.content if body else None,
     )
     try:
         reply = await answer(asked)

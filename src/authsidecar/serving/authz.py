@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
 
 from authsidecar.decision.addresses import Networks, parse_address
-from authsidecar.decision.authorize import Outcome, Rules, StoreError, authorize
+from authsidecar.decision.authorize import Outcome, ReadBody, Rules, StoreError, authorize
 from authsidecar.decision.model import AccessRequest, Allow, Credential, Deny, Kind, Proxy, Reason
 from authsidecar.decision.policy import METHOD_NOT_ALLOWED, STORE_UNAVAILABLE
 from authsidecar.decision.proxies.endpoints import WHOAMI, Endpoint, find, guess
@@ -32,6 +32,7 @@ from authsidecar.serving.doctor_probe import offered
 from authsidecar.serving.encoding import DecisionIds
 from authsidecar.serving.memo import ENTRIES, Look, Memo, Remembered
 from authsidecar.serving.servers import ListenerConnections, Server
+from authsidecar.serving.shown_body import SHOWING, BodyReader
 from authsidecar.serving.subrequest import (
     RequestTimeoutError,
     Subrequest,
@@ -159,10 +160,12 @@ class AuthzServer:
         self._expiry_ms = expiry_ms
         self._peers.clear()
         self._warm.apply(rules, expiry_ms)
+        if self._quick is not None:
+            self._quick.shows_bodies = rules.forwarded_bodies
         if self._memo is not None:
             self._memo.clear()
         if self._witness is not None:
-            self._witness.report(report_only)
+            self._witness.report(report_only, forwarded=rules.forwarded_bodies)
 
     def connections(
         self, limits: ConnectionLimits = DEFAULT_LIMITS, server: Server = "fast"
@@ -188,6 +191,7 @@ class AuthzServer:
         )
         if server == "fast":
             self._quick = connections
+            self._quick.shows_bodies = self._rules.forwarded_bodies
         return connections
 
     def application(self) -> web.Application:
@@ -215,12 +219,19 @@ class AuthzServer:
             if _is_plain(access, endpoint):
                 if asked.look is not None:
                     self._learn(asked, asked.look, endpoint, fields, access)
-                outcome = await authorize(access, self._rules, self._store)
+                body = self._body(asked, proxy, fields) if access.body else None
+                outcome = await authorize(access, self._rules, self._store, body)
             else:
                 outcome = await self._authorize(endpoint, asked, fields, access)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # unclear means refused
             outcome = Outcome(self._defect(error), self._store.now())
         return self._finish(endpoint, access, outcome, asked.peer, start)
+
+    def _body(self, asked: Subrequest, proxy: Proxy, fields: Fields) -> ReadBody | None:
+        """What reads the body, where the operator says that this proxy shows it."""
+        if not self._rules.forwarded_bodies or proxy not in SHOWING:
+            return None
+        return BodyReader(asked, proxy, fields.content_type)
 
     def _recall_of_trusted(
         self, remembered: Remembered, request_id: str | None, asker: Asker

@@ -2,8 +2,9 @@
 
 aiohttp's own connection runs every request in a task that another task waits for, which costs
 more than all the rest of a check. Here an answer is written in the very tick in which its request
-arrives, or in which what it waits for is there. A subrequest has no body and no upgrade: after
-either, the connection ends, so that what was sent can never be read as the next request.
+arrives, or in which what it waits for is there. A subrequest has no body that is read, but where
+the operator says so, and no upgrade: after either, the connection ends, so that what was sent can
+never be read as the next request.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from authsidecar.serving.connection_limits import ConnectionLimits, Room
 from authsidecar.serving.encoding import encoded
 from authsidecar.serving.lingering_close import Lingerers, Lingering
 from authsidecar.serving.memo import Look, Memo, Remembered
+from authsidecar.serving.shown_body import ShownBody
 from authsidecar.serving.subrequest import (
     MAX_FIELD_BYTES,
     MAX_HEADERS,
@@ -66,7 +68,11 @@ _DEFAULTS: Final = ConnectionLimits()
 
 
 class Connections:
-    """All connections of a listener; called for each new one."""
+    """All connections of a listener; called for each new one.
+
+    Attributes:
+        shows_bodies: whether a body is kept, up to a bound, until its request is answered.
+    """
 
     def __init__(
         self,
@@ -106,6 +112,7 @@ class Connections:
         self.silent: TimeLimits[QuickConnection] = TimeLimits(limits.first_byte_s, self._silent)
         self.arriving: TimeLimits[QuickConnection] = TimeLimits(limits.request_s, self._late)
         self.draining = False
+        self.shows_bodies = False
         self._dropped = dropped
         self._lingerers = Lingerers(limits.body_bytes, self.lost)
         self._open: set[QuickConnection | Lingering] = set()
@@ -185,6 +192,10 @@ class Connections:
             one.time_out()
 
 
+_Arrived = tuple[RawRequestMessage, bool, Look | None]
+"""A request, whether it has a body, and what is known of its bytes."""
+
+
 class QuickConnection(BaseProtocol):
     """Answers requests one after the other, in the order in which they came."""
 
@@ -192,6 +203,7 @@ class QuickConnection(BaseProtocol):
         "_active_at",
         "_answering",
         "_begun",
+        "_body",
         "_connections",
         "_ending",
         "_head",
@@ -213,9 +225,8 @@ class QuickConnection(BaseProtocol):
         """
         super().__init__(loop)
         self._connections = connections
-        self._requests: deque[tuple[RawRequestMessage, bool, Look | None] | HttpProcessingError] = (
-            deque()
-        )
+        self._requests: deque[_Arrived | HttpProcessingError] = deque()
+        self._body: ShownBody | None = None
         self._answering: RawRequestMessage | Remembered | None = None
         self._ending = False
         self._active_at = 0.0
@@ -267,6 +278,9 @@ class QuickConnection(BaseProtocol):
         self._idle_timer.cancel()
         self._requests.clear()
         self._unparsed = b""
+        if self._body is not None:
+            self._body.end()
+            self._body = None
         self._parser = None
 
     def eof_received(self) -> None:
@@ -327,8 +341,10 @@ class QuickConnection(BaseProtocol):
             data, self._unparsed = self._unparsed[:SHARE_BYTES], self._unparsed[SHARE_BYTES:]
             self._parse(data)
         if self._ending and self._unparsed:
-            # Thrown away; its peer must be able to read the answer all the same.
+            # Thrown away, if it is no body; its peer must be able to read the answer all the same.
             self._linger = True
+            if self._body is not None:
+                self._body.feed(self._unparsed)
             self._unparsed = b""
 
     def _parse(self, data: bytes, look: Look | None = None) -> None:
@@ -455,6 +471,8 @@ class QuickConnection(BaseProtocol):
             if body or message.should_close:
                 self._ending = True
                 self._linger = body
+                if body and self._connections.shows_bodies:
+                    self._body = ShownBody(self._parser, payload)
                 return
 
     def _go_on(self) -> None:
@@ -470,8 +488,11 @@ class QuickConnection(BaseProtocol):
             message, body, look = request
             self._answering = message
             method, target, headers = message.method, message.path, message.raw_headers
+            content = self._body.content if body and self._body is not None else None
             self.run(
-                self._connections.answer(Subrequest(method, target, headers, body, self.peer, look))
+                self._connections.answer(
+                    Subrequest(method, target, headers, body, self.peer, look, content)
+                )
             )
         if requests or self._unparsed:  # whoever sends faster than it reads must wait
             if not self._buffer_paused:

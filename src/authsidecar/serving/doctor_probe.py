@@ -101,6 +101,7 @@ class Sighting:
         shown: the values of those that describe the request.
         body: whether a body was announced.
         report_only: whether what is refused passes all the same (`enforcement: report`).
+        forwarded: whether the operator says that this proxy shows bodies.
     """
 
     probe: str
@@ -113,6 +114,7 @@ class Sighting:
     shown: Headers
     body: bool
     report_only: bool = False
+    forwarded: bool = False
 
     def values(self, name: str) -> list[str]:
         """All values of a shown header."""

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple
 
+from aiohttp import StreamReader
 from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
 
 from authsidecar.decision.proxies.replies import Reply
@@ -38,6 +39,7 @@ class Subrequest(NamedTuple):
         body: whether one was declared.
         peer: the caller's address; empty for a unix socket, "?" for one that is gone already.
         look: what was known of its bytes; None: they are not to be remembered.
+        content: the body as it comes, if there is one that may be read; else it is thrown away.
     """
 
     method: str
@@ -46,6 +48,7 @@ class Subrequest(NamedTuple):
     body: bool
     peer: str
     look: Look | None = None
+    content: StreamReader | None = None
 
 
 Answer = Callable[[Subrequest], Coroutine[Any, Any, Reply]]

@@ -7,6 +7,7 @@ has no route, and nothing else: everywhere else the request is decided as if the
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 from redis.exceptions import RedisError
@@ -28,6 +29,7 @@ from authsidecar.serving.doctor_probe import (
     headers_seen,
     identity,
 )
+from authsidecar.serving.shown_body import SHOWING
 from authsidecar.serving.subrequest import Subrequest
 from authsidecar.store.keys import Keys
 from authsidecar.times import UnixMs
@@ -57,7 +59,14 @@ class Witness:
     """Answers probes; one instance serves a process."""
 
     def __init__(
-        self, client: Any, keys: Keys, *, budget_ms: int, log: Log, report_only: bool = False
+        self,
+        client: Any,
+        keys: Keys,
+        *,
+        budget_ms: int,
+        log: Log,
+        report_only: bool = False,
+        forwarded: bool = False,
     ) -> None:
         """Nothing is sent yet.
 
@@ -67,18 +76,21 @@ class Witness:
             budget_ms: how long Redis may take, in milliseconds.
             log: told of every probe that is let through or refused on request.
             report_only: what is refused passes all the same; the doctor is told so.
+            forwarded: the operator says that bodies are shown; the doctor is told so.
         """
         self._client = client
         self._keys = keys
         self._budget_s = budget_ms / 1000
         self._log = log
         self._report_only = report_only
+        self._forwarded = forwarded
         self._pace = AddressPace()
         self._known: set[str] = set()
 
-    def report(self, report_only: bool) -> None:
-        """Say from now on whether what is refused passes all the same."""
+    def report(self, report_only: bool, *, forwarded: bool) -> None:
+        """Say from now on whether what is refused passes, and whether bodies should be shown."""
         self._report_only = report_only
+        self._forwarded = forwarded
 
     async def outcome(
         self,
@@ -101,7 +113,9 @@ class Witness:
             return None
         line = endpoint.line(asked.method, asked.target)
         line = line or (b", ".join(fields.method), b", ".join(fields.uri))
-        seen = _seen(offer, asked, access, endpoint.proxy, line, report_only=self._report_only)
+        seen = _seen(offer, asked, access, endpoint.proxy, line)
+        forwarded = self._forwarded and seen.proxy in SHOWING
+        seen = replace(seen, report_only=self._report_only, forwarded=forwarded)
         if not await self._taken_down(offer, seen):
             return None
         if isinstance(access, Deny) or not offer.alone or access.path != PATH:
@@ -141,8 +155,6 @@ def _seen(
     access: AccessRequest | Deny,
     proxy: Proxy,
     line: RequestLine,
-    *,
-    report_only: bool,
 ) -> Sighting:
     method, target = line
     names, shown = headers_seen(asked.headers)
@@ -161,7 +173,6 @@ def _seen(
         names=names,
         shown=shown,
         body=asked.body,
-        report_only=report_only,
     )
 
 

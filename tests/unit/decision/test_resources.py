@@ -82,6 +82,31 @@ def test_only_deploy_names_by_its_query() -> None:
     assert [t for t in TEMPLATES if naming(t).deploys] == ["/api/v1/deploy"]
 
 
+def test_the_data_has_the_bodies_that_name_where_something_is_put() -> None:
+    """Every creation in the tree, every move, clone and migration of every release line."""
+    tree = {f"/api/v1/{noun}" for noun in ("applications", "databases", "services")}
+    puts = {"move", "clone", "migrate"}
+    for _, route in ROWS:
+        template = route.template
+        above, _, last = template.rpartition("/")
+        creates = route.method == "POST" and (above in tree or template == "/api/v1/services")
+        body = naming(template).body
+        if creates and not is_parameter(last) and template != "/api/v1/deploy":
+            assert {"project_uuid", "environment_name", "server_uuid"} <= body.keys(), template
+            assert naming(template).creates, template
+        elif last in puts:
+            assert body, template
+    for template in rows():
+        what = naming(template)
+        names = {one.name for one in what.parameters}
+        assert not names & what.body.keys(), template
+        assert what.creates or all(what.body.values()), template
+    assert naming("/api/v1/services/{uuid}/storages").body["resource_uuid"] == {
+        ResourceKind.SERVICE_APPLICATION,
+        ResourceKind.SERVICE_DATABASE,
+    }
+
+
 def test_a_template_that_nobody_knows_is_only_guessed() -> None:
     """An operator's own row: team isolation judges it as before, a restriction refuses it."""
     what = naming("/api/v1/servers/{server}/reboot/{how}")

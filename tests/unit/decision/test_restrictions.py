@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from authsidecar.decision.bodies import read as read_body
 from authsidecar.decision.checks import judge
 from authsidecar.decision.model import (
     DAMAGED,
@@ -19,7 +20,7 @@ from authsidecar.decision.model import (
     TeamId,
 )
 from authsidecar.decision.policy import Case, Judgement
-from authsidecar.decision.resources import named
+from authsidecar.decision.resources import named, with_body
 from authsidecar.decision.restrictions import (
     RestrictionError,
     as_mapping,
@@ -472,6 +473,31 @@ def test_a_named_creation_may_have_a_body() -> None:
     """Whoever names it accepts what can't be seen."""
     given = {"projects": ["p"], "routes": ["POST /api/v1/applications/public"]}
     assert answer(given, "POST", "/api/v1/applications/public", body=True) == "allow"
+
+
+def test_a_named_creation_is_held_to_its_body_where_bodies_are_shown() -> None:
+    """What it names must lie inside; a list under the same template names nothing."""
+    services = "/api/v1/services"
+    given = {"projects": ["p"], "routes": [f"* {services}"]}
+
+    def ask(method: str, said: str | None) -> str:
+        route = coolify("4.3").find(method, services)
+        assert route is not None
+        names = named(route, services, services.encode())._replace(held=True, body=said is None)
+        if said is not None:
+            names = with_body(
+                names, route, services, read_body([b"application/json"], said.encode())
+            )
+        one = record("root", restrictions={"token": parse(given)})
+        case = Case(POLICY, request().client, route, OPEN, one, names, TREE)
+        return code(Judgement(judge(case).verdict, None))
+
+    assert ask("POST", '{"project_uuid": "p", "environment_name": "prod"}') == "allow"
+    assert ask("POST", '{"project_uuid": "p", "environment_name": "no"}') == "token_restricted"
+    assert ask("POST", '{"project_uuid": "p", "server_uuid": "srv"}') == "resource_not_found"
+    assert ask("POST", '{"name": "x"}') == "token_restricted"
+    assert ask("POST", None) == "token_restricted"
+    assert ask("GET", '{"name": "x"}') == "allow"
 
 
 def test_each_restriction_must_admit_what_is_named() -> None:

@@ -1,18 +1,21 @@
-"""What a route names: by which parameters of its path, and by which keys of its query.
+"""What a route names: by parameters of its path, by keys of its query, and by keys of a body.
 
 The data is `resources.tsv`, a row for each template of every shipped release line. A parameter of
-kind `-` lies within what stands before it, where Coolify looks for it, or is the team's.
+kind `-` lies within what stands before it, where Coolify looks for it, or is the team's. A key of
+a body names what must lie inside a restriction, or with `-` what is the team's; one that is not
+there, and looks as if it named something, is refused.
 """
 
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from authsidecar.decision.model import ResourceKind
 from authsidecar.decision.routes.table import is_parameter
 
-COLUMNS: Final = ("path", "parameters", "query")
+COLUMNS: Final = ("path", "parameters", "query", "body")
 
 WITHIN: Final = "-"
 """The kind of a parameter that names nothing by itself."""
@@ -51,18 +54,25 @@ class Naming(NamedTuple):
 
     Attributes:
         parameters: of the path, in order.
-        deploys: whether the query's `uuid` and `tag` name what is to be deployed.
+        deploys: whether the input's `uuid` and `tag` name what is to be deployed.
+        body: the kinds of what keys of a body name; of what is the team's, none.
         known: False for a template that the data does not have: the kinds are a guess.
     """
 
     parameters: tuple[Parameter, ...] = ()
     deploys: bool = False
+    body: Mapping[str, frozenset[ResourceKind]] = MappingProxyType({})
     known: bool = True
 
     @property
     def judged(self) -> bool:
         """Whether it is known what is named, and there is anything that the sync follows."""
         return self.known and (self.deploys or any(one.kind is not None for one in self.parameters))
+
+    @property
+    def creates(self) -> bool:
+        """Whether its path names nothing, and a body says where in the tree something is made."""
+        return bool(self.body) and not self.judged
 
 
 @cache
@@ -76,7 +86,13 @@ def naming(template: str) -> Naming:
         Parameter(at, name, None if kinds[name] == WITHIN else ResourceKind(kinds[name]))
         for at, name in _parameters(template)
     )
-    return Naming(found, deploys=row["query"] != WITHIN)
+    body = dict(part.split("=") for part in row["body"].split(" ") if part != WITHIN)
+    named = {key: _kinds(text) for key, text in body.items()}
+    return Naming(found, deploys=row["query"] != WITHIN, body=MappingProxyType(named))
+
+
+def _kinds(text: str) -> frozenset[ResourceKind]:
+    return frozenset(map(ResourceKind, text.split(","))) if text != WITHIN else frozenset()
 
 
 @cache
