@@ -30,6 +30,7 @@ from authsidecar.decision.proxies.endpoints import Endpoint
 from authsidecar.decision.proxies.replies import Admission, Reply
 from authsidecar.decision.ratelimit.charges import USES
 from authsidecar.decision.routes import Route
+from authsidecar.decision.usage import Used, used
 from authsidecar.observe.decision_line import DecisionLine
 from authsidecar.observe.metrics import NEAR_LIMIT, Telemetry
 from authsidecar.observe.receipts import Decided
@@ -83,6 +84,7 @@ class _Prepared(NamedTuple):
         visible: the requests that each counter admits that is told of.
         admission: renders the answer.
         line: renders the log line; None: it gets none.
+        use: what it uses.
     """
 
     instance: Instance
@@ -94,6 +96,7 @@ class _Prepared(NamedTuple):
     visible: tuple[int, ...]
     admission: Admission
     line: DecisionLine | None
+    use: Used
 
 
 class WarmPath:
@@ -219,6 +222,7 @@ class WarmPath:
             tuple([one.limit.requests for one in shown]),
             Admission(allow, access.client, [(one.scope, one.limit) for one in shown]),
             self._telemetry.line_of_admissions(access, route.template, record),
+            used(access.method, route.template, access.path, access.target, body=access.body),
         )
 
     def charged(self, charge: "_Charge", result: Result) -> Reply | None:
@@ -231,7 +235,8 @@ class WarmPath:
             if not self._is_special(prepared, states, now):
                 access = charge.remembered.access
                 if self._uses is not None:
-                    self._uses.used(record.token, now, access.client, prepared.route.template)
+                    template = prepared.route.template
+                    self._uses.used(record.token, now, access.client, template, prepared.use)
                 decision_id = self._decision_ids()
                 self._keep_receipt(charge, result, decision_id)
                 seconds = time.perf_counter() - charge.start

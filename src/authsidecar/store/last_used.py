@@ -15,9 +15,11 @@ from typing import Any, Final
 from redis import exceptions
 
 from authsidecar.decision.model import Address, TokenId
+from authsidecar.decision.usage import Used
 from authsidecar.observe.background import Background
 from authsidecar.observe.log import Log
 from authsidecar.store.keys import Keys
+from authsidecar.store.usage import UsageNotes
 from authsidecar.times import UnixMs
 
 EVERY_S: Final = 3.0
@@ -79,9 +81,22 @@ class LastUses:
         self._keys = keys
         self._kept = kept
         self._latest: dict[TokenId, tuple[UnixMs, Address, str]] = {}
+        self._notes = UsageNotes(client, keys)
 
-    def used(self, token: TokenId, at: UnixMs, client: Address, route: str) -> None:
-        """Remember a use; costs no trip."""
+    def used(
+        self, token: TokenId, at: UnixMs, client: Address, route: str, use: Used | None = None
+    ) -> None:
+        """Remember a use; costs no trip.
+
+        Args:
+            token: that was used.
+            at: when, by Redis's clock.
+            client: the address that was judged.
+            route: the route's template.
+            use: what was used, of a request that was admitted.
+        """
+        if use is not None:
+            self._notes.note(token, at, use)
         latest = self._latest
         if len(latest) >= self._kept and token not in latest:
             del latest[next(iter(latest))]
@@ -93,6 +108,10 @@ class LastUses:
         Raises:
             RedisError, OSError: Redis is away.
         """
+        await self._write_latest()
+        await self._notes.write()
+
+    async def _write_latest(self) -> None:
         while self._latest:
             batch = dict(islice(self._latest.items(), BATCH))
             async with self._client.pipeline(transaction=False) as pipe:
