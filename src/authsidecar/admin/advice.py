@@ -287,6 +287,8 @@ def _to_resources(
         return None, f"{unread[0]} can't be read"
     # What the restriction that is there refuses was used before it was.
     asked = [one for _, one in read if one and outside(before, *one, places) is None]
+    if not asked:
+        return None, None
     narrower = replace(
         new,
         projects=frozenset(),
