@@ -26,6 +26,7 @@ from authsidecar.store.usage import (
     Usage,
     read,
     usage_of,
+    usage_since,
 )
 from authsidecar.times import UnixMs
 from tests.support import seed
@@ -80,6 +81,10 @@ async def test_days_are_counted_and_not_requests(world: Registry, redis_client: 
     after = await redis_client.info("commandstats")
     assert after["cmdstat_set"]["calls"] == before["cmdstat_set"]["calls"]
     assert await kept(redis_client, TWO) == Usage()
+    await redis_client.delete(KEYS.usage_since)
+    note(second, 104, "GET /api/v1/teams")
+    await second.write()
+    assert await usage_since(redis_client, KEYS), "it is said anew each day"
 
 
 async def test_no_token_has_more_than_its_room(world: Registry, redis_client: Redis) -> None:
@@ -136,7 +141,7 @@ async def test_it_goes_with_its_token(world: Registry, redis_client: Redis) -> N
         note(uses, 200, DEPLOY, token=token)
     await uses.write()
     ends = await redis_client.pexpiretime(KEYS.token(TWO))
-    assert await redis_client.pexpiretime(KEYS.usage(TWO)) == ends > 0
+    assert await redis_client.pexpiretime(KEYS.usage(TWO)) == pytest.approx(ends, abs=1000)
     await world.remove_token(ONE)
     note(uses, 201, DEPLOY)
     await uses.write()

@@ -41,9 +41,6 @@ from authsidecar.store.registry import Registry
 from authsidecar.store.usage import DAY_MS, Days, Usage, usage_of, usage_since
 from authsidecar.times import UnixMs
 
-WINDOW_DAYS: Final = 90
-"""Days back that are looked at, unless said otherwise."""
-
 _OPTIONS: Final = {
     "permissions": "permission",
     "routes": "route",
@@ -138,7 +135,7 @@ def advise(
     *,
     known_since: UnixMs,
     now: UnixMs,
-    days: int = WINDOW_DAYS,
+    days: int,
 ) -> TokenAdvice:
     """What a token could be narrowed to.
 
@@ -183,7 +180,7 @@ async def advise_on(
     table: RouteTable,
     tokens: Iterable[Token],
     *,
-    days: int = WINDOW_DAYS,
+    days: int,
 ) -> list[TokenAdvice]:
     """What these tokens could be narrowed to.
 

@@ -89,8 +89,8 @@ for i = 4, #ARGV do note(ARGV[i]) end
 local text = {}
 for i, line in ipairs(lines) do text[i] = table.concat(line, ' ') .. '\n' end
 redis.call('SET', KEYS[2], table.concat(text))
-local ends = redis.call('PEXPIRETIME', KEYS[1])
-if ends > 0 then redis.call('PEXPIREAT', KEYS[2], ends) end
+local left = redis.call('PTTL', KEYS[1])
+if left > 0 then redis.call('PEXPIRE', KEYS[2], left) end
 """
 
 _LINE: Final = re.compile(r"(\d{1,9}) (\d{1,9}) (\d{1,9}) (.+)")
@@ -127,9 +127,6 @@ class Usage:
     unsure: Mapping[str, Days] = field(default_factory=dict)
 
 
-UNUSED: Final = Usage()
-
-
 class UsageNotes:
     """What one process has noted, and has still to write."""
 
@@ -161,6 +158,7 @@ class UsageNotes:
         self._day = at // DAY_MS
         self._ends = UnixMs((self._day + 1) * DAY_MS)
         self._noted, self._count = {}, 0
+        self._begun = False  # once more a day, since Redis may have lost it
 
     def _add(self, token: TokenId, use: Used) -> None:
         if self._count >= NOTED:
@@ -211,42 +209,37 @@ class UsageNotes:
         self, batch: list[tuple[TokenId, int]]
     ) -> dict[tuple[TokenId, int], dict[str, str]]:
         """What is to be written of each, by what was noted: a deployment is its application's."""
-        wanted = {
-            text: uuid
-            for one in batch
-            for text in self._waiting[one]
-            if (uuid := deployment(text)) is not None
-        }
-        places = await self._places(list(dict.fromkeys(wanted.values())))
+        named = [deployment(text) for one in batch for text in self._waiting[one]]
+        places = await self._places(list(dict.fromkeys(uuid for uuid in named if uuid)))
         settled: dict[tuple[TokenId, int], dict[str, str]] = {}
         for one in batch:
             texts = {}
             for text, tries in self._waiting[one].items():
-                if text in wanted and (known := places[wanted[text]]) is None:
-                    if tries < TRIES:
-                        self._waiting[one][text] = tries + 1
-                        continue
-                    texts[text] = UNKNOWN
+                uuid = deployment(text)
+                if uuid is None:
+                    texts[text] = text
+                elif (known := places.get(uuid)) is not None:
+                    texts[text] = application(known)
+                elif tries < TRIES:
+                    self._waiting[one][text] = tries + 1
                 else:
-                    texts[text] = application(known) if text in wanted else text  # type: ignore[arg-type]
+                    texts[text] = UNKNOWN
             if texts:
                 settled[one] = texts
         return settled
 
-    async def _places(self, deployments: list[str]) -> dict[str, str | None]:
-        """The application of each of these deployments, or None: it is not known."""
+    async def _places(self, deployments: list[str]) -> dict[str, str]:
+        """The application of each of these deployments, of those that are known."""
         if not deployments:
             return {}
         async with self._client.pipeline(transaction=False) as pipe:
             for uuid in deployments:
                 pipe.hget(self._keys.owners(owner_bucket(uuid)), uuid)
             rows = await pipe.execute()
-        places = dict(zip(deployments, map(records.place, rows), strict=True))
         return {
-            uuid: place.within or None
-            if place is not None and place.kind is ResourceKind.DEPLOYMENT
-            else None
-            for uuid, place in places.items()
+            uuid: place.within
+            for uuid, place in zip(deployments, map(records.place, rows), strict=True)
+            if place is not None and place.kind is ResourceKind.DEPLOYMENT and place.within
         }
 
 
