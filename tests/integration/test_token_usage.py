@@ -3,7 +3,6 @@
 import asyncio
 import random
 import shlex
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,6 @@ from tests.support.seed import bearer
 from tests.support.sidecar import start_sidecar
 
 ONE, TWO = TokenId(1), TokenId(2)
-HOME = ip_address("192.0.2.9")
 KEYS = Keys()
 DEPLOY = "POST /api/v1/deploy"
 IN_P = ("p1", "e1", "prod")
@@ -56,7 +54,7 @@ def noting(client: Redis) -> LastUses:
 
 
 def note(uses: LastUses, day: int, route: str, *names: str, token: TokenId = ONE) -> None:
-    uses.used(token, UnixMs(day * DAY_MS + 5), HOME, route, Used(route, names))
+    uses.note(token, UnixMs(day * DAY_MS + 5), Used(route, names))
 
 
 async def kept(client: Redis, token: TokenId = ONE) -> Usage:

@@ -27,8 +27,8 @@ async def test_uses_and_warnings_work_on_a_cluster(tmp_path):
             uses = LastUses(client, Keys())
             client_ip = ip_address("192.0.2.1")
             for number in numbers:
-                at, use = UnixMs(1000 + number), Used("GET /api/v1/teams")
-                uses.used(number, at, client_ip, "/api/v1/teams", use)
+                uses.used(number, UnixMs(1000 + number), client_ip, "/api/v1/teams")
+                uses.note(number, UnixMs(1000 + number), Used("GET /api/v1/teams"))
             await uses.write()
             assert set(await usage_of(client, Keys(), numbers)) == set(numbers)
             found = await last_use(client, Keys(), numbers)

@@ -110,7 +110,7 @@ async def test_what_is_proposed_refuses_no_request_of_that_month(
                         assert route is not None
                         use = used(one.method, route.template, one.path, one.target, body=one.body)
                         at = UnixMs(now - (DAYS - 1 - day) * DAY_MS)
-                        uses.used(token.id, at, CLIENT, route.template, use)
+                        uses.note(token.id, at, use)
                         asked.setdefault(token.id, set()).add(one)
             await uses.write()
         found = await advise_on(registry, redis_client, Keys(), table, tokens, days=DAYS)

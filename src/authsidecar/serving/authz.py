@@ -367,10 +367,9 @@ class AuthzServer:
             self._telemetry.unreadable(endpoint.proxy, deny, decision_id, peer)
             return
         if self._uses is not None and (record := outcome.record) is not None:
-            self._uses.used(
-                *(record.token, outcome.now, access.client, outcome.route or ""),
-                _use(endpoint, access, outcome),
-            )
+            self._uses.used(record.token, outcome.now, access.client, outcome.route or "")
+            if (use := _use(endpoint, access, outcome)) is not None:
+                self._uses.note(record.token, outcome.now, use)
         seconds = time.perf_counter() - start
         self._telemetry.decided(access.proxy, outcome, decision_id, access, seconds)
         if endpoint.enables is not None and isinstance(outcome.verdict, Allow):

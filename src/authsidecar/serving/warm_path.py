@@ -40,6 +40,7 @@ from authsidecar.store.calls import Result
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.last_used import LastUses
 from authsidecar.store.receipts import ReceiptWriter
+from authsidecar.times import UnixMs
 
 _FIRST_STATE: Final = 2
 """Where in a result the states of the counters begin."""
@@ -71,6 +72,16 @@ Finish = Callable[[Endpoint, AccessRequest, Outcome, str, float], Reply]
 """Observes and renders an outcome: what is asked, what was read, it, the peer, when it began."""
 
 
+class _Use:
+    """What a request uses, and until when that is noted."""
+
+    __slots__ = ("noted_until", "what")
+
+    def __init__(self, what: Used) -> None:
+        self.what = what
+        self.noted_until = UnixMs(0)
+
+
 class _Prepared(NamedTuple):
     """What is the same for a remembered request as long as the state is that it was judged by.
 
@@ -84,7 +95,7 @@ class _Prepared(NamedTuple):
         visible: the requests that each counter admits that is told of.
         admission: renders the answer.
         line: renders the log line; None: it gets none.
-        use: what it uses.
+        use: what it uses, and until when that is noted.
     """
 
     instance: Instance
@@ -96,7 +107,7 @@ class _Prepared(NamedTuple):
     visible: tuple[int, ...]
     admission: Admission
     line: DecisionLine | None
-    use: Used
+    use: _Use
 
 
 class WarmPath:
@@ -222,7 +233,7 @@ class WarmPath:
             tuple([one.limit.requests for one in shown]),
             Admission(allow, access.client, [(one.scope, one.limit) for one in shown]),
             self._telemetry.line_of_admissions(access, route.template, record),
-            used(access.method, route.template, access.path, access.target, body=access.body),
+            _Use(used(access.method, route.template, access.path, access.target, body=access.body)),
         )
 
     def charged(self, charge: "_Charge", result: Result) -> Reply | None:
@@ -235,8 +246,10 @@ class WarmPath:
             if not self._is_special(prepared, states, now):
                 access = charge.remembered.access
                 if self._uses is not None:
-                    template = prepared.route.template
-                    self._uses.used(record.token, now, access.client, template, prepared.use)
+                    self._uses.used(record.token, now, access.client, prepared.route.template)
+                    use = prepared.use
+                    if now >= use.noted_until:
+                        use.noted_until = self._uses.note(record.token, now, use.what)
                 decision_id = self._decision_ids()
                 self._keep_receipt(charge, result, decision_id)
                 seconds = time.perf_counter() - charge.start

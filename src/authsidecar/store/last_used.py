@@ -83,20 +83,12 @@ class LastUses:
         self._latest: dict[TokenId, tuple[UnixMs, Address, str]] = {}
         self._notes = UsageNotes(client, keys)
 
-    def used(
-        self, token: TokenId, at: UnixMs, client: Address, route: str, use: Used | None = None
-    ) -> None:
-        """Remember a use; costs no trip.
+    def note(self, token: TokenId, at: UnixMs, use: Used) -> UnixMs:
+        """Note what an admitted request has used; until when that need not be noted again."""
+        return self._notes.note(token, at, use)
 
-        Args:
-            token: that was used.
-            at: when, by Redis's clock.
-            client: the address that was judged.
-            route: the route's template.
-            use: what was used, of a request that was admitted.
-        """
-        if use is not None:
-            self._notes.note(token, at, use)
+    def used(self, token: TokenId, at: UnixMs, client: Address, route: str) -> None:
+        """Remember a use; costs no trip."""
         latest = self._latest
         if len(latest) >= self._kept and token not in latest:
             del latest[next(iter(latest))]

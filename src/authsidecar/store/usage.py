@@ -146,13 +146,18 @@ class UsageNotes:
         self._waiting: dict[tuple[TokenId, int], dict[str, int]] = {}
         self._begun = False
 
-    def note(self, token: TokenId, at: UnixMs, use: Used) -> None:
-        """Note what an admitted request has used; the second time on a day it is a look-up."""
+    def note(self, token: TokenId, at: UnixMs, use: Used) -> UnixMs:
+        """Note what an admitted request has used; the second time on a day it is a look-up.
+
+        Returns:
+            The end of the day, until when the same need not be noted again.
+        """
         if at >= self._ends:
             self._begin(at)
         noted = self._noted.get(token)
         if noted is None or use not in noted:
             self._add(token, use)
+        return self._ends
 
     def _begin(self, at: UnixMs) -> None:
         self._day = at // DAY_MS
