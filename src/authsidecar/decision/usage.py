@@ -73,10 +73,10 @@ def _used(method: str, template: str, path: str, target: bytes, body: bool) -> U
     route = Route("GET" if method == "HEAD" else method, template, Guard.ORDINARY)
     text = f"{route.method} {template}"
     what = naming(template)
+    if body:  # of a creation, too: it says where
+        return Used(text, (BODY,))
     if not what.judged:
         return Used(text)
-    if body:
-        return Used(text, (BODY,))
     names = named(route, path, target)
     found = [_text(names.resources)] if names.resources and not what.deploys else []
     if what.deploys:
