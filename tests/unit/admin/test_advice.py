@@ -22,7 +22,7 @@ LATELY = Days(TODAY - 20, TODAY, 9)
 
 
 def advised(held: str, *texts: str, old: Restriction | None = None) -> TokenAdvice:
-    """TokenAdvice to a token that has used these texts, with a world where app1 lies in p1/prod."""
+    """What a token is told that has used these texts; APP is an application that is known."""
     world = grown(random.Random(1))
     app = world.of("application")[0]
     mine = [text.replace("APP", app.uuid) for text in texts]
