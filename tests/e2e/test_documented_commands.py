@@ -18,12 +18,13 @@ from redis.asyncio import Redis
 
 from authsidecar.config import load
 from authsidecar.config.sections import Settings
-from authsidecar.decision.model import Proxy
+from authsidecar.decision.model import Place, Proxy, ResourceKind, TeamId
 from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import RunningProxy, deploy_dir, find_binary, free_port, start_proxy
 from authsidecar.run.terms import digest
-from authsidecar.store.keys import Keys
+from authsidecar.store.keys import Keys, owner_bucket
 from authsidecar.store.receipt_reader import find
+from authsidecar.store.records import write_place
 from tests.support.coolify import SECRETS
 from tests.support.documents import ROOT, Document, documents, replaced, tools, type_in
 from tests.support.lab import Lab
@@ -321,13 +322,41 @@ async def narrow(bench: Bench) -> AsyncIterator[Setting]:
             "token restrict 67 --resource": (
                 "token restrict $(cut -d '|' -f 1 token.txt) --force --resource"
             ),
+            # Its use is written within seconds.
+            "authsidecar token advise 67": (
+                "ID=$(cut -d '|' -f 1 token.txt)\n"
+                'until authsidecar token advise "$ID" | grep -q deploy,; do sleep 0.2; done\n'
+                'authsidecar token advise "$ID"'
+            ),
         },
         dict(bench.lab.sidecar.environ),
         says=(
             *(": restricted", '"target": "/api/v1/deploy?uuid=APPLICATION"'),
-            *("resources    bo8s4k4g0kw4kgsg8wk8wcow", "token_restricted"),
+            *("resources    bo8s4k4g0kw4kgsg8wk8wcow", "token_restricted", "DAYS WITHOUT USE"),
         ),
     )
+
+
+@asynccontextmanager
+async def ci(bench: Bench) -> AsyncIterator[Setting]:
+    """A sidecar that runs behind Traefik, and knows two applications, as a sync would tell it."""
+    await bench.lab.reset()
+    mine, other = "bo8s4k4g0kw4kgsg8wk8wcow", "wk8s4k4g0kw4kgsg8wk8wcbo"
+    place = write_place(Place(TeamId(0), ResourceKind.APPLICATION, "shop", "e1", "production"))
+    names = {uuid: Keys().owners(owner_bucket(uuid)) for uuid in (mine, other)}
+    for uuid, name in names.items():
+        await bench.lab.client.hset(name, uuid, place)
+    try:
+        yield Setting(
+            {SITE: bench.lab.proxies[Proxy.TRAEFIK].url},
+            dict(bench.lab.sidecar.environ),
+            says=(
+                *(": restricted", f'"target": "/api/v1/deploy?uuid={mine}"', "resource_not_found"),
+                *('"effective_permissions"', f'"resources": ["{mine}"]'),
+            ),
+        )
+    finally:
+        await bench.lab.client.delete(*names.values())
 
 
 @asynccontextmanager
@@ -482,6 +511,7 @@ SETUPS: Mapping[str, Setup] = {
     "compose.md": compose,
     "prometheus.md": monitoring,
     "narrow-tokens.md": narrow,
+    "ci-token.md": ci,
     "script-it.md": script,
     "canary-tokens.md": redis_alone(
         *("backup server", "removed"), **{"remove 68": "remove $(cut -d '|' -f 1 token.txt)"}

@@ -2,9 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
+from mcp import Client
+from mcp.server.mcpserver import MCPServer
+from mcp.shared._httpx_utils import create_mcp_http_client
 
 from authsidecar.decision.model import Proxy
 from authsidecar.decision.proxies.replies import EXPOSED
@@ -39,6 +43,29 @@ async def test_a_client_is_told_what_its_token_may(lab: Lab, proxy: Proxy) -> No
         assert all(answer.header(name) for name in COUNT)
     head = await lab.ask(proxy, "HEAD", WHOAMI, token=READ, source=source)
     assert (head.status, head.header("X-RateLimit-Remaining")) == (200, "57")
+    assert lab.seen == []
+
+
+@on_proxies
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_a_tool_of_an_mcp_server_is_told(lab: Lab, proxy: Proxy) -> None:
+    """Through the MCP SDK: its client calls a tool of its server, which asks by its HTTP client."""
+    server = MCPServer("coolify")
+
+    @server.tool()
+    async def whoami(url: str) -> dict[str, Any]:
+        """What the server's token may do."""
+        async with create_mcp_http_client({"Authorization": seed.bearer(READ)}) as http:
+            answer = await http.get(url)
+        return {"status": answer.status_code, "told": answer.json()}
+
+    async with Client(server) as client:
+        result = await client.call_tool("whoami", {"url": lab.proxies[proxy].url + WHOAMI})
+    found = result.structured_content
+    assert found is not None
+    assert found["status"] == 200
+    jsonschema.validate(found["told"], SCHEMA)
+    assert found["told"]["id"] == READ
     assert lab.seen == []
 
 

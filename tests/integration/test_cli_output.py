@@ -114,6 +114,8 @@ READING = [
     "member list --team 3",
     "token list",
     "token show 67",
+    "token advise",
+    "token advise 67",
     "api status",
     "mcp status",
     "allowlist show",

@@ -1,5 +1,7 @@
 """A token that is restricted to resources: from Coolify's tables to the answer, and its cost."""
 
+import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,11 @@ from authsidecar.store import records
 from authsidecar.store.keys import Keys, owner_bucket
 from authsidecar.store.registry import Registry
 from tests.integration.test_sync_live import sidecar as followed
-from tests.integration.test_team_isolation import OF_TEAM_1, ROWS, TABLES
+from tests.integration.test_team_isolation import OF_TEAM_1, ROWS, TABLES, places
+from tests.property.test_restricted_resources import Node, World, grown
 from tests.support import seed
 from tests.support.coolify import Coolify, bearer
+from tests.support.coolify import follower as following
 from tests.support.decisions import sidecar, world
 from tests.support.sidecar import start_sidecar
 from tests.support.topologies import cluster
@@ -194,6 +198,61 @@ async def test_a_move_in_coolify_is_seen_within_a_round(
         assert ask().json["message"] == "Application not found."
 
     assert seconds < 2
+
+
+TABLE_OF = {
+    "application": "applications(id, uuid, environment_id)",
+    "database": "standalone_redis(id, uuid, environment_id)",
+    "service": "services(id, uuid, environment_id)",
+    "service-application": "service_applications(id, uuid, service_id)",
+    "service-database": "service_databases(id, uuid, service_id)",
+    "deployment": "application_deployment_queues(id, deployment_uuid, application_id)",
+}
+"""Where a node of a model's tree stands, with what is around it by its id."""
+
+
+def rows(nodes: list[Node], team: int) -> Iterator[str]:
+    """A model's tree as Coolify's tables have it."""
+    ids = {node: 1000 * team + number for number, node in enumerate(nodes)}
+    for node, number in ids.items():
+        above = ids.get(node.above) if node.above is not None else None
+        match node.kind:
+            case "project" | "server":
+                into, values = f"{node.kind}s(id, uuid, team_id)", f"'{node.uuid}', {team}"
+            case "environment":
+                into = "environments(id, uuid, name, project_id)"
+                values = f"'{node.uuid}', '{node.name}', {above}"
+            case kind:
+                into, values = TABLE_OF[kind], f"'{node.uuid}', {above}"
+        yield f"INSERT INTO {into} VALUES ({number}, {values});"
+
+
+async def test_what_the_sync_says_of_random_trees_is_what_the_model_says(
+    coolify_db: Coolify, redis_client: Redis
+) -> None:
+    """Of two teams with environments of the same names: each tree in the place of the one before.
+
+    tests/property/test_restricted_resources.py judges by such trees.
+    """
+    await coolify_db.run(TABLES)
+    follower = following(coolify_db.dsn, redis_client, owned=True)
+    tables = ["servers", "projects", "environments", *(t.split("(")[0] for t in TABLE_OF.values())]
+    seen = set()
+    for tree in range(6):
+        expected = {}
+        await coolify_db.run("".join(f"DELETE FROM {table};" for table in tables))
+        for team in (1, 3):
+            nodes = grown(random.Random(f"{tree} of {team}")).nodes
+            for node in nodes:
+                node.uuid = f"{team}-{node.uuid}"
+            world = World(nodes)
+            await coolify_db.run("".join(rows(nodes, team)))
+            for key, place in world.places.items():
+                expected[key] = place._replace(team=TeamId(team))
+                seen.add((team, place.kind))
+        await follower.once()
+        assert await places(redis_client) == expected
+    assert len(seen) == 2 * len(ResourceKind)
 
 
 async def test_what_is_remembered_of_a_request_is_proven_too(

@@ -307,7 +307,7 @@ async def test_a_sync_leaves_restrictions_alone(
 async def test_under_load_each_request_after_a_change_is_judged_by_it(
     registry: Registry, redis_url: str
 ) -> None:
-    """Narrowed and widened while 16 clients ask: nothing that began later sees the old state."""
+    """Narrowed, widened and revoked while 16 clients ask: nothing later sees the old state."""
     await registry.set_limit("user", 7, Limit(100_000))
     ended = asyncio.Event()
     async with sidecar(redis_url) as one, sidecar(redis_url) as other:
@@ -324,6 +324,12 @@ async def test_under_load_each_request_after_a_change_is_judged_by_it(
                 found = (await store.ask(67, *TEAMS), await store.ask(67, *PROJECTS))
                 expected = ("allow", "token_restricted")
                 assert found == (expected if turn % 2 == 0 else expected[::-1])
+        await registry.set_restriction("token", 67, None)
+        for store in (one, other):
+            assert [await store.ask(67, *asked) for asked in (TEAMS, PROJECTS)] == ["allow"] * 2
+        await registry.remove_token(TokenId(67))
+        for store in (one, other):
+            assert await store.ask(67, *TEAMS) == "token_unknown"
         ended.set()
         await asyncio.gather(*clients)
 

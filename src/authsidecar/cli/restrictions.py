@@ -236,7 +236,7 @@ async def _change(
     """Carry out all of it, or nothing if anything speaks against any of it."""
     from authsidecar.admin.restrictions import carry_out, plan
 
-    table = _table(session)
+    table = route_table(session)
     plans = [
         done(await plan(session.registry, table, scope, number, new, force=force))
         for number, new in wanted.items()
@@ -257,7 +257,8 @@ async def _change(
     session.out.result(data, text)
 
 
-def _table(session: Session) -> "RouteTable":
+def route_table(session: Session) -> "RouteTable":
+    """The routes that are configured."""
     from authsidecar.run.errors import StartError
     from authsidecar.run.rules import routes
 

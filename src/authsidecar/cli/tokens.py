@@ -1,4 +1,4 @@
-"""`token create|list|show|rotate|disable|enable|revoke|import`."""
+"""`token create|list|show|advise|rotate|disable|enable|revoke|import`."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import click
 
 from authsidecar.cli import restrictions
+from authsidecar.cli.advice import advise
 from authsidecar.cli.errors import OutputError, RefusedError
 from authsidecar.cli.options import TEAM_ID, TOKEN_ID, USER_ID, Group, NamedType
 from authsidecar.cli.output import printable
@@ -61,6 +62,7 @@ def token() -> None:
 
 
 restrictions.add_to(token, "token")
+token.add_command(advise)
 
 
 @token.command()

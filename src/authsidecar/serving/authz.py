@@ -23,6 +23,7 @@ from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER, read
 from authsidecar.decision.proxies.headers import Fields
 from authsidecar.decision.proxies.replies import Reply, preflight, render, served, shown
 from authsidecar.decision.routes import ROUTE_UNKNOWN
+from authsidecar.decision.usage import Used, used
 from authsidecar.decision.whoami import METHODS, Facts, ReadingStore, whoami
 from authsidecar.observe.canary import CanaryUse, agent_digest
 from authsidecar.observe.log import Log
@@ -359,6 +360,8 @@ class AuthzServer:
             return
         if self._uses is not None and (record := outcome.record) is not None:
             self._uses.used(record.token, outcome.now, access.client, outcome.route or "")
+            if (use := _use(endpoint, access, outcome)) is not None:
+                self._uses.note(record.token, outcome.now, use)
         seconds = time.perf_counter() - start
         self._telemetry.decided(access.proxy, outcome, decision_id, access, seconds)
         if endpoint.enables is not None and isinstance(outcome.verdict, Allow):
@@ -455,6 +458,13 @@ class AuthzServer:
 
 def _without_token(access: AccessRequest | Deny) -> bool:
     return isinstance(access, Deny) or isinstance(access.credential, Deny)
+
+
+def _use(endpoint: Endpoint, access: AccessRequest, outcome: Outcome) -> Used | None:
+    """What an admitted request has used of the backend, or None."""
+    if isinstance(outcome.verdict, Deny) or outcome.route is None or endpoint is WHOAMI:
+        return None
+    return used(access.method, outcome.route, access.path, access.target, body=access.body)
 
 
 def _is_plain(access: AccessRequest | Deny, endpoint: Endpoint) -> TypeGuard[AccessRequest]:

@@ -31,6 +31,7 @@ from authsidecar.decision.proxies.endpoints import Endpoint
 from authsidecar.decision.proxies.replies import Admission, Reply
 from authsidecar.decision.ratelimit.charges import USES
 from authsidecar.decision.routes import Route
+from authsidecar.decision.usage import used
 from authsidecar.observe.metrics import NEAR_LIMIT, Telemetry
 from authsidecar.observe.receipts import Decided
 from authsidecar.serving.encoding import DecisionIds
@@ -40,6 +41,7 @@ from authsidecar.store.charging import Charging
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.last_used import LastUses
 from authsidecar.store.receipts import ReceiptWriter
+from authsidecar.times import UnixMs
 
 
 class Asker(Protocol):
@@ -82,6 +84,8 @@ class _Prepared:
         admission: renders the answer.
         tally: counts its admissions.
         line: renders the log line; None: it gets none.
+        used: what it uses.
+        noted_until: until when that is noted.
     """
 
     __slots__ = (
@@ -93,10 +97,12 @@ class _Prepared:
         "instance",
         "judged",
         "line",
+        "noted_until",
         "record",
         "repeat_tail",
         "route",
         "tally",
+        "used",
     )
 
     def __init__(  # noqa: PLR0917  # all that it is made of
@@ -125,6 +131,9 @@ class _Prepared:
         self.admission = Admission(allow, access.client, [(one.scope, one.limit) for one in shown])
         self.tally = telemetry.tally_of_admissions(access.proxy)
         self.line = telemetry.line_of_admissions(access, route.template, record)
+        asked = (access.method, route.template, access.path, access.target)
+        self.used = used(*asked, body=access.body)
+        self.noted_until = UnixMs(0)
 
     def is_special(self, states: list[int], now: int) -> bool:
         """Whether more is told of an admission: a counter near its limit, a token that expires."""
@@ -261,6 +270,8 @@ class WarmPath:
                 if self._uses is not None:
                     client = charge.remembered.access.client
                     self._uses.used(record.token, now, client, template)
+                    if now >= prepared.noted_until:
+                        prepared.noted_until = self._uses.note(record.token, now, prepared.used)
                 decision_id = self._decision_ids()
                 if self._receipts is not None:
                     weight = self._receipts.weight(record.token, template)

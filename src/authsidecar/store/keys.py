@@ -135,6 +135,18 @@ class Keys:
         """
         return f"{self.prefix}token:{token}"
 
+    def usage(self, token: TokenId) -> str:
+        """STRING: for what a token was used, by days: a line for each route and each name; bounded.
+
+        Behind the braces is the token's key, so both are in one slot.
+        """
+        return f"{self.prefix}usage:{{{self.token(token)}}}"
+
+    @property
+    def usage_since(self) -> str:
+        """STRING: since when it is noted for what tokens are used, in milliseconds."""
+        return f"{self.prefix}usage-since"
+
     def user(self, user: UserId) -> str:
         """HASH: name, email, limit, restriction."""
         return f"{self.prefix}user:{user}"

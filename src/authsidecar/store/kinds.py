@@ -62,6 +62,7 @@ KINDS: Final = (
     _kind("canary alarm", r"canary-alarm:.+", "passing"),
     _kind("sync", r"\{sync(-[0-9]+)?\}:(epoch|fence|lease|room)", "passing"),
     _kind("receipts", r"receipts:[a-z]+:[0-9]+", "passing"),
+    _kind("usage", r"usage:\{.+\}|usage-since", "passing"),
     _kind("idempotency", r"idempotency:.+", "passing"),
     _kind("lock", r".+:(lock|written|full)(:\{.+\})?", "passing"),
 )

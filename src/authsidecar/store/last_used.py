@@ -15,9 +15,11 @@ from typing import Any, Final
 from redis import exceptions
 
 from authsidecar.decision.model import Address, TokenId
+from authsidecar.decision.usage import Used
 from authsidecar.observe.background import Background
 from authsidecar.observe.log import Log
 from authsidecar.store.keys import Keys
+from authsidecar.store.usage import UsageNotes
 from authsidecar.times import UnixMs
 
 EVERY_S: Final = 3.0
@@ -79,6 +81,11 @@ class LastUses:
         self._keys = keys
         self._kept = kept
         self._latest: dict[TokenId, tuple[UnixMs, Address, str]] = {}
+        self._notes = UsageNotes(client, keys)
+
+    def note(self, token: TokenId, at: UnixMs, use: Used) -> UnixMs:
+        """Note what an admitted request has used; until when that need not be noted again."""
+        return self._notes.note(token, at, use)
 
     def used(self, token: TokenId, at: UnixMs, client: Address, route: str) -> None:
         """Remember a use; costs no trip."""
@@ -93,6 +100,10 @@ class LastUses:
         Raises:
             RedisError, OSError: Redis is away.
         """
+        await self._write_latest()
+        await self._notes.write()
+
+    async def _write_latest(self) -> None:
         while self._latest:
             batch = dict(islice(self._latest.items(), BATCH))
             async with self._client.pipeline(transaction=False) as pipe:

@@ -570,7 +570,7 @@ class Registry(Listing):
 
     def _drop_tokens(self, pipe: Any, tokens: Iterable[Token]) -> None:
         for token in tokens:
-            pipe.delete(self._keys.token(token.id))
+            pipe.delete(self._keys.token(token.id), self._keys.usage(token.id))
             pipe.delete(self._keys.counter(charges.budget(token.id, token.user, 1)))
             pipe.zrem(self._keys.expiring, token.id)
             self._unlist(pipe, token)

@@ -1,0 +1,54 @@
+"""What a request has used, as texts that can be kept and read again."""
+
+import pytest
+
+from authsidecar.decision.usage import Used, names_of, used
+
+
+@pytest.mark.parametrize(
+    ("template", "path", "query", "expected"),
+    [
+        ("/api/v1/teams", "/api/v1/teams", "uuid=1", ()),
+        ("/api/v1/servers/{uuid}", "/api/v1/servers/s", "", ("=server/s",)),
+        ("/api/v1/servers/{uuid}", "/api/v1/servers/s", "u%75id=x", ("?query",)),
+        ("/api/v1/servers/{uuid}", f"/api/v1/servers/{'s' * 200}", "", ("?query",)),
+        ("/api/v1/servers/{uuid}", f"/api/v1/servers/{'s' * 300}", "", ("?query",)),
+        ("/api/v1/servers/{uuid}", "/api/v1/servers/a\nb", "", ("?query",)),
+        ("/api/v1/deploy", "/api/v1/deploy", "", ("?query",)),
+        (
+            *("/api/v1/deploy", "/api/v1/deploy", "uuid=a,b&tag=blue/x"),
+            ("=deploy/a", "=deploy/b", "=tag/blue/x"),
+        ),
+        (
+            "/api/v1/projects/{uuid}/{environment_name_or_uuid}",
+            *("/api/v1/projects/p/a b", "", ("=project/p/environment/a b",)),
+        ),
+        (
+            "/api/v1/services/{uuid}/applications/{app_uuid}/logs",
+            *("/api/v1/services/s/applications/a/logs", "lines=5"),
+            ("=service/s/service-application/a",),
+        ),
+        ("/api/v1/own/{uuid}/x", "/api/v1/own/o/x", "", ()),
+    ],
+)
+def test_what_a_request_has_used(
+    template: str, path: str, query: str, expected: tuple[str, ...]
+) -> None:
+    """In texts that say the same again; a body that can't be seen says nothing."""
+    found = used("HEAD", template, path, f"{path}?{query}".encode(errors="replace"))
+    assert found == Used(f"GET {template}", expected)
+    body = used("PATCH", template, path, b"/", body=True)
+    assert body.names == ("?body",)
+    for text in expected:
+        if text[0] == "=":
+            read_again = names_of(text)
+            assert read_again is not None
+            _, names = read_again
+            last = [*(one.text for one in names.resources), *names.tags][-1]
+            assert text.endswith(f"/{last}")
+
+
+@pytest.mark.parametrize("text", ["=", "=x/y", "=application", "=project/p/environment", "=//"])
+def test_what_is_no_such_text_names_nothing(text: str) -> None:
+    """Of a newer release, say."""
+    assert names_of(text) is None
