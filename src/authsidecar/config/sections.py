@@ -174,6 +174,16 @@ class Management(Section):
         description="Give /metrics only to who sends a management key (`authsidecar key create "
         "--scope read`).",
     )
+    console: bool = Field(
+        default=True,
+        description="Serve the console, /console: over loopback alone as long as there is no "
+        "certificate.",
+    )
+    console_hosts: tuple[HostName, ...] = Field(
+        default=(),
+        description="Names by which browsers reach the console, beside localhost and addresses; "
+        "any other is refused (DNS rebinding).",
+    )
 
     @model_validator(mode="after")
     def _tls_together(self) -> Self:

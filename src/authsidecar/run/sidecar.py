@@ -48,6 +48,7 @@ from authsidecar.run.reload import Load, Reloaded, ReloadError, RunningConfig, r
 from authsidecar.run.terms import Terms, terms
 from authsidecar.serving.authz import AuthzServer
 from authsidecar.serving.connection_limits import MAX_CONNECTIONS, ConnectionLimits
+from authsidecar.serving.console import add_console
 from authsidecar.serving.listeners import BACKLOG, Listeners, server_tls
 from authsidecar.serving.manage.access import Access
 from authsidecar.serving.manage.api import add_to
@@ -577,6 +578,8 @@ def _management(
         *(settings, client, keys, decisions, authz), missing=missing, background=background
     )
     add_to(app, managed, access, log)
+    if settings.management.console:
+        add_console(app, managed, access, log, settings.management.console_hosts)
     return app
 
 

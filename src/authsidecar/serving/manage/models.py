@@ -330,7 +330,7 @@ class AuditRecord(Model):
     action: str
     target: str
     actor: str
-    via: Literal["api", "authz", "cli", "sync", "other"]
+    via: Literal["api", "authz", "cli", "console", "sync", "time", "other"]
     place: str
     before: dict[str, Any] | None
     after: dict[str, Any] | None
