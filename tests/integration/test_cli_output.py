@@ -162,6 +162,7 @@ CHANGING = [
 ]
 
 ELSEWHERE = {
+    "console",
     "token create",
     "key create",
     "key list",

@@ -159,7 +159,7 @@ class Management(Section):
 
     address: EndpointText = Field(
         default="127.0.0.1:4191",
-        description="Address of /healthz, /readyz, /metrics and /manage/v1.",
+        description="Address of /healthz, /readyz, /metrics, /manage/v1 and /console.",
     )
     tls_cert_file: FilePath | None = Field(
         default=None,

@@ -8,12 +8,14 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from authsidecar.admin.tokens import DAY_MS
 from authsidecar.serving.console import BASE
-from authsidecar.times import for_people, parse_rfc3339
+from authsidecar.times import UnixMs, for_people, parse_rfc3339
 
 _HERE: Final = Path(__file__).parent
 
@@ -63,6 +65,16 @@ def _time(text: str | None, absent: str = "never") -> Markup:
     return Markup('<time datetime="{}" title="{}">{}</time>').format(text, shown, shown)
 
 
+def _days_after(text: str, now: UnixMs) -> float:
+    """How many days lie between a time and now; below 0: it has passed."""
+    return (parse_rfc3339(text) - now) / DAY_MS
+
+
+def _query(given: Mapping[str, str]) -> str:
+    """The filters of a list as its next page's query has them."""
+    return urlencode({name: value for name, value in given.items() if value})
+
+
 def _facts(value: object) -> str:
     """Plain values as JSON that people read."""
     return "nothing" if value is None else json.dumps(value, indent=2, ensure_ascii=False)
@@ -84,5 +96,11 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.globals |= {"base": BASE, "static": _url}
-    environment.filters |= {"time": _time, "text": _text, "facts": _facts}
+    environment.filters |= {
+        "time": _time,
+        "text": _text,
+        "facts": _facts,
+        "query": _query,
+        "days_after": _days_after,
+    }
     return environment

@@ -58,6 +58,10 @@ class TokensQuery(PageQuery):
 
     user: Annotated[Id | None, Field(description="Only of this user.")] = None
     team: Annotated[Id | None, Field(description="Only of this team.")] = None
+    sort: Annotated[
+        Literal["owner", "expiry"],
+        Field(description="`expiry`: of all that expire, what does so first comes first."),
+    ] = "owner"
 
 
 class LimitsQuery(PageQuery):
