@@ -150,7 +150,7 @@ async def test_what_coolify_manages_is_changed_there(people: Browser) -> None:
     """The pages say where, offer no such form, and refuse one that is sent all the same."""
     await people.redis.hset(people.sidecar.keys.sync_status, "owner", "coolify")
     page = await people.get("/tokens")
-    assert page.has("Security › API Tokens")
+    assert page.has("API Tokens")
     assert "New token" not in page.text
     assert "/revoke" not in (await people.get("/tokens/40")).text
     sent = await people.post("/tokens/40/revoke", {"name": "token 40"})
@@ -234,14 +234,12 @@ async def test_a_hundred_thousand_tokens_are_quick(people: Browser) -> None:
     registry = people.registry
     for start in range(1000, 101_000, 5000):
         users = range(start // 10, start // 10 + 500)
-        for user in users:
-            await registry.add_user(f"User {user}", f"{user}@example.com", UserId(user))
-        await registry.put_tokens(
-            [
-                seed.token(n, user=n // 10, team=5, expires_at=2**41 + n)
-                for n in range(start, start + 5000)
-            ]
-        )
+        await people.redis.sadd(people.sidecar.keys.users, *users)
+        async with people.redis.pipeline(transaction=False) as pipe:
+            for n in range(start, start + 5000):
+                token = seed.token(n, user=n // 10, team=5, expires_at=2**41 + n)
+                registry._put_token(pipe, token)
+            await pipe.execute()
     for path in ("/tokens", "/tokens?sort=expiry", "/tokens?q=no-such-name", "/tokens?team=5"):
         await people.get(path)
         before = time.process_time()
