@@ -1,4 +1,4 @@
-"""The console in a real Chromium, against a real sidecar: by keyboard, light and dark, on a phone."""
+"""The console in a real Chromium: by keyboard, light and dark, on a phone."""
 
 import re
 from collections.abc import Iterator
