@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -114,7 +115,7 @@ def test_a_token_from_its_making_to_its_end(desk: Desk) -> None:
     desk.sign_in()
     page = desk.page
 
-    def press_on(role: str, name: str) -> None:
+    def press_on(role: Any, name: str) -> None:
         """Reach it with the Tab key, and press it."""
         wanted = page.get_by_role(role, name=name, exact=True)
         for _ in range(300):

@@ -1,5 +1,6 @@
 """The way of a request to a page: how it came, from which site, whose it is, what it may do."""
 
+import asyncio
 from collections.abc import Collection
 from ipaddress import ip_address
 from typing import Final
@@ -77,7 +78,7 @@ class Gate:
         return answer
 
     async def _judged(self, request: web.Request) -> web.StreamResponse:
-        if not _is_near(request):
+        if request.transport is None or not is_near(request.transport):
             raise NotDoneError(403, _FAR)
         if not self._is_own(request.headers.get("Host", "")):
             raise NotDoneError(421, _FOREIGN_HOST)
@@ -175,11 +176,8 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _is_near(request: web.Request) -> bool:
-    """Whether it came encrypted, or never left the machine."""
-    transport = request.transport
-    if transport is None:
-        return False
+def is_near(transport: asyncio.BaseTransport) -> bool:
+    """Whether what comes over a connection is encrypted, or has never left the machine."""
     if transport.get_extra_info("sslcontext") is not None:
         return True
     here = transport.get_extra_info("sockname")

@@ -1,6 +1,7 @@
 """What a page is, and what it works with: one visit of somebody who is signed in."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -15,7 +16,7 @@ from authsidecar.admin.refusal import OWNED
 from authsidecar.serving.console import BASE
 from authsidecar.serving.console.rendering import render
 from authsidecar.serving.manage.api import InvalidError, read_path, whole
-from authsidecar.serving.manage.models import Query
+from authsidecar.serving.manage.models import MOST_ITEMS, Query
 from authsidecar.serving.manage.openapi import OPERATIONS
 from authsidecar.serving.manage.operations import Call, NotDoneError, Sidecar
 from authsidecar.store.audit import Origin, Via
@@ -23,6 +24,28 @@ from authsidecar.store.console_sessions import ConsoleSessions, Session
 from authsidecar.store.management_keys import Scope
 
 _OPERATIONS: Final = {operation.name: operation for operation in OPERATIONS}
+
+
+SEARCHING_S: Final = 0.12
+"""How long one page looks through a list, in seconds; the next page goes on from there."""
+
+ENOUGH_FOUND: Final = 50
+"""From so many finds on, the next page goes on as well."""
+
+
+@dataclass(slots=True)
+class Found:
+    """What a search has found.
+
+    Attributes:
+        items: what was looked for.
+        next: the cursor from which it goes on, or None: all was looked through.
+        looked: how many items were looked at.
+    """
+
+    items: list[Any] = field(default_factory=list)
+    next: str | None = None
+    looked: int = 0
 
 
 @dataclass(slots=True)
@@ -107,6 +130,29 @@ class Visit:
             raise NotDoneError(409, OWNED)
         return await whole(operation.run(call))
 
+    async def search(
+        self, name: str, query: Mapping[str, str], wanted: Callable[[Any], bool]
+    ) -> "Found":
+        """Look through a list of the management API for a moment.
+
+        Args:
+            name: the operationId of the list.
+            query: its query, as texts; `cursor` where the last search has ended.
+            wanted: whether an item is looked for.
+        """
+        until = time.monotonic() + SEARCHING_S
+        found = Found()
+        cursor = query.get("cursor")
+        while True:
+            more = {} if cursor is None else {"cursor": cursor}
+            page = await self.ask(name, query={**query, **more, "limit": str(MOST_ITEMS)})
+            found.items += [one for one in page.items if wanted(one)]
+            found.looked, cursor = found.looked + len(page.items), page.next
+            enough = len(found.items) >= ENOUGH_FOUND or time.monotonic() > until
+            if cursor is None or enough:
+                found.next = cursor
+                return found
+
     def page(self, template: str, *, status: int = 200, **context: object) -> web.Response:
         """An answer that shows a template."""
         self.shown = True
@@ -171,8 +217,8 @@ class Page:
 
     def holds(self, path: str) -> bool:
         """Whether a path of a request belongs to it."""
-        own = BASE + self.path
-        return path == own or (self.path != "/" and path.startswith(f"{own}/"))
+        own = BASE + self.path.rstrip("/")
+        return path == own or (own != BASE and path.startswith(f"{own}/"))
 
 
 def csrf_token(secret: str) -> str:

@@ -1,7 +1,6 @@
 """Tokens: who holds which, until when; made, looked at, revoked."""
 
 import secrets
-import time
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, Final
@@ -10,14 +9,11 @@ from aiohttp import web
 
 from authsidecar.admin.tokens import EXPIRY_DAYS
 from authsidecar.decision.model import Permission, TeamId, TokenId, UserId
-from authsidecar.serving.console.page import Page, Route, Visit, together
+from authsidecar.serving.console.page import Found, Page, Route, Visit, together
 from authsidecar.serving.console.pages import token_restriction
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.store.idempotency import Idempotency
-
-SEARCHING_S: Final = 0.12
-"""How long one page looks through tokens for a name, in seconds; the next goes on from there."""
 
 OFFERED: Final = 200
 """How many users and teams a form offers; any other is typed."""
@@ -34,44 +30,29 @@ async def show(visit: Visit) -> web.StreamResponse:
     query = {name: given[name] for name in ("user", "team", "sort") if given[name]}
     if "cursor" in visit.query:
         query["cursor"] = visit.query["cursor"]
-    looked, wrong, status = 0, "", 200
+    found, wrong, status = Found(), "", 200
     try:
         if search:
-            found, following, looked = await _searched(visit, search.casefold(), query)
+            name = search.casefold()
+            found = await visit.search("listTokens", query, lambda one: name in one.name.casefold())
         else:
             page = await visit.ask("listTokens", query=query)
-            found, following = page.items, page.next
+            found = Found(page.items, page.next)
     except NotDoneError as error:
-        found, following, wrong, status = [], None, error.why, error.status
+        wrong, status = error.why, error.status
     return visit.page(
         "tokens.html",
         status=status,
         wrong=wrong,
-        tokens=found,
-        names=await names_of(visit, found),
-        next=following,
-        looked=looked,
+        tokens=found.items,
+        names=await names_of(visit, found.items),
+        next=found.next,
+        looked=found.looked,
         given=given,
         first="cursor" not in visit.query and not any(given.values()),
         owned=await visit.sidecar.owner() is not None,
         now=await visit.call().registry.now(),
     )
-
-
-async def _searched(
-    visit: Visit, name: str, query: dict[str, str]
-) -> tuple[list[models.Token], str | None, int]:
-    """Tokens whose name holds a text, where to go on, and how many were looked at."""
-    until = time.monotonic() + SEARCHING_S
-    found: list[models.Token] = []
-    looked, cursor = 0, query.get("cursor")
-    while True:
-        more = {} if cursor is None else {"cursor": cursor}
-        page = await visit.ask("listTokens", query=query | more | {"limit": "200"})
-        found += [one for one in page.items if name in one.name.casefold()]
-        looked, cursor = looked + len(page.items), page.next
-        if cursor is None or len(found) >= 50 or time.monotonic() > until:
-            return found, cursor, looked
 
 
 async def names_of(visit: Visit, tokens: Sequence[models.Token]) -> dict[str, dict[int, str]]:
