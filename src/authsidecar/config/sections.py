@@ -18,6 +18,7 @@ from authsidecar.config.values import (
     FileMode,
     FilePath,
     HostName,
+    HostNames,
     Hours,
     KeyPrefix,
     MailAddress,
@@ -179,7 +180,7 @@ class Management(Section):
         description="Serve the console, /console: over loopback alone as long as there is no "
         "certificate.",
     )
-    console_hosts: tuple[HostName, ...] = Field(
+    console_hosts: HostNames = Field(
         default=(),
         description="Names by which browsers reach the console, beside localhost and addresses; "
         "any other is refused (DNS rebinding).",

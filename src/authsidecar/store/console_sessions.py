@@ -38,7 +38,7 @@ _FIELDS: Final = ("actor", "scope", "key", "began_at", "said")
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class SignedIn:
     """A session that holds.
 
     Attributes:
@@ -86,15 +86,15 @@ class ConsoleSessions:
             await pipe.execute()
         return link
 
-    async def use_link(self, link: str) -> Session | None:
+    async def use_link(self, link: str) -> SignedIn | None:
         """Whom a link signs in; None: it is unknown, used or too old. It works no second time."""
         key = self._keys.console_link(_digest(link))
         actor, scope = await self._client.hmget(key, "actor", "scope")
         if actor is None or not await self._client.delete(key):
             return None
-        return Session(records.text(actor), _scope(scope), None)
+        return SignedIn(records.text(actor), _scope(scope), None)
 
-    async def begin(self, session: Session, place: str) -> str:
+    async def begin(self, session: SignedIn, place: str) -> str:
         """The secret of a new session.
 
         Args:
@@ -119,7 +119,7 @@ class ConsoleSessions:
             await pipe.execute()
         return secret
 
-    async def find(self, secret: str) -> Session | None:
+    async def find(self, secret: str) -> SignedIn | None:
         """The session of a secret, which then lives for IDLE_MS more; None: there is none."""
         key = self._keys.console_session(_digest(secret))
         actor, scope, number, began_at, said = await self._client.hmget(key, _FIELDS)
@@ -128,7 +128,7 @@ class ConsoleSessions:
         left = (records.number(began_at) or 0) + LONGEST_MS - _now()
         if left <= 0 or not await self._client.pexpire(key, min(left, IDLE_MS)):
             return None
-        return Session(
+        return SignedIn(
             records.text(actor),
             _scope(scope),
             None if number is None else records.number(number) or 0,

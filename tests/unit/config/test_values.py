@@ -273,7 +273,7 @@ WRONG = [
     ("management.tls_key_file", "/key.pem", "both, or neither"),
     ("management.metrics_key", "maybe", "true or false"),
     ("management.console", "maybe", "true or false"),
-    ("management.console_hosts", '["a/b"]', "a host name or an address"),
+    ("management.console_hosts", '["a/b"]', "host names or addresses"),
     ("redis.tls_cert_file", "/cert.pem", "both, or neither"),
     ("redis.tls_key_file", "/key.pem", "both, or neither"),
     ("redis.wait_replicas", "-1", "a whole number from 0 to 10"),

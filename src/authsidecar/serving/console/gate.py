@@ -13,14 +13,14 @@ from redis.exceptions import RedisError
 from authsidecar.observe.log import Log
 from authsidecar.serving.console import BASE
 from authsidecar.serving.console.headers import HEADERS
-from authsidecar.serving.console.page import READ_ONLY, Page, Route, Visit, is_csrf_token
+from authsidecar.serving.console.page import READ_ONLY, Page, PageRoute, Visit, is_csrf_token
 from authsidecar.serving.console.pages import PAGES
 from authsidecar.serving.console.rendering import render, static_files
 from authsidecar.serving.console.sign_in import SignIn, cookie_name
 from authsidecar.serving.manage.access import Access
 from authsidecar.serving.manage.api import explained
 from authsidecar.serving.manage.operations import NotDoneError, Sidecar
-from authsidecar.store.console_sessions import ConsoleSessions, Session
+from authsidecar.store.console_sessions import ConsoleSessions, SignedIn
 from authsidecar.store.management_keys import ManagementKeys, Scope
 
 MOST_FIELDS: Final = 500
@@ -54,7 +54,7 @@ class Gate:
         self._sessions = ConsoleSessions(sidecar.client, sidecar.keys)
         self._sign_in = SignIn(sidecar, access, self._sessions)
         self._router = web.UrlDispatcher()
-        self._routes: dict[web.AbstractRoute, Route] = {}
+        self._routes: dict[web.AbstractRoute, PageRoute] = {}
         for page in pages:
             for route in page.routes:
                 path = BASE if route.path == "/" else BASE + route.path
@@ -98,7 +98,7 @@ class Gate:
         return await self._visited(request, session, secret, form)
 
     async def _visited(
-        self, request: web.Request, session: Session, secret: str, form: MultiMapping[str]
+        self, request: web.Request, session: SignedIn, secret: str, form: MultiMapping[str]
     ) -> web.StreamResponse:
         visit = Visit(request, session, secret, self._sidecar, self._pages, form=form)
         try:
@@ -133,7 +133,7 @@ class Gate:
         except (RedisError, OSError):
             return  # it is told once more
 
-    async def _session(self, secret: str) -> Session | None:
+    async def _session(self, secret: str) -> SignedIn | None:
         """The session that holds; what was made from a key ends with the key."""
         found = await self._sessions.find(secret)
         if found is None or found.key is None:

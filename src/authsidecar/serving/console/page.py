@@ -20,7 +20,7 @@ from authsidecar.serving.manage.models import MOST_ITEMS, Query
 from authsidecar.serving.manage.openapi import OPERATIONS
 from authsidecar.serving.manage.operations import Call, NotDoneError, Sidecar
 from authsidecar.store.audit import Origin, Via
-from authsidecar.store.console_sessions import ConsoleSessions, Session
+from authsidecar.store.console_sessions import ConsoleSessions, SignedIn
 from authsidecar.store.management_keys import Scope
 
 _OPERATIONS: Final = {operation.name: operation for operation in OPERATIONS}
@@ -64,7 +64,7 @@ class Visit:
     """
 
     request: web.Request
-    session: Session
+    session: SignedIn
     secret: str = field(repr=False)
     sidecar: Sidecar
     pages: tuple["Page", ...]
@@ -180,7 +180,7 @@ Run = Callable[[Visit], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class PageRoute:
     """One thing that a page does.
 
     Attributes:
@@ -201,6 +201,10 @@ class Route:
         return self.scope or (Scope.READ if self.method == "GET" else Scope.WRITE)
 
 
+Route = PageRoute
+"""What pages call it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Page:
     """One page of the navigation, and what belongs to it.
@@ -213,7 +217,7 @@ class Page:
 
     title: str
     path: str
-    routes: tuple[Route, ...]
+    routes: tuple[PageRoute, ...]
 
     def holds(self, path: str) -> bool:
         """Whether a path of a request belongs to it."""

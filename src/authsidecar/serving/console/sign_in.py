@@ -11,7 +11,7 @@ from authsidecar.serving.console.page import is_csrf_token
 from authsidecar.serving.console.rendering import render
 from authsidecar.serving.manage.access import Access, BadKey
 from authsidecar.serving.manage.operations import NotDoneError, Sidecar
-from authsidecar.store.console_sessions import ConsoleSessions, Session
+from authsidecar.store.console_sessions import ConsoleSessions, SignedIn
 from authsidecar.store.management_keys import Scope
 
 _PAGE: Final = re.compile(r"/[A-Za-z0-9/_-]{0,200}")
@@ -31,7 +31,7 @@ class SignIn:
         self,
         request: web.Request,
         form: MultiMapping[str],
-        session: Session | None,
+        session: SignedIn | None,
         secret: str,
     ) -> web.StreamResponse | None:
         """The answer to what is about signing in or out; None: it is about something else.
@@ -86,7 +86,7 @@ class SignIn:
         )
         return answer
 
-    async def _by_link(self, request: web.Request, link: str) -> Session | BadKey:
+    async def _by_link(self, request: web.Request, link: str) -> SignedIn | BadKey:
         if (slowed := self._access.slowed(request)) is not None:
             return slowed
         found = await self._sessions.use_link(link)
@@ -99,13 +99,13 @@ class SignIn:
             )
         return found
 
-    async def _by_key(self, request: web.Request, key: str) -> Session | BadKey:
+    async def _by_key(self, request: web.Request, key: str) -> SignedIn | BadKey:
         if not key:
             return BadKey(422, "a management key is needed; `authsidecar key create` makes one")
         found = await self._access.proven(key, request, Scope.READ)
         if isinstance(found, BadKey):
             return found
-        return Session(f"key {found.id} ({found.name})", found.scope, found.id)
+        return SignedIn(f"key {found.id} ({found.name})", found.scope, found.id)
 
 
 def cookie_name(request: web.Request) -> str:
