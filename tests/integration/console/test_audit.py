@@ -1,10 +1,12 @@
 """The audit in the console."""
 
 import re
+from typing import get_args
 
 import pytest
 
 from authsidecar.decision.model import UserId
+from authsidecar.serving.manage import models
 from authsidecar.store.audit import Origin, Via
 from authsidecar.store.registry import Registry
 from tests.support.console import HOSTILE, Browser
@@ -47,3 +49,9 @@ async def test_changes_are_filtered(changed: Browser, query, count) -> None:
     assert page.status == 200
     assert len(rows(page.text)) == count
     assert page.has("Nothing found among 63 changes") == (count == 0)
+
+
+def test_the_api_can_show_every_way_of_a_change() -> None:
+    """What the audit may hold is what the operations may answer."""
+    shown = get_args(models.AuditRecord.model_fields["via"].annotation)
+    assert set(shown) == {one.value for one in Via}

@@ -7,9 +7,11 @@ import pytest
 
 from authsidecar.decision.model import Place, ResourceKind, Role, TeamId, TokenId, UserId
 from authsidecar.decision.restrictions import as_mapping
+from authsidecar.observe.receipts import Receipt, write
 from authsidecar.store.audit import Trail
 from authsidecar.store.keys import owner_bucket
 from authsidecar.store.records import write_place
+from authsidecar.times import UnixMs
 from tests.support import seed
 from tests.support.console import HOSTILE, Browser
 
@@ -128,6 +130,49 @@ async def test_a_token_is_narrowed_and_the_restriction_is_taken_back(people: Bro
     assert (wider.status, wider.has("can't widen"), wider.has("--force")) == (422, True, False)
     assert (await people.post("/tokens/40/unrestrict", {})).status == 303
     assert await people.registry.restriction("token", 40) is None
+
+
+async def test_the_form_tells_what_it_would_have_refused_lately(people: Browser) -> None:
+    """By the token's admitted requests, each with its weight; nothing is changed."""
+    for number, (token, path, client, weight) in enumerate(
+        [
+            (40, "/api/v1/teams", "192.0.2.1", 1),
+            (40, "/api/v1/teams", "198.51.100.1", 100),
+            (40, "/api/v1/servers", "192.0.2.1", 7),
+            (401, "/api/v1/servers", "192.0.2.1", 50),
+        ]
+    ):
+        one = Receipt(
+            id=f"r{number}",
+            at=UnixMs(1_800_000_000_000 + number),
+            proxy="traefik",
+            outcome="allow",
+            code=None,
+            status=200,
+            detail=None,
+            weight=weight,
+            method="GET",
+            path=path,
+            client=client,
+            token=token,
+            user=7,
+        )
+        await people.redis.xadd(people.sidecar.keys.receipts("token", number), {b"r": write(one)})
+    given = {"routes": "GET /api/v1/teams", "from": "192.0.2.0/24", "rate": "1/1s"}
+    page = await people.post("/tokens/40/restrict/outlook", given)
+    assert page.status == 200
+    assert page.has("Of about 108 admitted requests")
+    assert page.has("does not admit 198.51.100.1")
+    assert page.has("about 7")
+    assert page.has("does not name GET /api/v1/servers")
+    assert (
+        page.has("GET /api/v1/teams</textarea>") or 'value="GET /api/v1/teams" checked' in page.text
+    )
+    assert await people.registry.restriction("token", 40) is None
+    all_of_it = await people.post("/tokens/40/restrict/outlook", {"from": "0.0.0.0/0"})
+    assert all_of_it.has("None of about 108 admitted requests")
+    wrong = await people.post("/tokens/40/restrict/outlook", {"hours": "late"})
+    assert (wrong.status, wrong.has("hours:")) == (422, True)
 
 
 async def test_the_form_offers_what_the_team_has(people: Browser) -> None:

@@ -6,13 +6,16 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from authsidecar.admin.restriction_trial import RestrictionTrial, try_restriction
 from authsidecar.admin.restrictions import GUARDED, RESOURCES
 from authsidecar.decision.model import Permission, ResourceKind, TeamId, TokenId
 from authsidecar.decision.permissions import satisfies
 from authsidecar.decision.resources import environment_key
+from authsidecar.decision.restrictions import RestrictionError, parse
 from authsidecar.serving.console.page import Route, Visit
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import NotDoneError
+from authsidecar.store.management_keys import Scope
 
 MOST_OFFERED: Final = 2000
 """Resources of a team that the form offers; where there are more, uuids are typed."""
@@ -90,6 +93,7 @@ async def _form(
     given: Mapping[str, list[str]],
     *,
     widened: bool,
+    trial: RestrictionTrial | None = None,
     wrong: str = "",
     status: int = 200,
 ) -> web.StreamResponse:
@@ -131,6 +135,7 @@ async def _form(
         routes=[f"{method} {template}" for template, method in routes],
         tree=tree,
         widened=widened,
+        trial=trial,
     )
 
 
@@ -165,18 +170,38 @@ async def change(visit: Visit) -> web.StreamResponse:
     """Narrow the token to what the form says."""
     number = visit.path["token"]
     given = _given(visit)
-    body: dict[str, Any] = {name: given[name] for name in LISTS if given[name]}
-    body |= {name: given[name][0] for name in TEXTS if given[name]}
-    body["force"] = "force" in visit.form
     try:
-        if "uses" in body:
-            body["uses"] = _uses(body["uses"])
+        body = _parts(given) | {"force": "force" in visit.form}
         done = await visit.ask("setRestriction", path={"scope": "token", "id": number}, body=body)
     except NotDoneError as error:
         why = error.why.replace("--force keeps it all the same", "“Keep it all the same” does that")
         return await _form(visit, given, widened=True, wrong=why, status=error.status)
     said = " ".join(["Narrowed, from the very next request on.", *done.warnings])
     return await visit.moved(f"/tokens/{number}", said=said)
+
+
+async def outlook(visit: Visit) -> web.StreamResponse:
+    """The same form, with what it would have refused lately; nothing is changed."""
+    given = _given(visit)
+    token = await visit.ask("readToken", path={"token": visit.path["token"]})
+    sidecar = visit.sidecar
+    try:
+        wanted = parse(_parts(given))
+    except RestrictionError as error:
+        return await _form(visit, given, widened=True, wrong=str(error), status=422)
+    except NotDoneError as error:
+        return await _form(visit, given, widened=True, wrong=error.why, status=error.status)
+    trial = await try_restriction(
+        sidecar.client, sidecar.keys, sidecar.rules().policy.routes, TokenId(token.id), wanted
+    )
+    return await _form(visit, given, widened=True, trial=trial)
+
+
+def _parts(given: Mapping[str, list[str]]) -> dict[str, Any]:
+    """The parts of a restriction, as files have them."""
+    parts: dict[str, Any] = {name: given[name] for name in LISTS if given[name]}
+    parts |= {name: given[name][0] for name in TEXTS if given[name]}
+    return parts | {"uses": _uses(parts["uses"])} if "uses" in parts else parts
 
 
 def _given(visit: Visit) -> dict[str, list[str]]:
@@ -207,5 +232,6 @@ async def remove(visit: Visit) -> web.StreamResponse:
 ROUTES: Final = (
     Route("GET", "/tokens/{token}/restrict", show),
     Route("POST", "/tokens/{token}/restrict", change),
+    Route("POST", "/tokens/{token}/restrict/outlook", outlook, scope=Scope.READ),
     Route("POST", "/tokens/{token}/unrestrict", remove),
 )
