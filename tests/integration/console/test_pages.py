@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from yarl import URL
 
 from authsidecar.serving.console.gate import is_near
 from authsidecar.store.console_sessions import ConsoleSessions
@@ -48,6 +49,45 @@ async def test_what_pages_name_is_there_and_stays(console) -> None:
         assert other.headers["Cache-Control"] == "no-cache"
     for name in ("../page.py", "%2e%2e/page.py", "nothing.js", ""):
         assert (await console.get(f"/static/{name}")).status in {404, 303}, name
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/tokens?q=%ff%00%ed%a0%80",
+        "/tokens?cursor=%ff",
+        "/audit?q=%ff&via=%ff",
+        "/audit/%ff",
+        "/%ff",
+        "/static/%ff",
+        "/sign-in?next=%ff&link=%ff",
+    ],
+)
+async def test_what_is_no_text_is_no_defect(console, path) -> None:
+    """Bytes that are no UTF-8, in every place of a page's address."""
+    client = console.client
+    answer = await client.get(URL(f"/console{path}", encoded=True), allow_redirects=False)
+    assert answer.status < 500
+    assert console.log.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b"csrf=x", "application/x-www-form-urlencoded; charset=nonsense", 400),
+        (b"csrf=%ff&name=%ed%a0%80", "application/x-www-form-urlencoded", 403),
+        (b"\xff\xfe=\xff", "application/x-www-form-urlencoded", 400),
+        (b"a" * 200_000, "application/x-www-form-urlencoded", 413),
+        (b"&".join([b"a=1"] * 600), "application/x-www-form-urlencoded", 413),
+        (b"--x--", "multipart/form-data; boundary=x", 415),
+    ],
+)
+async def test_what_is_no_form_is_no_defect(console, body, kind, status) -> None:
+    """Each is refused in a sentence."""
+    headers = {"Content-Type": kind, "Origin": console.origin}
+    answer = await console.client.post("/console/tokens/new", data=body, headers=headers)
+    assert answer.status == status, await answer.text()
+    assert console.log.getvalue() == ""
 
 
 async def test_redis_away_is_a_page_too(console, monkeypatch) -> None:

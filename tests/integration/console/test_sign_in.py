@@ -1,16 +1,22 @@
 """Signing in to the console, and what it takes to stay: everything else is refused."""
 
 import json
+import re
+import ssl
+from pathlib import Path
 
 import pytest
+from aiohttp import ClientSession, DummyCookieJar, TCPConnector
 
 from authsidecar.admin.keys import create_key
 from authsidecar.observe.log import Log
+from authsidecar.serving.listeners import server_tls
 from authsidecar.store.audit import Origin, Via
 from authsidecar.store.console_sessions import IDLE_MS, LINK_MS, ConsoleSessions
 from authsidecar.store.management_keys import ManagementKeys, Scope
 from tests.support.cli import invoke
 from tests.support.console import Browser, console_app
+from tests.support.topologies import certificates
 
 OUTSIDE = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
 
@@ -178,6 +184,56 @@ async def test_signing_in_is_in_the_audit(console: Browser) -> None:
         (b"console.link", b"alice", b"cli", "write"),
         (b"console.sign-in", b"alice", b"console", "write"),
     ]
+
+
+async def test_a_session_holds_in_every_process_and_ends_in_all(
+    console: Browser, aiohttp_client
+) -> None:
+    """What one process has let in, another knows; what one has ended, none does."""
+    app, sidecar = console_app(console.redis, Log(json_lines=True, level="error"))
+    other = await aiohttp_client(app)
+    cookies = {one.key: one.value for one in console.client.session.cookie_jar}
+
+    async def status() -> int:
+        found = await other.get("/console/tokens", cookies=cookies, allow_redirects=False)
+        return found.status
+
+    assert await status() == 200
+    await console.post("/sign-out", {})
+    assert await status() == 303
+    await sidecar.decisions.close()
+
+
+async def test_over_tls_the_cookie_is_kept_to_this_very_host(
+    redis_client, aiohttp_server, tmp_path
+) -> None:
+    """Secure and `__Host-`; and no other cookie is looked at."""
+    made = certificates(tmp_path)
+    app, sidecar = console_app(redis_client, Log(json_lines=True, level="error"))
+    server = await aiohttp_server(
+        app, ssl=server_tls(Path(made["server.pem"]), Path(made["server.key"])), scheme="https"
+    )
+    trusting = ssl.create_default_context(cafile=made["ca.pem"])
+    sessions = ConsoleSessions(redis_client, sidecar.keys)
+    secret = await sessions.make_link(Origin("alice", Via.CLI, "here"), Scope.READ)
+    own = {"Origin": f"https://127.0.0.1:{server.port}"}
+    place = f"https://127.0.0.1:{server.port}/console"
+    connector = TCPConnector(ssl=trusting)
+    async with ClientSession(connector=connector, cookie_jar=DummyCookieJar()) as client:
+        answer = await client.post(
+            f"{place}/sign-in", data={"link": secret}, headers=own, allow_redirects=False
+        )
+        assert answer.status == 303
+        cookie = answer.headers["Set-Cookie"]
+        assert re.fullmatch(
+            r"__Host-authsidecar=[\w-]{43}; HttpOnly; Path=/; SameSite=Strict; Secure", cookie
+        )
+        value = cookie.partition("=")[2].partition(";")[0]
+        for name, status in (("__Host-authsidecar", 200), ("authsidecar-console", 303)):
+            headers = {"Cookie": f"{name}={value}"}
+            page = await client.get(place, headers=headers, allow_redirects=False)
+            assert page.status == status
+    await sidecar.decisions.close()
 
 
 def test_the_command_prints_a_link_that_signs_in(redis_url) -> None:

@@ -220,6 +220,8 @@ async def _form(request: web.Request) -> MultiMapping[str]:
         fields = await request.post()
     except web.HTTPRequestEntityTooLarge:
         raise NotDoneError(413, "the form is too large") from None
+    except (LookupError, ValueError):
+        raise NotDoneError(400, "the form can't be read") from None
     if len(fields) > MOST_FIELDS:
         raise NotDoneError(413, f"the form has more than {MOST_FIELDS} fields")
     return MultiDict((name, value) for name, value in fields.items() if isinstance(value, str))
