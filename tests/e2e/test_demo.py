@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientSession
 
 from authsidecar.decision.model import Proxy
 from authsidecar.demo import run as demo
@@ -114,9 +115,12 @@ async def test_every_printed_command_answers_as_printed_until_interrupted(tmp_pa
         answers = [pair async for pair in _tried(choice, lines)]
         assert len(answers) == len(SCENARIOS)
         assert [promised for promised, _ in answers] == [seen for _, seen in answers]
-        log = Path(lines[-2].removeprefix("Every decision: tail -f "))
+        log = Path(lines[-3].removeprefix("Every decision: tail -f "))
         decisions = log.read_text()  # noqa: ASYNC240  # a small file
         assert f"proxy={proxy} outcome=deny status=429 code=rate_limited" in decisions
+        link = lines[-2].rpartition(" ")[2]
+        async with ClientSession() as session, session.get(link) as answer:
+            assert "This link signs you in once" in await answer.text()
     finally:
         process.send_signal(number)
         code, out, errors = await ended(process)

@@ -519,6 +519,7 @@ SETUPS: Mapping[str, Setup] = {
     "find-out-why.md": asked('"code": "permission_missing"', "then:", "now:", "200 allowed"),
     "try-a-change.md": refused_before,
     "follow-a-coolify-release.md": release,
+    "console.md": redis_alone("works once", "works once"),
     "reload.md": changed,
     "move-to-another-redis.md": two_servers,
     "confirm.md": redis_alone(

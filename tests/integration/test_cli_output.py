@@ -164,6 +164,7 @@ CHANGING = [
 ]
 
 ELSEWHERE = {
+    "console",
     "token create",
     "key create",
     "key list",

@@ -275,6 +275,8 @@ def test_the_wheel_holds_data_scripts_and_deploy_files(built: Path):
         "authsidecar/decision/ratelimit/sliding_window.lua",
         "authsidecar/deploy/traefik/dynamic.yml",
         "authsidecar/deploy/nginx/nginx.conf",
+        "authsidecar/serving/console/templates/base.html",
+        "authsidecar/serving/console/static/style.css",
     }
     assert not [name for name in names if "tests/" in name or name.endswith(".pyc")]
     metadata = next(name for name in names if name.endswith(".dist-info/METADATA"))

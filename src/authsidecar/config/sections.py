@@ -17,6 +17,7 @@ from authsidecar.config.values import (
     FileMode,
     FilePath,
     HostName,
+    HostNames,
     Hours,
     KeyPrefix,
     ListenAddress,
@@ -159,7 +160,7 @@ class Management(Section):
 
     address: EndpointText = Field(
         default="127.0.0.1:4191",
-        description="Address of /healthz, /readyz, /metrics and /manage/v1.",
+        description="Address of /healthz, /readyz, /metrics, /manage/v1 and /console.",
     )
     tls_cert_file: FilePath | None = Field(
         default=None,
@@ -173,6 +174,16 @@ class Management(Section):
         default=False,
         description="Give /metrics only to who sends a management key (`authsidecar key create "
         "--scope read`).",
+    )
+    console: bool = Field(
+        default=True,
+        description="Serve the console, /console: over loopback alone as long as there is no "
+        "certificate.",
+    )
+    console_hosts: HostNames = Field(
+        default=(),
+        description="Names by which browsers reach the console, beside localhost and addresses; "
+        "any other is refused (DNS rebinding).",
     )
 
     @model_validator(mode="after")

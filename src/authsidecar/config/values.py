@@ -344,6 +344,9 @@ WebUrl = Annotated[
     str, AfterValidator(_web_url), Allowed("an http:// or https:// URL", private=True)
 ]
 HostName = Annotated[str, AfterValidator(_host), Allowed("a host name or an address")]
+HostNames = Annotated[
+    tuple[Annotated[str, AfterValidator(_host)], ...], Allowed("host names or addresses")
+]
 MailAddress = Annotated[
     str, AfterValidator(_sender), Allowed("a plain mail address such as authsidecar@example.com")
 ]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from authsidecar.cli.console import url
 from authsidecar.cli.streams import tell, write
 from authsidecar.config import Settings, load
 from authsidecar.decision.model import Proxy
@@ -28,7 +29,10 @@ from authsidecar.run.errors import StartError
 from authsidecar.run.redis_at_start import store
 from authsidecar.run.sidecar import running
 from authsidecar.serving.listeners import listening
+from authsidecar.store.audit import Origin, Via
+from authsidecar.store.console_sessions import ConsoleSessions
 from authsidecar.store.keys import Keys
+from authsidecar.store.management_keys import Scope
 from authsidecar.store.registry import Registry
 
 PROXIES: Final = (Proxy.TRAEFIK, Proxy.NGINX)
@@ -47,11 +51,13 @@ class Stage:
         registry: the state that the sidecar decides by.
         urls: where each proxy listens.
         log: what the sidecar writes.
+        console: a link that signs in to the console.
     """
 
     registry: Registry
     urls: Mapping[Proxy, str]
     log: Path
+    console: str
 
 
 async def run(*, check: bool) -> int:
@@ -91,7 +97,7 @@ async def run(*, check: bool) -> int:
 async def _show() -> int:
     """Print what to try, then serve until cancelled."""
     async with _stage() as stage:
-        _say(table.commands(stage.urls, SCENARIOS, str(stage.log)))
+        _say(table.commands(stage.urls, SCENARIOS, str(stage.log), stage.console))
         await asyncio.Event().wait()
     return 0
 
@@ -148,7 +154,9 @@ async def _stage() -> AsyncIterator[Stage]:
             )
             stack.push_async_callback(started.stop)
             urls[proxy] = started.url
-        yield Stage(registry, urls, log_file)
+        sessions = ConsoleSessions(client, Keys(settings.redis.prefix))
+        link = await sessions.make_link(Origin("demo", Via.CLI, "demo"), Scope.WRITE)
+        yield Stage(registry, urls, log_file, f"{url(settings)}/sign-in?link={link}")
 
 
 def _settings(directory: Path) -> Settings:

@@ -16,13 +16,16 @@ NAMES: Final[Mapping[Proxy, str]] = {Proxy.TRAEFIK: "Traefik", Proxy.NGINX: "ngi
 _COLOURS: Final = {"2": "green", "4": "yellow"}
 
 
-def commands(urls: Mapping[Proxy, str], scenarios: Iterable[Scenario], log: str) -> str:
+def commands(
+    urls: Mapping[Proxy, str], scenarios: Iterable[Scenario], log: str, console: str
+) -> str:
     """What to type into another terminal, and what will be answered.
 
     Args:
         urls: where each proxy listens.
         scenarios: in this order; some build on those before.
         log: the file that the sidecar's decisions go to.
+        console: the link that signs in to the console.
     """
     choices = [
         f"P={url}   # {NAMES[proxy]}" for proxy, url in sorted(urls.items(), key=_traefik_first)
@@ -37,7 +40,11 @@ def commands(urls: Mapping[Proxy, str], scenarios: Iterable[Scenario], log: str)
     ]
     for scenario in scenarios:
         lines += [_promise(scenario), scenario.curl("$P"), ""]
-    lines += [f"Every decision: tail -f {log}", "Ctrl-C ends everything and removes its files."]
+    lines += [
+        f"Every decision: tail -f {log}",
+        f"The console (this link works once, for five minutes): {console}",
+        "Ctrl-C ends everything and removes its files.",
+    ]
     return "\n".join(lines)
 
 

@@ -21,6 +21,7 @@ from authsidecar.run.errors import StartError
 from authsidecar.run.life import Life
 from authsidecar.run.reload import ReloadError
 from authsidecar.run.terms import Terms
+from authsidecar.serving.console import add_console
 from authsidecar.serving.listeners import server_tls
 from authsidecar.serving.manage.access import Access
 from authsidecar.serving.manage.api import add_to
@@ -90,6 +91,8 @@ def management(
         version=__version__,
     )
     add_to(app, sidecar, access, log)
+    if settings.management.console:
+        add_console(app, sidecar, access, log, settings.management.console_hosts)
     return app
 
 

@@ -47,6 +47,7 @@ class Via(StrEnum):
     API = "api"
     AUTHZ = "authz"
     CLI = "cli"
+    CONSOLE = "console"
     SYNC = "sync"
     TIME = "time"
     """Nobody: a setting was not confirmed in time."""

@@ -79,6 +79,14 @@ class Keys:
         """HASH: sha256 (32 bytes), name, scope, created_at, expires_at."""
         return f"{self.prefix}management-key:{management_key}"
 
+    def console_link(self, digest: str) -> str:
+        """HASH: actor, scope: a link that signs in to the console, by its digest; five minutes."""
+        return f"{self.prefix}console:link:{digest}"
+
+    def console_session(self, digest: str) -> str:
+        """HASH: actor, scope, key, began_at, said: who is signed in; lives while it is used."""
+        return f"{self.prefix}console:session:{digest}"
+
     def idempotency(self, request: str) -> str:
         """STRING: JSON of what a request with an Idempotency-Key has created; lives for a day."""
         return f"{self.prefix}idempotency:{request}"

@@ -64,6 +64,7 @@ KINDS: Final = (
     _kind("receipts", r"receipts:[a-z]+:[0-9]+", "passing"),
     _kind("usage", r"usage:\{.+\}|usage-since", "passing"),
     _kind("idempotency", r"idempotency:.+", "passing"),
+    _kind("console", r"console:(link|session):[0-9a-f]+", "passing"),
     _kind("lock", r".+:(lock|written|full)(:\{.+\})?", "passing"),
 )
 """The first that matches a key is its kind."""

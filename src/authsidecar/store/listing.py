@@ -173,6 +173,18 @@ class Listing:
 
     # Limits
 
+    async def expiring_page(self, start: int, count: int) -> list[TokenId]:
+        """The ids of tokens that expire, the next first.
+
+        Args:
+            start: how many of those that have not expired are left out.
+            count: how many at the most.
+        """
+        found = await self._client.zrangebyscore(
+            self._keys.expiring, await self.now(), "+inf", start=start, num=count
+        )
+        return [TokenId(int(i)) for i in found]
+
     async def limit(self, scope: str, number: int) -> Limit | None:
         """The override of one token, user or team, or None."""
         return records.limit(await self._client.hget(self._limited(scope, number), "limit"))

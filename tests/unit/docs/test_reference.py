@@ -156,6 +156,7 @@ def key_rows() -> set[str]:
         "charge": charges.Charge("", "SLOT", "NAME", Limit(1)),
         "repeat_key": b"",
         "key": "DIGEST",
+        "digest": "DIGEST",
         "bucket": "BUCKET",
         "address": "ADDRESS",
         "number": "NUMBER",

@@ -82,11 +82,18 @@ class Access:
             return _unauthorized(
                 "the Authorization header is not one `Bearer KEY`", "invalid_request"
             )
+        return await self.proven(text, request, needed)
+
+    async def proven(
+        self, text: str, request: web.Request, needed: Scope
+    ) -> ManagementKey | BadKey:
+        """The key that a text is, if it is a right one and may do this."""
+        if len(text) > _LONGEST:
+            return _unauthorized("this is no management key", "invalid_token")
         address = _address(request)
         pair = (address, sha256(text.encode("utf-8", "surrogateescape")).digest())
-        if pair not in self._known and not self._pace.may_look_up(address, self._now()):
-            wait = (("Retry-After", "1"),)
-            return BadKey(429, "too many wrong keys from this address; try again in a second", wait)
+        if pair not in self._known and (slowed := self.slowed(request)) is not None:
+            return slowed
         try:
             found = await self._prove(text)
         except (RedisError, OSError, TimeoutError):
@@ -94,7 +101,7 @@ class Access:
             return BadKey(503, "Redis does not answer, so no key can be checked", wait)
         if found is None:
             self._known.pop(pair, None)
-            self._pace.refuse(address, UnixMs(self._now() + REFUSED_MS))
+            self.failed(request)
             return _unauthorized(
                 "the key is unknown, revoked or expired; `authsidecar key list` shows the keys",
                 "invalid_token",
@@ -103,6 +110,17 @@ class Access:
         if not found.may(needed):
             return BadKey(403, f"key {found.id} may only read; this needs the scope write")
         return found
+
+    def slowed(self, request: web.Request) -> BadKey | None:
+        """Why an address may not try now, or None; a try of one that has failed is counted."""
+        if self._pace.may_look_up(_address(request), self._now()):
+            return None
+        wait = (("Retry-After", "1"),)
+        return BadKey(429, "too many wrong keys from this address; try again in a second", wait)
+
+    def failed(self, request: web.Request) -> None:
+        """Slow down an address that has shown what opens nothing."""
+        self._pace.refuse(_address(request), UnixMs(self._now() + REFUSED_MS))
 
     def _remember(self, pair: tuple[str, bytes]) -> None:
         self._known[pair] = None

@@ -86,27 +86,42 @@ async def _handle(
         return await _run(operation, sidecar, key, request)
     except NotDoneError as error:
         return problem(error.status, error.why, errors=error.errors)
-    except _InvalidError as error:
+    except InvalidError as error:
         return problem(422, error.why, errors=error.errors)
-    except LeftoverError as error:
-        why = (
-            f"Redis failed under way ({error.why}); token {error.token} may have been made, and "
-            f"nobody knows it: `authsidecar token revoke {error.token}` once Redis is back"
-        )
-        return problem(503, why, headers=_RETRY)
-    except OutOfMemoryError:
-        why = "Redis is full: it has no room for more (maxmemory); make room or raise maxmemory"
-        return problem(503, why, headers=_RETRY)
-    except (RedisError, StoreError, OSError, TimeoutError):
-        why = "Redis failed under way; what was asked may be done in part: look, and repeat it"
-        return problem(503, why, headers=_RETRY)
     except web.HTTPRequestEntityTooLarge:
         return problem(413, f"the body is larger than {LARGEST_BODY} bytes")
     except web.HTTPException:
         raise
     except Exception as error:  # noqa: BLE001  # an operator is never shown a traceback
-        log.event("error", "defect", error=describe_error(error), where=operation.name)
-        return problem(500, "a defect of authsidecar, please report it; the log names it")
+        status, why = explained(error, log, operation.name)
+        return problem(status, why, headers=_RETRY if status == 503 else ())
+
+
+def explained(error: Exception, log: Log, where: str) -> tuple[int, str]:
+    """The status and the one line that tell an operator of what went wrong under way.
+
+    Args:
+        error: what was raised; a defect is logged.
+        log: told of defects.
+        where: what was under way.
+    """
+    match error:
+        case LeftoverError():
+            return 503, (
+                f"Redis failed under way ({error.why}); token {error.token} may have been made, "
+                f"and nobody knows it: `authsidecar token revoke {error.token}` once Redis is back"
+            )
+        case OutOfMemoryError():
+            return 503, (
+                "Redis is full: it has no room for more (maxmemory); make room or raise maxmemory"
+            )
+        case RedisError() | StoreError() | OSError() | TimeoutError():
+            return 503, (
+                "Redis failed under way; what was asked may be done in part: look, and repeat it"
+            )
+        case _:
+            log.event("error", "defect", error=describe_error(error), where=where)
+            return 500, "a defect of authsidecar, please report it; the log names it"
 
 
 async def _run(
@@ -115,7 +130,7 @@ async def _run(
     call = Call(
         sidecar=sidecar,
         origin=Origin(f"key {key.id} ({key.name})", Via.API, request.remote or "?"),
-        path=_path(request.match_info),
+        path=read_path(request.match_info),
         query=_query(operation, request),
         body=None if operation.body is None else await _body(operation.body, request),
     )
@@ -128,12 +143,12 @@ async def _run(
     if operation.creates is not None and "Idempotency-Key" in request.headers:
         found = await _once(operation, call, key, request.headers["Idempotency-Key"])
     else:
-        found = await _whole(operation.run(call))
+        found = await whole(operation.run(call))
     body = found.model_dump_json(by_alias=True)
     return _answer(operation.status, body, tag=_tag(found) if operation.tagged else None)
 
 
-async def _whole(work: Coroutine[Any, Any, BaseModel]) -> BaseModel:
+async def whole(work: Coroutine[Any, Any, BaseModel]) -> BaseModel:
     """Finish what was begun, although the client has left: half a change helps nobody."""
     return await asyncio.shield(asyncio.ensure_future(work))
 
@@ -168,7 +183,7 @@ async def _once(operation: Operation, call: Call, key: ManagementKey, given: str
         await kept.created(request, fingerprint, found.id)  # type: ignore[attr-defined]  # all have
         return found
 
-    return await _whole(create())
+    return await whole(create())
 
 
 def _check_header(name: str, given: str, longest: int) -> None:
@@ -197,7 +212,7 @@ def _tag(found: BaseModel) -> str:
     return f'"{digest[:32]}"'
 
 
-def _path(words: Mapping[str, str]) -> dict[str, Any]:
+def read_path(words: Mapping[str, str]) -> dict[str, Any]:
     """The parts of a path, numbers as numbers.
 
     Raises:
@@ -244,7 +259,7 @@ async def _body(model: type[BaseModel], request: web.Request) -> BaseModel:
 
     Raises:
         NotDoneError: it is no JSON.
-        _InvalidError: it is not what the operation takes.
+        InvalidError: it is not what the operation takes.
     """
     if request.content_type != _JSON:
         raise NotDoneError(415, f"the body is not {_JSON}")
@@ -254,10 +269,10 @@ async def _body(model: type[BaseModel], request: web.Request) -> BaseModel:
     except ValidationError as error:
         if any(one["type"] == "json_invalid" for one in error.errors(include_input=False)):
             raise NotDoneError(400, "the body is no JSON") from None
-        raise _InvalidError(error) from None
+        raise InvalidError(error) from None
 
 
-class _InvalidError(Exception):
+class InvalidError(Exception):
     """A body that is not what an operation takes; what was sent is not repeated.
 
     Attributes:

@@ -58,6 +58,10 @@ class TokensQuery(PageQuery):
 
     user: Annotated[Id | None, Field(description="Only of this user.")] = None
     team: Annotated[Id | None, Field(description="Only of this team.")] = None
+    sort: Annotated[
+        Literal["owner", "expiry"],
+        Field(description="`expiry`: of all that expire, what does so first comes first."),
+    ] = "owner"
 
 
 class LimitsQuery(PageQuery):
@@ -330,7 +334,7 @@ class AuditRecord(Model):
     action: str
     target: str
     actor: str
-    via: Literal["api", "authz", "cli", "sync", "other"]
+    via: Literal["api", "authz", "cli", "console", "sync", "time", "other"]
     place: str
     before: dict[str, Any] | None
     after: dict[str, Any] | None

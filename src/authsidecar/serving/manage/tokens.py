@@ -30,6 +30,10 @@ OWNERS_A_PAGE: Final = 20
 """How many users one page of all tokens looks at: the next one goes on with the others."""
 
 
+_MOST_SORTED: Final = 2**40
+"""How far into an order a cursor may point."""
+
+
 async def list_tokens(call: Call) -> models.TokenPage:
     """A page of tokens: of a user, of a team, or of all users one after the other."""
     query: models.TokensQuery = call.query
@@ -38,7 +42,9 @@ async def list_tokens(call: Call) -> models.TokenPage:
         raise NotDoneError(404, absent("user", query.user))
     if query.team is not None and await registry.team(TeamId(query.team)) is None:
         raise NotDoneError(404, absent("team", query.team))
-    if query.user is None and query.team is None:
+    if query.sort == "expiry":
+        ids, following = await _next_to_expire(call)
+    elif query.user is None and query.team is None:
         ids, following = await _of_all(call)
     else:
         index = (
@@ -53,6 +59,19 @@ async def list_tokens(call: Call) -> models.TokenPage:
     if query.team is not None:
         found = [one for one in found if one.team == query.team]
     return models.TokenPage(items=await _shown(call, found), next=following)
+
+
+async def _next_to_expire(call: Call) -> tuple[list[int], str | None]:
+    """Ids of tokens that expire next, and where to go on."""
+    query: models.TokensQuery = call.query
+    if query.user is not None or query.team is not None:
+        raise NotDoneError(422, "sort: expiry is of all tokens, without user and team")
+    start, _ = place_in_set(read_cursor(query.cursor))
+    if start > _MOST_SORTED:
+        raise NotDoneError(422, "cursor: is none that a page gave as `next`")
+    found = await call.registry.expiring_page(start, query.limit)
+    more = len(found) == query.limit
+    return [int(i) for i in found], write_cursor([start + len(found), False]) if more else None
 
 
 async def _of_all(call: Call) -> tuple[list[int], str | None]:

@@ -1,0 +1,12 @@
+"""Every page of the console, in the order of the navigation."""
+
+from typing import Final
+
+from authsidecar.serving.console.page import Page
+from authsidecar.serving.console.pages import audit, overview, tokens
+
+PAGES: Final[tuple[Page, ...]] = (
+    overview.PAGE,
+    tokens.PAGE,
+    audit.PAGE,
+)

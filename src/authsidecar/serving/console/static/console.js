@@ -1,0 +1,36 @@
+// What pages are nicer with. Every page does its whole job without it.
+
+const zone = new Intl.DateTimeFormat(undefined, {dateStyle: "medium", timeStyle: "short"});
+
+/** Show times in the reader's zone; their title keeps UTC. */
+export function localTimes(within) {
+  for (const one of within.querySelectorAll("time[datetime]")) {
+    const at = new Date(one.dateTime);
+    if (!Number.isNaN(at.getTime())) one.textContent = zone.format(at);
+  }
+}
+
+/** Copy what the button names: <button data-copy="ID">. */
+function copyButtons() {
+  for (const button of document.querySelectorAll("button[data-copy]")) {
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent);
+      button.textContent = "Copied";
+    });
+  }
+}
+
+/** Keep a button off until a name is typed: <input data-typed="NAME"> in its form. */
+function typedNames() {
+  for (const input of document.querySelectorAll("input[data-typed]")) {
+    const button = input.form.querySelector("button");
+    const look = () => { button.disabled = input.value.trim() !== input.dataset.typed.trim(); };
+    input.addEventListener("input", look);
+    look();
+  }
+}
+
+localTimes(document);
+copyButtons();
+typedNames();

@@ -1,0 +1,208 @@
+"""The console in a real Chromium: by keyboard, light and dark, on a phone."""
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.support.cli import invoke
+from tests.support.redis import RedisProcess, start_redis
+from tests.support.sidecar import SidecarProcess, start_sidecar
+
+CHROMIUM = Path("/usr/bin/chromium")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.any_python,
+    pytest.mark.skipif(not CHROMIUM.exists(), reason="there is no /usr/bin/chromium here"),
+]
+
+SERIOUS = {"serious", "critical"}
+
+
+@dataclass
+class Desk:
+    """A sidecar with a console, and a browser in front of it.
+
+    Attributes:
+        sidecar: the process.
+        url: its Redis.
+        page: what the browser shows.
+        complaints: what the browser has complained of: its policy, and scripts that failed.
+    """
+
+    sidecar: SidecarProcess
+    url: str
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+
+    def cli(self, *words: object):
+        with ThreadPoolExecutor(1) as thread:  # Playwright has an event loop running in this one
+            command = partial(invoke, *words, url=self.url, MANAGEMENT__ADDRESS=self.address)
+            done = thread.submit(command).result()
+        assert done.code == 0, done.err
+        return done
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.sidecar.management_port}"
+
+    def open(self, path: str = "") -> None:
+        self.page.goto(f"http://{self.address}/console{path}")
+
+    def sign_in(self, *words: str) -> None:
+        self.page.goto(self.cli("console", *words, "--quiet").out.strip())
+        self.page.get_by_role("button", name="Sign in").click()
+        expect(self.page.get_by_role("heading", level=1)).to_have_text("Overview")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisProcess]:
+    server = start_redis(tmp_path_factory.mktemp("redis"), port=0)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def sidecar(server: RedisProcess, tmp_path_factory) -> Iterator[SidecarProcess]:
+    sidecar = start_sidecar(tmp_path_factory.mktemp("sidecar"), server.url)
+    yield sidecar
+    sidecar.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def desk(request, server: RedisProcess, sidecar: SidecarProcess, chromium) -> Iterator[Desk]:
+    context = chromium.new_context(**getattr(request, "param", {}))
+    context.set_default_timeout(15_000)
+    found = Desk(sidecar, server.url, context.new_page())
+    found.page.on("pageerror", lambda error: found.complaints.append(str(error)))
+    found.page.on(
+        "console",
+        lambda line: found.complaints.append(line.text) if line.type == "error" else None,
+    )
+    yield found
+    context.close()
+
+
+def people(desk: Desk) -> int:
+    """A user who owns a team, with the API on; the user's id."""
+    team = desk.cli("team", "add", "Shop", "--json").json["id"]
+    user = desk.cli("user", "add", "Ada", "--email", "ada@example.com", "--json").json["id"]
+    desk.cli("member", "set", "--team", team, "--user", user, "--role", "owner")
+    desk.cli("api", "enable")
+    return user
+
+
+def test_a_token_from_its_making_to_its_end(desk: Desk) -> None:
+    """By keyboard alone: made, used, narrowed, refused, revoked; each on the very next request."""
+    user = people(desk)
+    desk.sign_in()
+    page = desk.page
+
+    def press_on(role: Any, name: str) -> None:
+        """Reach it with the Tab key, and press it."""
+        wanted = page.get_by_role(role, name=name, exact=True)
+        for _ in range(300):
+            if wanted.evaluate("one => one === document.activeElement"):
+                page.keyboard.press("Space" if role == "checkbox" else "Enter")
+                return
+            page.keyboard.press("Tab")
+        raise AssertionError(f"{name} is not reached by keyboard")
+
+    press_on("link", "Tokens")
+    press_on("link", "New token")
+    page.get_by_label("Name").fill("deploys")
+    page.get_by_label("User id").fill(str(user))
+    press_on("checkbox", "read")
+    press_on("button", "Make the token")
+    expect(page.get_by_text("Store it now")).to_be_visible()
+    plain = page.locator("#plain").text_content()
+    assert plain
+    number = plain.partition("|")[0]
+    bearer = f"Bearer {plain}"
+
+    def ask() -> int:
+        return desk.sidecar.ask("GET", "/api/v1/teams", authorization=bearer).status
+
+    assert ask() == 200
+    press_on("link", "Narrow it")
+    page.get_by_label("From", exact=True).fill("198.51.100.0/24")
+    press_on("button", "Narrow the token")
+    expect(page.get_by_role("status")).to_contain_text("Narrowed")
+    assert ask() == 403
+    press_on("button", "Take the restriction back")
+    expect(page.get_by_role("status")).to_contain_text("Nothing of its own")
+    assert ask() == 200
+    revoke = page.get_by_role("button", name="Revoke")
+    expect(revoke).to_be_disabled()
+    page.get_by_label("Type the name of the token").fill("deploys")
+    press_on("button", "Revoke")
+    expect(page.get_by_role("status")).to_contain_text(f"Token {number} is revoked")
+    assert ask() == 401
+    press_on("link", "Audit")
+    expect(page.get_by_role("table")).to_contain_text("token.revoke")
+    press_on("button", "Sign out")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+    desk.open("/tokens")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
+    assert desk.complaints == []
+
+
+@pytest.mark.parametrize(
+    "desk",
+    [
+        {"color_scheme": "light", "viewport": {"width": 1280, "height": 800}},
+        {"color_scheme": "dark", "viewport": {"width": 360, "height": 740}},
+    ],
+    ids=["light", "dark phone"],
+    indirect=True,
+)
+def test_everybody_can_read_every_page(desk: Desk) -> None:
+    """axe finds nothing serious, nothing scrolls sideways, and a page weighs under 150 KB."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    page, weight = desk.page, [0]
+    user = people(desk)
+    made = ("token", "create", "--user", user, "--team", user, "--name", "x" * 200)
+    number = desk.cli(*made, "--permission", "read", "--expires", "30", "--json").json["id"]
+    page.on("response", lambda answer: weight.append(int(answer.headers["content-length"])))
+    desk.open("/sign-in")
+    found = [("sign-in", Axe().run(page))]
+    desk.sign_in()
+    links = page.get_by_role("navigation").get_by_role("link").all()
+    paths = [str(link.get_attribute("href")).removeprefix("/console") for link in links]
+    more = ["/tokens/new", f"/tokens/{number}", f"/tokens/{number}/restrict", "/nowhere"]
+    for path in [*paths, *more]:
+        weight[:] = [0]
+        desk.open(path)
+        width = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert width <= 0, f"{path} scrolls sideways by {width} px"
+        assert sum(weight) < 150_000, path
+        found.append((path, Axe().run(page)))
+        zone = page.locator("time").first
+        if zone.count():
+            assert re.fullmatch(r".* UTC", str(zone.get_attribute("title")))
+    serious = [
+        (path, one["id"], one["nodes"][0]["html"])
+        for path, result in found
+        for one in result.response["violations"]
+        if one["impact"] in SERIOUS
+    ]
+    assert serious == []
+    assert [line for line in desk.complaints if "404" not in line] == []
