@@ -317,7 +317,19 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
                 ),
                 _rate("authsidecar_receipts_dropped_total", "cause"),
             ),
-            width=24,
+            width=16,
+        ),
+        Panel(
+            "Missing in the console's charts",
+            "Decisions that Redis did not take into its counters.",
+            "cps",
+            (
+                Query(
+                    "sum(rate(authsidecar_fleet_counts_dropped_total{HERE}[$__rate_interval]))",
+                    "decisions",
+                ),
+            ),
+            width=8,
         ),
     ),
 }

@@ -26,6 +26,7 @@ from tests.support.world import READ, World, address, populate, world_of
 NAMES = {
     "authsidecar_receipts_written": set(),
     "authsidecar_receipts_dropped": {"cause"},
+    "authsidecar_fleet_counts_dropped": set(),
     "authsidecar_canary_uses": set(),
     "authsidecar_decisions": {"proxy", "outcome", "reason"},
     "authsidecar_decision_seconds": {"proxy", "outcome"},

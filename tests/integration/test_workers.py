@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import redis
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
@@ -62,7 +63,16 @@ def answered_by(sidecar: SidecarProcess) -> set[str]:
     }
 
 
-def test_all_workers_answer_and_their_metrics_are_summed(sidecar: SidecarProcess) -> None:
+def admitted_by_the_fleet(redis_url: str) -> int:
+    """What all workers have added to the counters of this half hour."""
+    with redis.Redis.from_url(redis_url) as client:
+        keys = client.keys("authsidecar:{fleet}:1800:*")
+        return sum(int(client.hget(key, "reason:none") or 0) for key in keys)
+
+
+def test_all_workers_answer_and_their_metrics_are_summed(
+    sidecar: SidecarProcess, redis_url: str
+) -> None:
     """Requests on many connections reach both workers; any of them tells the sum."""
     asked = 0
 
@@ -77,6 +87,8 @@ def test_all_workers_answer_and_their_metrics_are_summed(sidecar: SidecarProcess
     until(both_have_answered, "an answer of each", patience_s=30)
     until(lambda: decisions(sidecar) >= asked, "the metrics of all")
     assert decisions(sidecar) == asked
+    until(lambda: admitted_by_the_fleet(redis_url) >= asked, "the fleet's counters")
+    assert admitted_by_the_fleet(redis_url) == asked
 
 
 def test_processor_memory_and_descriptors_are_those_of_all_workers(

@@ -185,6 +185,11 @@ class Management(Section):
         description="Names by which browsers reach the console, beside localhost and addresses; "
         "any other is refused (DNS rebinding).",
     )
+    fleet_counters: bool = Field(
+        default=True,
+        description="Add to Redis, once a second and process, what was decided, so that the "
+        "console can show the last hour, day and week of all processes. Two megabytes at the most.",
+    )
 
     @model_validator(mode="after")
     def _tls_together(self) -> Self:

@@ -22,6 +22,7 @@ Name = Literal[
     "last_used",
     "audit",
     "receipts",
+    "fleet",
     "warnings",
     "canaries",
     "metrics",

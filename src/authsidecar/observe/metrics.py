@@ -10,9 +10,11 @@ import os
 import struct
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
+from operator import add
 from typing import Any, Final, Literal, cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric
@@ -41,7 +43,8 @@ from authsidecar.tasks import end
 NEAR_LIMIT = 10
 """A counter is near its limit when less than one in NEAR_LIMIT of it is left."""
 
-_FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""The upper bounds of the buckets that times are counted in, in seconds."""
 
 LAG_EVERY_S: Final = 0.1
 """The time between two looks at how late the event loop is, in seconds."""
@@ -109,18 +112,20 @@ class _OfAll(MultiProcessCollector):
 class Tally:
     """Decisions of one kind that its series do not have yet: plain numbers cost no lock."""
 
-    __slots__ = ("count", "decisions", "seconds", "times", "total")
+    __slots__ = ("count", "counted", "decisions", "seconds", "timed", "times", "total")
 
     def __init__(self, decisions: Counter, seconds: BatchHistogram) -> None:
         self.decisions = decisions
         self.seconds = seconds
+        self.counted = 0
+        self.timed = [0] * (len(BOUNDS_S) + 1)
         self._clear()
 
     def add(self, seconds: float | None) -> None:
         """One more, that took so long if that was measured."""
         self.count += 1
         if seconds is not None:
-            self.times[bisect_left(_FAST, seconds)] += 1
+            self.times[bisect_left(BOUNDS_S, seconds)] += 1
             self.total += seconds
 
     def write(self) -> None:
@@ -128,12 +133,28 @@ class Tally:
         if self.count:
             self.decisions.inc(self.count)
             self.seconds.add(self.times, self.total)
+            self.counted += self.count
+            self.timed = list(map(add, self.timed, self.times))
             self._clear()
 
     def _clear(self) -> None:
         self.count = 0
-        self.times = [0] * (len(_FAST) + 1)
+        self.times = [0] * (len(BOUNDS_S) + 1)
         self.total = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What this process has decided since its start.
+
+    Attributes:
+        reasons: how many decisions, by reason code; `none`: admitted.
+        times: how many of those that were measured took so long: up to each of BOUNDS_S, but
+            longer than the one before, and at last those that took longer than all of them.
+    """
+
+    reasons: Mapping[str, int]
+    times: Sequence[int]
 
 
 class Telemetry:
@@ -199,7 +220,7 @@ class Telemetry:
             "authsidecar_decision_seconds",
             "Time from a readable subrequest to its answer.",
             ["proxy", "outcome"],
-            buckets=_FAST,
+            buckets=BOUNDS_S,
             registry=registry,
         )
         self._near = Counter(
@@ -215,7 +236,7 @@ class Telemetry:
             "authsidecar_store_trip_seconds",
             "Time of one trip to Redis.",
             ["operation"],
-            buckets=_FAST,
+            buckets=BOUNDS_S,
             registry=registry,
         )
         self._errors = Counter(
@@ -247,7 +268,7 @@ class Telemetry:
         self._lag = Histogram(
             "authsidecar_event_loop_lag_seconds",
             "How late the event loop runs a timer: time that requests wait for this process.",
-            buckets=_FAST,
+            buckets=BOUNDS_S,
             registry=registry,
         )
         self._dropped = Counter(
@@ -308,6 +329,16 @@ class Telemetry:
         self._lines_told = dropped
         self._process.write()
         return ()
+
+    def sums(self) -> Sums:
+        """What this process has decided since its start."""
+        reasons: dict[str, int] = {}
+        times = [0] * (len(BOUNDS_S) + 1)
+        for (_, reason), tally in self._tallies.items():
+            tally.write()
+            reasons[reason] = reasons.get(reason, 0) + tally.counted
+            times = list(map(add, times, tally.timed))
+        return Sums(reasons, times)
 
     def record_ready(self, ready: bool) -> None:
         """Show whether requests can be decided."""

@@ -57,12 +57,14 @@ from authsidecar.serving.witness import Witness
 from authsidecar.store.absent import AbsentStore
 from authsidecar.store.audit import Origin, Trail
 from authsidecar.store.decisions import DecisionStore
+from authsidecar.store.fleet import FleetWriter, counted
 from authsidecar.store.keys import Keys
 from authsidecar.store.last_used import LastUses, last_uses
 from authsidecar.store.receipts import ReceiptOptions, ReceiptWriter, written
 from authsidecar.store.registry import Registry
 from authsidecar.store.trips import KINDS, kind_of
 from authsidecar.tasks import end
+from authsidecar.times import UnixMs
 
 GRACE_S: Final = 10.0
 """How long a stop waits for requests in flight, in seconds."""
@@ -223,6 +225,9 @@ async def running(
             canary_used=partial(_canary_used, telemetry, alarms),
             receipts=receipts,
         )
+        await stack.enter_async_context(
+            _fleet(settings, client, decisions, authz, telemetry, registry, background)
+        )
         life.on_change(
             partial(_apply, authz=authz, telemetry=telemetry, pace=pace, log=log, receipts=receipts)
         )
@@ -241,8 +246,9 @@ async def running(
             log=log,
         )
         tls = management_tls(settings)
-        limits = _told_limits(settings, log, open_files)
-        connections = authz.connections(limits, choose(settings.listen.server))
+        connections = authz.connections(
+            _told_limits(settings, log, open_files), choose(settings.listen.server)
+        )
         managed = partial(
             bounded,
             most=descriptors.for_management(open_files),
@@ -573,6 +579,33 @@ async def _receipts(
     receipts = ReceiptWriter(client, keys, options, _made_under(terms), registry)
     async with written(receipts, background):
         yield receipts
+
+
+@asynccontextmanager
+async def _fleet(  # noqa: PLR0917  # what one process is made of
+    settings: Settings,
+    client: "Redis",
+    decisions: DecisionStore,
+    authz: AuthzServer,
+    telemetry: Telemetry,
+    registry: CollectorRegistry,
+    background: Background,
+) -> AsyncIterator[None]:
+    """Count for the whole fleet, if that is wanted."""
+    if not settings.management.fleet_counters:
+        yield
+        return
+    fleet = FleetWriter(
+        client,
+        Keys(settings.redis.prefix),
+        telemetry.sums,
+        version=__version__,
+        config=lambda: authz.config_digest,
+        now=lambda: UnixMs(int(time.time() * 1000 + decisions.clock_offset_ms)),
+        registry=registry,
+    )
+    async with counted(fleet, background):
+        yield
 
 
 def _made_under(terms: Terms) -> MadeUnder:

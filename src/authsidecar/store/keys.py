@@ -203,6 +203,15 @@ class Keys:
         """STREAM of JSON: decisions with a token that was proven, or the `other` ones; bounded."""
         return f"{self.prefix}receipts:{whose}:{number}"
 
+    def fleet_counts(self, step_s: int, start: int) -> str:
+        """HASH: decisions of all processes in so many seconds from then on: by reason and time."""
+        return f"{self.prefix}{{fleet}}:{step_s}:{start}"
+
+    @property
+    def fleet_processes(self) -> str:
+        """ZSET of JSON: each process that runs, by the millisecond when it was last heard of."""
+        return f"{self.prefix}{{fleet}}:processes"
+
     def counter(self, charge: Charge) -> str:
         """LIST of admission times in milliseconds; of a budget, STRING: how often it was used."""
         return f"{self.prefix}rate:{{{charge.tag}}}:{charge.name}"

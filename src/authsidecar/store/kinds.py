@@ -63,6 +63,7 @@ KINDS: Final = (
     _kind("sync", r"\{sync(-[0-9]+)?\}:(epoch|fence|lease|room)", "passing"),
     _kind("receipts", r"receipts:[a-z]+:[0-9]+", "passing"),
     _kind("usage", r"usage:\{.+\}|usage-since", "passing"),
+    _kind("fleet", r"\{fleet\}:(processes|[0-9]+:[0-9]+)", "passing"),
     _kind("idempotency", r"idempotency:.+", "passing"),
     _kind("console", r"console:(link|session):[0-9a-f]+", "passing"),
     _kind("lock", r".+:(lock|written|full)(:\{.+\})?", "passing"),

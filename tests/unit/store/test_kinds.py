@@ -12,6 +12,7 @@ PAGE = Path(__file__).parents[3] / "docs/reference/redis-keys.md"
 WORDS = {
     "ID:EXPIRY:HOURS:CHANNEL": "2:1800000000000:24:mail",
     "{SLOT}": "{u:7}",
+    "SECONDS:START": "10:1800000000",
     "NOUN": "token",
     "BUCKET": "200",
     "NUMBER": "3",
