@@ -12,13 +12,15 @@ from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient
 
 from authsidecar.admin.keys import prove_key
+from authsidecar.admin.questions import Sources
+from authsidecar.admin.what_if import RoutesNow
 from authsidecar.config import Settings
 from authsidecar.coolify.status import read_owner
 from authsidecar.observe.log import Log
 from authsidecar.run.terms import terms
 from authsidecar.serving.console import add_console
 from authsidecar.serving.manage.access import Access
-from authsidecar.serving.manage.operations import Sidecar
+from authsidecar.serving.manage.operations import ReloadResult, Sidecar
 from authsidecar.store.audit import Origin, Via
 from authsidecar.store.console_sessions import ConsoleSessions
 from authsidecar.store.decisions import DecisionStore
@@ -121,18 +123,30 @@ def console_app(
     async def nothing() -> dict[str, str]:
         return {}
 
+    async def nothing_changed() -> ReloadResult:
+        return ReloadResult(now.digest)
+
+    store = DecisionStore(client, keys, budget_ms=5000)
+
+    async def ask(question: Any) -> Any:
+        return await question(Sources(client, keys, Registry(client, keys), store))
+
     sidecar = Sidecar(
         client=client,
         keys=keys,
-        decisions=DecisionStore(client, keys, budget_ms=5000),
+        decisions=store,
         rules=lambda: now.rules,
+        routes=lambda: RoutesNow(now.release, now.extra_routes),
+        peers=lambda: now.trusted_peers,
         hops=lambda: now.trusted_hops,
+        ask=ask,
+        reload=nothing_changed,
         replicas=(0, 0),
         owner=partial(read_owner, client, keys),
         missing=nothing,
         sync=nothing,
         background=dict,
-        warnings=warnings,
+        warnings=lambda: warnings,
         version="1.2.3",
     )
     app = web.Application(client_max_size=128 * 1024)

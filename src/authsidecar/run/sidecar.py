@@ -64,7 +64,6 @@ from authsidecar.store.receipts import ReceiptOptions, ReceiptWriter, written
 from authsidecar.store.registry import Registry
 from authsidecar.store.trips import KINDS, kind_of
 from authsidecar.tasks import end
-from authsidecar.times import UnixMs
 
 GRACE_S: Final = 10.0
 """How long a stop waits for requests in flight, in seconds."""
@@ -226,7 +225,12 @@ async def running(
             receipts=receipts,
         )
         await stack.enter_async_context(
-            _fleet(settings, client, decisions, authz, telemetry, registry, background)
+            _fleet(
+                *(settings, client, decisions, telemetry),
+                config=lambda: (life.terms or first).digest,
+                registry=registry,
+                background=background,
+            )
         )
         life.on_change(
             partial(_apply, authz=authz, telemetry=telemetry, pace=pace, log=log, receipts=receipts)
@@ -582,12 +586,13 @@ async def _receipts(
 
 
 @asynccontextmanager
-async def _fleet(  # noqa: PLR0917  # what one process is made of
+async def _fleet(
     settings: Settings,
     client: "Redis",
     decisions: DecisionStore,
-    authz: AuthzServer,
     telemetry: Telemetry,
+    *,
+    config: Callable[[], str],
     registry: CollectorRegistry,
     background: Background,
 ) -> AsyncIterator[None]:
@@ -600,8 +605,8 @@ async def _fleet(  # noqa: PLR0917  # what one process is made of
         Keys(settings.redis.prefix),
         telemetry.sums,
         version=__version__,
-        config=lambda: authz.config_digest,
-        now=lambda: UnixMs(int(time.time() * 1000 + decisions.clock_offset_ms)),
+        config=config,
+        now=decisions.now,
         registry=registry,
     )
     async with counted(fleet, background):

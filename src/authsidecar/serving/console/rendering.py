@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from authsidecar.admin.tokens import DAY_MS
 from authsidecar.serving.console import BASE
+from authsidecar.serving.console.charts import draw, legend, meter, short
 from authsidecar.times import UnixMs, for_people, parse_rfc3339
 
 _HERE: Final = Path(__file__).parent
@@ -85,6 +86,13 @@ def _text(value: str) -> Markup:
     return Markup("<bdi>{}</bdi>").format(value)
 
 
+def _figure(value: float | None, unit: str = "") -> str:
+    """A measured number in a few characters; None: nobody has measured."""
+    if value is None:
+        return "-"
+    return f"{short(value)} {unit}" if unit else short(value)
+
+
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -103,4 +111,5 @@ def _environment() -> Environment:
         "query": _query,
         "days_after": _days_after,
     }
+    environment.filters |= {"chart": draw, "legend": legend, "meter": meter, "figure": _figure}
     return environment

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import JsonSchemaMode, models_json_schema
 
 from authsidecar.decision.credentials import LARGEST_ID
-from authsidecar.serving.manage import decisions, people, settings, tokens, watching
+from authsidecar.serving.manage import decisions, fleet, people, settings, tokens, watching
 from authsidecar.serving.manage.models import Problem
 from authsidecar.serving.manage.operations import Operation
 from authsidecar.store.management_keys import Scope
@@ -29,6 +29,7 @@ VERSION: Final = "1.0.0"
 
 OPERATIONS: Final[tuple[Operation, ...]] = (
     *watching.OPERATIONS,
+    *fleet.OPERATIONS,
     *decisions.OPERATIONS,
     *settings.OPERATIONS,
     *people.OPERATIONS,
