@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from hmac import compare_digest
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from aiohttp import web
 from multidict import MultiDict, MultiMapping
@@ -22,6 +22,8 @@ from authsidecar.serving.manage.operations import Call, NotDoneError, Sidecar
 from authsidecar.store.audit import Origin, Via
 from authsidecar.store.console_sessions import ConsoleSessions, SignedIn
 from authsidecar.store.management_keys import Scope
+
+M = TypeVar("M", bound=BaseModel)
 
 _OPERATIONS: Final = {operation.name: operation for operation in OPERATIONS}
 
@@ -123,8 +125,8 @@ class Visit:
             sidecar=self.sidecar,
             origin=self.origin,
             path=read_path(words),
-            query=_validated(operation.query or Query, query or {}),
-            body=None if operation.body is None else _validated(operation.body, body or {}),
+            query=validated(operation.query or Query, query or {}),
+            body=None if operation.body is None else validated(operation.body, body or {}),
         )
         if operation.owned and await self.sidecar.owner() is not None:
             raise NotDoneError(409, OWNED)
@@ -237,7 +239,12 @@ def is_csrf_token(given: object, secret: str) -> bool:
     )
 
 
-def _validated(model: type[BaseModel], fields: Mapping[str, object]) -> BaseModel:
+def validated(model: type[M], fields: Mapping[str, object]) -> M:
+    """Fields as what an operation takes.
+
+    Raises:
+        NotDoneError: they are not.
+    """
     try:
         return model.model_validate(fields)
     except ValidationError as error:

@@ -31,7 +31,7 @@ async def list_decisions(call: Call) -> models.DecisionPage:
     before = _place(read_cursor(query.cursor))
     since = UnixMs(await call.registry.now() - query.last_seconds * 1000)
     client, keys = call.sidecar.client, call.sidecar.keys
-    found = await page(client, keys, _filter(query), query.limit, since=since, before=before)
+    found = await page(client, keys, filter_of(query), query.limit, since=since, before=before)
     following = None if found.before is None else write_cursor(list(found.before))
     return models.DecisionPage(items=[decision(one) for one in found.receipts], next=following)
 
@@ -62,7 +62,7 @@ async def read_top(call: Call) -> models.Top:
     """Who, or what, is refused most."""
     query: models.TopQuery = call.query
     span_ms = query.last_seconds * 1000
-    found = await _ask(call, MostRefused(_filter(query), query.by, query.most, span_ms))
+    found = await _ask(call, MostRefused(filter_of(query), query.by, query.most, span_ms))
     return models.Top(by=query.by, items=_counts(found))
 
 
@@ -125,7 +125,12 @@ async def _ask(call: Call, question: Question[T]) -> T:
         raise NotDoneError(409 if error.busy else 422, error.why) from None
 
 
-def _filter(query: models.DecisionFilter) -> Filter:
+def filter_of(query: models.DecisionFilter) -> Filter:
+    """Which receipts a query wants.
+
+    Raises:
+        NotDoneError: its address is none.
+    """
     address = None if query.address is None else read_address("address", query.address)
     return Filter(
         deny=query.deny,

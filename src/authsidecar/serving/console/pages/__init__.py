@@ -3,10 +3,11 @@
 from typing import Final
 
 from authsidecar.serving.console.page import Page
-from authsidecar.serving.console.pages import audit, overview, tokens
+from authsidecar.serving.console.pages import audit, decisions, overview, tokens
 
 PAGES: Final[tuple[Page, ...]] = (
     overview.PAGE,
+    decisions.PAGE,
     tokens.PAGE,
     audit.PAGE,
 )

@@ -3,7 +3,7 @@
 const zone = new Intl.DateTimeFormat(undefined, {dateStyle: "medium", timeStyle: "short"});
 
 /** Show times in the reader's zone; their title keeps UTC. */
-export function localTimes(within) {
+function localTimes(within) {
   for (const one of within.querySelectorAll("time[datetime]")) {
     const at = new Date(one.dateTime);
     if (!Number.isNaN(at.getTime())) one.textContent = zone.format(at);
@@ -32,5 +32,6 @@ function typedNames() {
 }
 
 localTimes(document);
+document.addEventListener("added", (event) => localTimes(event.target));  // told by other scripts
 copyButtons();
 typedNames();
