@@ -153,7 +153,7 @@ async def check_allowlist(
         allowlist = parse(text)
     except AllowlistError as error:
         return Refusal(f"{error}; nothing was saved")
-    warnings = [_about(entry) for entry in wildcards(allowlist)]
+    warnings = [about(entry) for entry in wildcards(allowlist)]
     if not force and not _admits_all(allowlist):
         guarded = _keeps(allowlist, caller) if caller else _keeps_all(allowlist, await callers())
         if isinstance(guarded, Refusal):
@@ -194,7 +194,8 @@ def _keeps_all(allowlist: Allowlist, callers: Mapping[TokenId, Address]) -> Refu
     return [f"{unknown}; root tokens were last used from {places}, which stays allowed"]
 
 
-def _about(entry: str) -> str:
+def about(entry: str) -> str:
+    """What is unwise about an entry that admits everyone, or a whole family of addresses."""
     if entry == "0.0.0.0":
         return "0.0.0.0 admits everyone, IPv4 and IPv6"
     family = "IPv6" if ":" in entry else "IPv4"

@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from authsidecar.admin.tokens import DAY_MS
 from authsidecar.serving.console import BASE
@@ -86,6 +86,15 @@ def _text(value: str) -> Markup:
     return Markup("<bdi>{}</bdi>").format(value)
 
 
+def _words(text: str) -> Markup:
+    """A text whose code stands in backticks, as reason codes are explained."""
+    parts = text[:1].upper() + text[1:]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if n % 2 else escape(part)
+        for n, part in enumerate(parts.split("`"))
+    )
+
+
 def _figure(value: float | None, unit: str = "") -> str:
     """A measured number in a few characters; None: nobody has measured."""
     if value is None:
@@ -104,6 +113,7 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.globals |= {"base": BASE, "static": _url}
+    environment.filters |= {"words": _words}
     environment.filters |= {
         "time": _time,
         "text": _text,

@@ -3,11 +3,12 @@
 from typing import Final
 
 from authsidecar.serving.console.page import Page
-from authsidecar.serving.console.pages import audit, decisions, overview, tokens
+from authsidecar.serving.console.pages import access, audit, decisions, overview, tokens
 
 PAGES: Final[tuple[Page, ...]] = (
     overview.PAGE,
     decisions.PAGE,
     tokens.PAGE,
+    access.PAGE,
     audit.PAGE,
 )
