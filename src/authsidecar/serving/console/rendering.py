@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from authsidecar.admin.tokens import DAY_MS
 from authsidecar.serving.console import BASE
 from authsidecar.serving.console.charts import draw, legend, meter, short
-from authsidecar.times import UnixMs, for_people, parse_rfc3339
+from authsidecar.times import UnixMs, for_people, parse_rfc3339, rfc3339
 
 _HERE: Final = Path(__file__).parent
 
@@ -76,6 +76,11 @@ def _query(given: Mapping[str, str]) -> str:
     return urlencode({name: value for name, value in given.items() if value})
 
 
+def _moment(at: UnixMs) -> Markup:
+    """The same of a time in milliseconds."""
+    return _time(rfc3339(at))
+
+
 def _facts(value: object) -> str:
     """Plain values as JSON that people read."""
     return "nothing" if value is None else json.dumps(value, indent=2, ensure_ascii=False)
@@ -113,7 +118,7 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.globals |= {"base": BASE, "static": _url}
-    environment.filters |= {"words": _words}
+    environment.filters |= {"words": _words, "moment": _moment}
     environment.filters |= {
         "time": _time,
         "text": _text,

@@ -3,12 +3,13 @@
 from typing import Final
 
 from authsidecar.serving.console.page import Page
-from authsidecar.serving.console.pages import access, audit, decisions, overview, tokens
+from authsidecar.serving.console.pages import access, audit, decisions, limits, overview, tokens
 
 PAGES: Final[tuple[Page, ...]] = (
     overview.PAGE,
     decisions.PAGE,
     tokens.PAGE,
     access.PAGE,
+    limits.PAGE,
     audit.PAGE,
 )

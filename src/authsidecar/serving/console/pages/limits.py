@@ -1,0 +1,128 @@
+"""Limits: who is near or over, and whose limit is another than the configured one."""
+
+import time
+from typing import Final
+from urllib.parse import urlencode
+
+from aiohttp import web
+
+from authsidecar.admin.pressed import pressed
+from authsidecar.serving.console.page import Page, Route, Visit
+from authsidecar.serving.manage import models
+from authsidecar.serving.manage.operations import NotDoneError
+from authsidecar.times import UnixMs
+
+SCOPES: Final = ("token", "user", "team")
+"""Who can have a limit of its own."""
+
+SPAN_MS: Final = 10 * 60_000
+"""For how long somebody who came near a limit is shown, in milliseconds."""
+
+SEARCHING_S: Final = 0.15
+"""How long overrides are looked for before a page is shown, in seconds."""
+
+SHOWN: Final = 50
+"""How many overrides a page has, about."""
+
+
+async def show(visit: Visit) -> web.StreamResponse:
+    """Who is near or over, and a page of overrides."""
+    return await _shown(visit)
+
+
+async def _shown(visit: Visit, *, wrong: str = "", status: int = 200) -> web.StreamResponse:
+    scope = visit.query.get("scope", "token")
+    scope = scope if scope in SCOPES else "token"
+    now = await visit.call().registry.now()
+    near = await pressed(visit.sidecar.client, visit.sidecar.keys, UnixMs(now - SPAN_MS))
+    found, following = await _overrides(visit, scope)
+    return visit.page(
+        "limits.html",
+        status=status,
+        wrong=wrong,
+        near=near,
+        overrides=found,
+        next=following,
+        first="cursor" not in visit.query,
+        scope=scope,
+        scopes=SCOPES,
+        configured=visit.sidecar.rules().limits,
+    )
+
+
+async def _overrides(visit: Visit, scope: str) -> tuple[list[models.Limit], str | None]:
+    """Those that are found in a short time, and where to go on."""
+    until = time.monotonic() + SEARCHING_S
+    found: list[models.Limit] = []
+    cursor = visit.query.get("cursor")
+    while True:
+        more = {} if cursor is None else {"cursor": cursor}
+        page = await visit.ask("listLimits", query={"scope": scope, "limit": "200"} | more)
+        found += page.items
+        cursor = page.next
+        if cursor is None or len(found) >= SHOWN or time.monotonic() > until:
+            return found, cursor
+
+
+async def set_one(visit: Visit) -> web.StreamResponse:
+    """Give a token, user or team a limit of its own, or another one."""
+    try:
+        scope, number = _holder(visit.form.get("scope", ""), visit.form.get("id", "").strip())
+        window = visit.form.get("window_seconds", "").strip()
+        body = {
+            "limit": _number("requests", visit.form.get("limit", "")),
+            "window_seconds": _number("window", window) if window else None,
+        }
+        found = await visit.ask("setLimit", path={"scope": scope, "id": number}, body=body)
+    except NotDoneError as error:
+        return await _shown(visit, wrong=error.why, status=error.status)
+    return await _back(visit, scope, f"{scope} {found.id} may make {_words(found)}")
+
+
+async def clear_one(visit: Visit) -> web.StreamResponse:
+    """Take its own limit back."""
+    scope, number = _holder(visit.path["scope"], visit.path["id"])
+    found = await visit.ask("clearLimit", path={"scope": scope, "id": number})
+    return await _back(visit, scope, f"{scope} {found.id} may make {_words(found)}, as configured")
+
+
+async def reset_one(visit: Visit) -> web.StreamResponse:
+    """Forget what was counted."""
+    scope, number = _holder(visit.path["scope"], visit.path["id"])
+    found = await visit.ask("resetLimit", path={"scope": scope, "id": number})
+    return await _back(visit, scope, f"the counter of {scope} {found.id} is empty again")
+
+
+async def _back(visit: Visit, scope: str, said: str) -> web.Response:
+    return await visit.moved(f"/limits?{urlencode({'scope': scope})}", said=said)
+
+
+def _words(found: models.Limit) -> str:
+    if found.limit is None or found.window_seconds is None:
+        return "as many requests as it likes"
+    return f"{found.limit} requests in {found.window_seconds:g} s"
+
+
+def _holder(scope: str, number: str) -> tuple[str, int]:
+    if scope not in SCOPES:
+        raise NotDoneError(422, f"whose limit: is none of {', '.join(SCOPES)}")
+    return scope, _number("id", number)
+
+
+def _number(name: str, text: str) -> int:
+    text = text.strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise NotDoneError(422, f"{name}: is not a number")
+    return int(text)
+
+
+PAGE = Page(
+    "Limits",
+    "/limits",
+    (
+        Route("GET", "/limits", show),
+        Route("POST", "/limits", set_one),
+        Route("POST", "/limits/{scope}/{id}/clear", clear_one),
+        Route("POST", "/limits/{scope}/{id}/reset", reset_one),
+    ),
+)
