@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from authsidecar.observe.log import Log
 from tests.support.console import Browser, console_app
 
-PAGES_SHOWN = ("", "/access", "/decisions", "/limits", "/tokens", "/audit")
+PAGES_SHOWN = ("", "/access", "/ask", "/decisions", "/limits", "/tokens", "/audit")
 """Below /console: each is looked at for policy, size, hostile names and secrets."""
 
 

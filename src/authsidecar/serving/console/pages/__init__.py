@@ -3,7 +3,15 @@
 from typing import Final
 
 from authsidecar.serving.console.page import Page
-from authsidecar.serving.console.pages import access, audit, decisions, limits, overview, tokens
+from authsidecar.serving.console.pages import (
+    access,
+    ask,
+    audit,
+    decisions,
+    limits,
+    overview,
+    tokens,
+)
 
 PAGES: Final[tuple[Page, ...]] = (
     overview.PAGE,
@@ -11,5 +19,6 @@ PAGES: Final[tuple[Page, ...]] = (
     tokens.PAGE,
     access.PAGE,
     limits.PAGE,
+    ask.PAGE,
     audit.PAGE,
 )
