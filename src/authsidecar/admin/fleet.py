@@ -14,13 +14,17 @@ ADMITTED: Final = "none"
 """What decisions without a reason code are counted under."""
 
 
+YOUNG_S: Final = 5.0
+"""A slot that began so lately, in seconds, has no rates yet: processes write once a second."""
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
     """What was decided in one slot of time.
 
     Attributes:
         at: when it began, in milliseconds.
-        admitted: admissions a second; None: nobody has counted.
+        admitted: admissions a second; None: nobody has counted, or only just begun to.
         refused: refusals a second; the same.
         p50: half of the decisions took no longer, in seconds; None: none was measured.
         p99: 99 of 100 took no longer; the same.
@@ -93,9 +97,9 @@ def series(span: Span, slots: Mapping[int, Counts], now: UnixMs) -> Series:
 
 def _point(span: Span, start: int, counts: Counts | None, now: UnixMs) -> Point:
     at = UnixMs(start * 1000)
-    if counts is None:
+    seconds = min(span.step_s, (now - at) / 1000)  # the last one is not over yet
+    if counts is None or seconds < YOUNG_S:
         return Point(at)
-    seconds = min(span.step_s, max(1.0, (now - at) / 1000))  # the last one is not over yet
     admitted = counts.reasons.get(ADMITTED, 0)
     return Point(
         at,

@@ -25,6 +25,13 @@ def test_rates_are_of_a_second_and_the_last_slot_is_not_over_yet():
     assert [(one.admitted, one.refused) for one in found.points[-2:]] == [(2, 0.5), (4, 1)]
 
 
+def test_a_slot_that_has_just_begun_has_no_rate_yet():
+    """What a process adds may be of the second before; the total has it."""
+    found = series(HOUR, {slot(0): Counts({"none": 20}, {})}, UnixMs(NOW - 1))
+    assert found.points[-1].admitted is None
+    assert found.admitted == 20
+
+
 def test_a_slot_that_nobody_wrote_is_a_gap_and_an_idle_one_is_zero():
     """That Redis was away does not look like silence."""
     found = series(HOUR, {slot(0): Counts({}, {})}, NOW)
