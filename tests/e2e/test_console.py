@@ -164,6 +164,48 @@ def test_a_token_from_its_making_to_its_end(desk: Desk) -> None:
     assert desk.complaints == []
 
 
+def test_a_refusal_is_seen_live_and_explained(desk: Desk) -> None:
+    """From the answer of the sidecar to what to do about it."""
+    desk.sign_in()
+    page = desk.page
+    page.get_by_role("link", name="Decisions", exact=True).click()
+    page.get_by_role("button", name="Watch live").click()
+    expect(page.get_by_role("status")).to_have_text("Live")
+    rows = page.locator("#decisions tr")
+    before = rows.count()
+    answer = desk.sidecar.ask("GET", "/api/v1/teams")
+    assert answer.status == 401
+    expect(rows).to_have_count(before + 1)
+    page.get_by_role("button", name="Stop").click()
+    rows.first.get_by_role("link").first.click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Refused:")
+    expect(page.get_by_role("heading", name="What to do")).to_be_visible()
+    assert desk.complaints == []
+
+
+def test_an_allowlist_is_looked_at_while_it_is_typed_and_tried(desk: Desk) -> None:
+    """One that locks out is stopped; one that nobody keeps is taken back."""
+    desk.cli("api", "enable")
+    desk.sign_in()
+    page = desk.page
+    page.get_by_role("link", name="Access", exact=True).click()
+    page.get_by_label("Your address").fill("192.0.2.7")
+    editor = page.get_by_label("Addresses and networks, one a line")
+    editor.fill("198.51.100.0/24\nexample.com")
+    preview = page.locator("#preview")
+    expect(preview).to_contain_text("host names are not looked up")
+    expect(preview).to_contain_text("It would shut you out")
+    page.get_by_role("button", name="Save the list").click()
+    expect(page.get_by_role("alert")).to_contain_text("nothing was saved")
+    editor.fill("192.0.2.0/24")
+    page.get_by_role("button", name="Save the list").click()
+    expect(page.get_by_text("This is tried")).to_contain_text("(in 1:5")
+    assert desk.cli("allowlist", "show", "--quiet").out.strip() == "192.0.2.0/24"
+    page.get_by_role("button", name="Take it back now").click()
+    expect(page.get_by_role("heading", name="Allowlist")).to_contain_text("everyone may call")
+    assert [line for line in desk.complaints if "422" not in line] == []
+
+
 @pytest.mark.parametrize(
     "desk",
     [
@@ -187,7 +229,8 @@ def test_everybody_can_read_every_page(desk: Desk) -> None:
     desk.sign_in()
     links = page.get_by_role("navigation").get_by_role("link").all()
     paths = [str(link.get_attribute("href")).removeprefix("/console") for link in links]
-    more = ["/tokens/new", f"/tokens/{number}", f"/tokens/{number}/restrict", "/nowhere"]
+    refused = desk.sidecar.ask("GET", "/api/v1/teams").json["decision_id"]
+    more = [f"/decisions/{refused}", "/tokens/new", f"/tokens/{number}", f"/tokens/{number}/restrict", "/nowhere"]
     for path in [*paths, *more]:
         weight[:] = [0]
         desk.open(path)
