@@ -230,7 +230,13 @@ def test_everybody_can_read_every_page(desk: Desk) -> None:
     links = page.get_by_role("navigation").get_by_role("link").all()
     paths = [str(link.get_attribute("href")).removeprefix("/console") for link in links]
     refused = desk.sidecar.ask("GET", "/api/v1/teams").json["decision_id"]
-    more = [f"/decisions/{refused}", "/tokens/new", f"/tokens/{number}", f"/tokens/{number}/restrict", "/nowhere"]
+    more = [
+        f"/decisions/{refused}",
+        "/tokens/new",
+        f"/tokens/{number}",
+        f"/tokens/{number}/restrict",
+        "/nowhere",
+    ]
     for path in [*paths, *more]:
         weight[:] = [0]
         desk.open(path)
