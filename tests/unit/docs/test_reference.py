@@ -23,6 +23,7 @@ from authsidecar.observe.background import Background
 from authsidecar.observe.log import Log
 from authsidecar.observe.metrics import DROPS, Telemetry
 from authsidecar.observe.receipts import MadeUnder
+from authsidecar.store.fleet import FleetWriter
 from authsidecar.store.keys import Keys
 from authsidecar.store.receipts import CAUSES, ReceiptOptions, ReceiptWriter
 from authsidecar.times import UnixMs
@@ -120,6 +121,13 @@ def test_every_metric_is_documented_with_its_labels():
     ReceiptWriter(
         None, Keys(), ReceiptOptions(0, 0, 0, 0), MadeUnder("", "", (), report_only=False), registry
     )
+    FleetWriter(
+        *(None, Keys(), Telemetry(CollectorRegistry(), log).sums),
+        version="",
+        config=str,
+        now=lambda: UnixMs(0),
+        registry=registry,
+    )
     found = documented_metrics()
     for metric in registry.collect():
         collector: Any = registry._names_to_collectors[metric.name]
@@ -160,6 +168,8 @@ def key_rows() -> set[str]:
         "bucket": "BUCKET",
         "address": "ADDRESS",
         "number": "NUMBER",
+        "step_s": "SECONDS",
+        "start": "START",
         "management_key": "ID",
         "request": "DIGEST",
         "whose": "WHOSE",
