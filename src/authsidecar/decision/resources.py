@@ -51,9 +51,13 @@ _NAMES_ONE: Final = re.compile(
 )
 
 _HARMLESS: Final = frozenset(
-    {"docker_tag", "docker_registry_image_tag", "pull_request_id", "use_build_server"}
+    {
+        *("docker_tag", "docker_registry_image_tag", "pull_request_id", "gpu_device_ids"),
+        *("is_build_server", "use_build_server"),
+        *("server_disk_usage_check_frequency", "server_disk_usage_notification_threshold"),
+    }
 )
-"""Keys that look like such a name and are none: of an image, of what is deployed, a yes or no."""
+"""Keys that look like such a name and are none: of an image or device, and settings."""
 
 _METHOD: Final = "_method"
 """The key by which Laravel runs another method than the request's."""

@@ -130,7 +130,11 @@ def test_a_body_names_what_must_lie_inside_too() -> None:
 @pytest.mark.parametrize(
     ("method", "target", "said"),
     [
-        ("PATCH", APP, {"name": "x", "docker_registry_image_tag": "v1", "uuid": "app"}),
+        (
+            "PATCH",
+            APP,
+            {"name": "x", "docker_registry_image_tag": "v1", "gpu_device_ids": "0", "uuid": "app"},
+        ),
         ("PATCH", f"{APP}/envs/bulk", {"data": [{"key": "UUID", "value": "b"}]}),
         ("POST", "/api/v1/deploy", {"uuid": "app", "tag": None, "pull_request_id": 3}),
         ("POST", f"{APP}/move", {"environment_uuid": "e", "project_uuid": None}),
@@ -152,7 +156,11 @@ def test_what_names_nothing_else_is_clear(method: str, target: str, said: object
         ("PATCH", APP, {"environment_id": 1}),
         ("PATCH", APP, {"Server_Uuid": "s"}),
         ("PATCH", APP, {"a": [{"b": {"resource_uuid": "b"}}]}),
-        ("POST", f"{APP}/clone", {"destination_uuid": "d"}),
+        ("POST", f"{APP}/clone", {"destination_uuid": "d", "name": "x"}),
+        ("POST", f"{APP}/migrate", {"server_uuid": "s"}),
+        ("POST", f"{APP}/destinations", {"destination_uuid": "d"}),
+        ("POST", f"{APP}/tags", {"tag_name": "shop"}),
+        ("PATCH", f"{APP}/storages", {"uuid": "storage", "name": "x"}),
         ("POST", f"{APP}/move", {"environment_uuid": "e "}),
         ("POST", f"{APP}/move", {"project_uuid": ["p"]}),
         ("POST", f"{APP}/move", {"environment_name": {"a": "b"}}),
