@@ -6,13 +6,12 @@ allowlist admitted the address, and the counters at that moment.
 
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import Final, Literal, NamedTuple
 
 from authsidecar.admin.explain import Peekable
-from authsidecar.decision import restrictions
-from authsidecar.decision.addresses import Networks, parse_network
+from authsidecar.admin.recorded import TAKEN, admitting, credential, expired, token_record
 from authsidecar.decision.allowlist import Allowlist
 from authsidecar.decision.authorize import (
     Charged,
@@ -22,35 +21,23 @@ from authsidecar.decision.authorize import (
     StoreError,
     authorize,
 )
-from authsidecar.decision.checks import ADDRESS_NOT_ALLOWED, NOT_TEAM_MEMBER, RESOURCE_NOT_FOUND
-from authsidecar.decision.credentials import (
-    AUTHORIZATION_AMBIGUOUS,
-    TOKEN_MALFORMED,
-    TOKEN_MISSING,
-    TOKEN_PREFIX_MISSING,
-)
+from authsidecar.decision.checks import RESOURCE_NOT_FOUND
 from authsidecar.decision.model import (
-    DAMAGED,
     AccessRequest,
     Address,
     Credential,
     Deny,
-    Permission,
     Place,
     Proxy,
     Quota,
-    Restriction,
-    Role,
     TeamId,
     TokenId,
     TokenRecord,
-    UserId,
 )
 from authsidecar.decision.policy import (
     RATE_LIMITED,
     STORE_UNAVAILABLE,
     TOKEN_EXPIRED,
-    TOKEN_UNKNOWN,
     Instance,
 )
 from authsidecar.decision.ratelimit.charges import USES, Charge
@@ -59,26 +46,23 @@ from authsidecar.decision.restrictions import TOKEN_RESTRICTED
 from authsidecar.observe.receipts import Receipt
 from authsidecar.times import UnixMs
 
-TAKEN: Final = bytes(32)
-"""The digest of a secret that is taken as right."""
-
-_OTHER: Final = b"\xff" * 32
-
 _ELSEWHERE: Final = Place(TeamId(-1))
 """A team that no token belongs to."""
 
-_CREDENTIALS: Final = {
-    reason.code: Deny(reason)
-    for reason in (
-        TOKEN_MISSING,
-        TOKEN_MALFORMED,
-        TOKEN_PREFIX_MISSING,
-        AUTHORIZATION_AMBIGUOUS,
-    )
-}
+_OUTSIDE: Final = {one.code: one for one in (TOKEN_RESTRICTED, RESOURCE_NOT_FOUND)}
+"""What refuses a token that names what is not its own."""
 
 Doubt = Literal["counters", "secret"]
 """Why a judgement is an estimate: a counter had to be guessed, or a secret was never checked."""
+
+
+Unjudged = Literal["unread", "named"]
+"""Why a receipt can't be judged: the request could not be read, or nobody has looked at what it
+named, which a query or a body may do."""
+
+
+class _NamedError(Exception):
+    """What a request names would be looked at now."""
 
 
 class Rejudged(NamedTuple):
@@ -129,23 +113,35 @@ class Replay:
     places: Callable[[tuple[str, ...]], Awaitable[Places]] | None = None
     _counters: dict[tuple[str, str], _Counter] = field(default_factory=dict)
     _records: dict[tuple[object, ...], TokenRecord] = field(default_factory=dict)
+    _anywhere: dict[TokenRecord, TokenRecord] = field(default_factory=dict)
     _instances: dict[tuple[object, ...], Instance] = field(default_factory=dict)
     _addresses: dict[str, Address] = field(default_factory=dict)
 
-    async def judge(self, one: Receipt) -> Rejudged | None:
-        """What these rules make of a receipt; None if it holds too little.
+    async def judge(self, one: Receipt) -> Rejudged | Unjudged:
+        """What these rules make of a receipt.
 
         Args:
             one: not older than the one before.
         """
         if one.path is None or one.method is None or one.client is None or one.proxy is None:
-            return None
-        record = self.record(one)
-        if record is not None and any(r.to_resources for r in record.restrictions.values()):
-            return None  # what a query or a body names is in no receipt
-        recorded = _Recorded(self, one)
-        outcome = await authorize(self.access(one), self.rules, recorded)
+            return "unread"
+        recorded = _Recorded(self, one, naming=True)
+        try:
+            outcome = await authorize(self.access(one), self.rules, recorded)
+        except _NamedError:
+            return await self._as_named(one)
         return Rejudged(outcome, recorded.doubt)
+
+    async def _as_named(self, one: Receipt) -> Rejudged | Unjudged:
+        """The same where all depends on what was named: as it was, it is inside or outside."""
+        recorded = _Recorded(self, one, inside=True)
+        outcome = await authorize(self.access(one), self.rules, recorded)
+        if outcome.route == one.route:
+            if one.code is None or isinstance(outcome.verdict, Deny):
+                return Rejudged(outcome, recorded.doubt)
+            if one.code in _OUTSIDE:
+                return Rejudged(outcome._replace(verdict=Deny(_OUTSIDE[one.code])), None)
+        return "named"
 
     def access(self, one: Receipt) -> AccessRequest:
         """The request as it was judged."""
@@ -157,7 +153,7 @@ class Replay:
             path=one.path,
             target=b"",
             client=self.address(one),
-            credential=_credential(one),
+            credential=credential(one),
             preflight=one.preflight,
         )
 
@@ -176,7 +172,7 @@ class Replay:
     def record(self, one: Receipt) -> TokenRecord | None:
         """The token as it was; None if none was proven."""
         if one.code == TOKEN_EXPIRED.code and one.claimed is not None:
-            return _expired(one.claimed, one.at)
+            return expired(one.claimed, one.at)
         if one.token is None or one.user is None:
             return None
         narrowed = tuple((holder, str(of)) for holder, of in one.restrictions.items())
@@ -184,7 +180,26 @@ class Replay:
                one.team_mcp, tuple(one.limits.items()), narrowed)  # fmt: skip
         found = self._records.get(key)
         if found is None:
-            found = self._records[key] = _record(one, one.token, one.user)
+            found = self._records[key] = token_record(one, one.token, one.user)
+        return found
+
+    def anywhere(self, record: TokenRecord) -> TokenRecord:
+        """The same token, restricted to no resources."""
+        if not any(one.to_resources for one in record.restrictions.values()):
+            return record
+        found = self._anywhere.get(record)
+        if found is None:
+            free = {
+                holder: replace(
+                    one,
+                    projects=frozenset(),
+                    environments=frozenset(),
+                    resources=frozenset(),
+                    tags=frozenset(),
+                )
+                for holder, one in record.restrictions.items()
+            }
+            found = self._anywhere[record] = replace(record, restrictions=free)
         return found
 
     def instance_of(self, one: Receipt) -> Instance:
@@ -196,7 +211,7 @@ class Replay:
             now = self.instance
             allowlist = self.allowlist
             if allowlist is None:
-                allowlist = _admitting(one) if admits is not None else now.allowlist
+                allowlist = admitting(one) if admits is not None else now.allowlist
             found = self._instances[key] = Instance(
                 api_enabled=now.api_enabled if one.api_enabled is None else one.api_enabled,
                 allowlist=allowlist,
@@ -236,10 +251,20 @@ class Replay:
 
 @dataclass(slots=True)
 class _Recorded:
-    """What a receipt says, in the place of Redis."""
+    """What a receipt says, in the place of Redis.
+
+    Attributes:
+        replay: whose it is.
+        one: the receipt.
+        naming: raise _NamedError where it is looked up what a token restricted to resources names.
+        inside: leave that restriction out: what is named is taken to lie inside.
+        doubt: why what it is judged is an estimate.
+    """
 
     replay: Replay
     one: Receipt
+    naming: bool = False
+    inside: bool = False
     doubt: Doubt | None = None
 
     def now(self) -> UnixMs:
@@ -257,7 +282,7 @@ class _Recorded:
             record = self.replay.tokens.get(credential.token_id)
             if record is not None:
                 self.doubt = "secret"
-        return record
+        return self.replay.anywhere(record) if self.inside and record is not None else record
 
     async def load(self, credential: Credential, *, fresh: bool) -> TokenRecord | None:  # noqa: ARG002
         return self.known(credential)
@@ -290,6 +315,8 @@ class _Recorded:
         """Nothing is held."""
 
     async def provable_places(self, keys: tuple[str, ...]) -> Places:
+        if self.naming:
+            raise _NamedError
         return await self.places(keys)
 
     def may_look_up(self, address: str, credential: Credential) -> bool:  # noqa: ARG002
@@ -301,61 +328,3 @@ class _Recorded:
 
     def refused_address(self, address: str, until: UnixMs) -> None:
         """Take no note: it was refused long ago."""
-
-
-def _credential(one: Receipt) -> Credential | Deny:
-    """What is known of the token that was sent."""
-    if one.token is not None:
-        return Credential(TokenId(one.token), TAKEN)
-    if one.code in _CREDENTIALS:
-        return _CREDENTIALS[one.code]
-    if one.claimed is None:
-        return _CREDENTIALS[TOKEN_MISSING.code]
-    failed = one.code == RATE_LIMITED.code and any(q.scope == "failed" for q in one.counters)
-    wrong = failed or one.code == TOKEN_UNKNOWN.code
-    return Credential(TokenId(one.claimed), _OTHER if wrong else TAKEN)
-
-
-def _expired(token: int, at: UnixMs) -> TokenRecord:
-    return TokenRecord(
-        token=TokenId(token),
-        digest=TAKEN,
-        name="",
-        user=UserId(0),
-        team=None,
-        permissions=frozenset(),
-        expires_at=UnixMs(at - 1),
-        role=None,
-    )
-
-
-def _record(one: Receipt, token: int, user: int) -> TokenRecord:
-    gone = one.code == NOT_TEAM_MEMBER.code
-    return TokenRecord(
-        token=TokenId(token),
-        digest=TAKEN,
-        name="",
-        user=UserId(user),
-        team=None if one.team is None else TeamId(one.team),
-        permissions=frozenset(map(Permission, one.permissions)),
-        expires_at=one.expires_at,
-        role=None if gone or one.role is None else Role(one.role),
-        team_mcp=one.team_mcp,
-        limits=one.limits,
-        restrictions={holder: _restriction(of) for holder, of in one.restrictions.items()},
-    )
-
-
-def _restriction(of: Mapping[str, object]) -> Restriction:
-    try:
-        return restrictions.parse(of)
-    except ValueError:
-        return DAMAGED
-
-
-def _admitting(one: Receipt) -> Allowlist:
-    """A list that says of this address what the list of that time said."""
-    if one.code == ADDRESS_NOT_ALLOWED.code or not one.address_allowed or one.client is None:
-        return Allowlist((), everyone=False, networks=Networks())
-    network = parse_network(one.client)
-    return Allowlist((one.client,), everyone=False, networks=Networks.of([network]))

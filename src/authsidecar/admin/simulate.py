@@ -1,10 +1,11 @@
 """What a change would have done to the decisions that were made: receipts judged by other rules."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from authsidecar.admin.replay import TAKEN, Rejudged, Replay
+from authsidecar.admin.recorded import TAKEN
+from authsidecar.admin.replay import Rejudged, Replay, Unjudged
 from authsidecar.decision.allowlist import Allowlist
 from authsidecar.decision.authorize import Rules
 from authsidecar.decision.model import Allow, Credential, Place, TokenId, TokenRecord
@@ -94,6 +95,13 @@ DEFECTS: Final = "the sidecar failed to decide"
 DROPPED: Final = "receipts were dropped: too many a second, or Redis away"
 
 
+NAMED: Final = (
+    "tokens that are restricted to resources were refused before it was looked at what they name"
+)
+
+_UNJUDGED: Final[Mapping[str, str]] = {"unread": UNREAD, "named": NAMED, "defect": DEFECTS}
+
+
 @dataclass(slots=True)
 class _Tally:
     example: Receipt
@@ -147,8 +155,8 @@ async def simulate(
             unproven.update(await _as_if_proven(wanted, registry, store))
             looked_up |= wanted
         for one in page.receipts:
-            judged = await replay.judge(one) if one.code != "internal_error" else None
-            found.judged += judged is not None
+            judged = await replay.judge(one) if one.code != "internal_error" else "defect"
+            found.judged += isinstance(judged, Rejudged)
             found.decisions += one.weight
             _note(found, one, judged)
         if page.dropped:
@@ -169,9 +177,9 @@ async def simulate(
     )
 
 
-def _note(found: _Found, one: Receipt, judged: Rejudged | None) -> None:
-    if judged is None:
-        why = DEFECTS if one.code == "internal_error" else UNREAD
+def _note(found: _Found, one: Receipt, judged: Rejudged | Unjudged | Literal["defect"]) -> None:
+    if not isinstance(judged, Rejudged):
+        why = _UNJUDGED[judged]
         found.unknown[why] = found.unknown.get(why, 0) + one.weight
         return
     verdict = judged.outcome.verdict
