@@ -300,7 +300,6 @@ async def test_half_requests_at_the_management_listener(
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.parametrize("trusted", ["127.0.0.0/8", "127.0.0.1/32"])
 @pytest.mark.parametrize("sources", [1, 9])
 async def test_five_thousand_half_requests_under_real_traffic(
