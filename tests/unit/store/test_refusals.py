@@ -53,6 +53,22 @@ def test_a_flood_is_refused_for_a_quarter_of_a_second_and_then_asked_about() -> 
     assert refusals.standing(KEY, UnixMs(1000 + 2 * RECHECK_MS - 1)) is quota, "still a flood"
 
 
+def test_a_flood_that_was_asked_about_stands_from_then() -> None:
+    """However long nobody asked, and however soon somebody did."""
+    for asked in (RECHECK_MS - 1, 10 * RECHECK_MS):
+        refusals = flooded(full())
+        refusals.note(KEY, full(), UnixMs(asked))
+        assert refusals.standing(KEY, UnixMs(asked + RECHECK_MS - 1)) == full()
+        assert refusals.standing(KEY, UnixMs(asked + RECHECK_MS)) is None
+
+
+def test_an_admission_of_a_counter_that_nobody_refused_is_nothing() -> None:
+    """Most are."""
+    refusals = Refusals()
+    refusals.clear(KEY)
+    assert len(refusals) == 0
+
+
 def test_an_admission_ends_it() -> None:
     """A raised limit: the one that asked was admitted, so nobody is refused without asking."""
     refusals = flooded(full())

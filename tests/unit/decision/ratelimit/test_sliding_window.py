@@ -18,6 +18,11 @@ def test_an_empty_counter_has_all_its_room() -> None:
     assert count((), LIMIT, at(5000)) == Counted(True, 2, at(6000))
 
 
+def test_a_counter_that_is_used_says_what_is_left() -> None:
+    """And when its oldest leaves."""
+    assert count((5000,), LIMIT, at(5400)) == Counted(True, 1, at(6000))
+
+
 def test_a_full_counter_says_when_its_oldest_leaves() -> None:
     """That millisecond admits, the one before does not."""
     state = (5000, 5400)
