@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from authsidecar.admin.decisions import Filter
-from authsidecar.admin.questions import MostRefused, Refused, UnansweredError
+from authsidecar.admin.questions import AllRefused, MostRefused, UnansweredError
 from authsidecar.config import load
 from authsidecar.decision.checks import PERMISSION_MISSING
 from authsidecar.decision.model import Deny, Proxy
@@ -174,7 +174,7 @@ async def test_an_answer_takes_no_longer_than_it_may(redis_url: str, redis_clien
     settings = load(None, {"AUTHSIDECAR_REDIS__URL": redis_url})
     hasty = Beside(settings, longest_s=0.01)
     with pytest.raises(UnansweredError, match="shorter time") as caught:
-        await hasty(Refused(HOUR_MS))
+        await hasty(AllRefused(HOUR_MS))
     assert not caught.value.busy
     beside = Beside(settings)
     question = MostRefused(Filter(), "token", 1, HOUR_MS)

@@ -20,7 +20,7 @@ from authsidecar.decision.model import Address, Allow, Credential, Deny, Kind, R
 from authsidecar.observe.receipts import Receipt
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
-from authsidecar.store.receipt_reader import Place, Reader, backwards, find
+from authsidecar.store.receipt_reader import Reader, StreamPosition, backwards, find
 from authsidecar.store.registry import Registry
 from authsidecar.times import UnixMs
 
@@ -95,11 +95,17 @@ class Page:
     """
 
     receipts: tuple[Receipt, ...]
-    before: Place | None
+    before: StreamPosition | None
 
 
 async def page(
-    client: Any, keys: Keys, wanted: Filter, most: int, *, since: UnixMs, before: Place | None
+    client: Any,
+    keys: Keys,
+    wanted: Filter,
+    most: int,
+    *,
+    since: UnixMs,
+    before: StreamPosition | None,
 ) -> Page:
     """The last receipts that are wanted: of LOOKED_THROUGH, so there can be few and yet more.
 

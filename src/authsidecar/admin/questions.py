@@ -133,7 +133,7 @@ class MostRefused:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class AllRefused:
     """What was refused, counted in every way.
 
     Attributes:

@@ -220,10 +220,10 @@ async def report(session: Session, span_ms: int, as_csv: bool) -> None:
       authsidecar decisions report --last 24h
       authsidecar decisions report --last 7d --csv > report.csv
     """
-    from authsidecar.admin.questions import Refused
+    from authsidecar.admin.questions import AllRefused
 
     async with sources(session) as found_in:
-        found = await Refused(span_ms)(found_in)
+        found = await AllRefused(span_ms)(found_in)
     if as_csv:
         write(_report_csv(found), newline=False)
     else:

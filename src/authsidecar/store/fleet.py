@@ -111,7 +111,7 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class FleetProcess:
+class RunningProcess:
     """A process that runs.
 
     Attributes:
@@ -268,18 +268,18 @@ def _counts(slot: Mapping[bytes, bytes]) -> Counts:
     return Counts(reasons, times)
 
 
-async def read_processes(client: Any, keys: Keys, now: UnixMs) -> tuple[FleetProcess, ...]:
+async def read_processes(client: Any, keys: Keys, now: UnixMs) -> tuple[RunningProcess, ...]:
     """The processes that run, by machine and process id.
 
     Raises:
         RedisError, OSError: Redis is away.
     """
     rows = await client.zrangebyscore(keys.fleet_processes, now - GONE_MS, "+inf", withscores=True)
-    found: dict[tuple[str, int], FleetProcess] = {}
+    found: dict[tuple[str, int], RunningProcess] = {}
     for text, score in rows:  # one that has another configuration now is there twice for a while
         with contextlib.suppress(ValueError, TypeError, KeyError):
             one = json.loads(text)
-            process = FleetProcess(
+            process = RunningProcess(
                 host=str(one["host"]),
                 pid=int(one["pid"]),
                 version=str(one["version"]),

@@ -88,7 +88,7 @@ def _order(one: Receipt) -> tuple[UnixMs, str]:
     return one.at, one.id
 
 
-class Place(NamedTuple):
+class StreamPosition(NamedTuple):
     """Where an entry is among those of all streams.
 
     Attributes:
@@ -103,8 +103,8 @@ class Place(NamedTuple):
 
 
 async def backwards(
-    client: Any, keys: Keys, before: Place | None = None
-) -> AsyncIterator[tuple[Place, Receipt | None]]:
+    client: Any, keys: Keys, before: StreamPosition | None = None
+) -> AsyncIterator[tuple[StreamPosition, Receipt | None]]:
     """Receipts, the one that was written last first; None is an entry that holds none.
 
     Args:
@@ -138,12 +138,12 @@ async def backwards(
         await follow(stream, None)
     while last:
         written_at, number, stream, values = heapq.heappop(last)
-        place = Place(-written_at, -number, -stream)
+        place = StreamPosition(-written_at, -number, -stream)
         yield place, read(values.get(FIELD, b""))
         await follow(-stream, b"%d-%d" % place[:2])
 
 
-def _below(before: Place | None, stream: int) -> str:
+def _below(before: StreamPosition | None, stream: int) -> str:
     """The end of a stream's range of entries before a place."""
     if before is None:
         return "+"

@@ -28,7 +28,7 @@ _PLOT: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ChartLine:
     """One line of a chart.
 
     Attributes:
@@ -60,7 +60,7 @@ class Chart:
     key: str
     title: str
     description: str
-    lines: Sequence[Line]
+    lines: Sequence[ChartLine]
     times: Sequence[UnixMs]
     step_ms: int
 
@@ -165,7 +165,7 @@ def _times(chart: Chart) -> Iterator[Markup]:
         )
 
 
-def _path(line: Line, top: float) -> Markup:
+def _path(line: ChartLine, top: float) -> Markup:
     return Markup(
         '<path class="{}" vector-effect="non-scaling-stroke" stroke-linecap="round"{} d="{}"/>'
     ).format(line.css, _dashes(line), _steps(line.values, top))
@@ -186,5 +186,5 @@ def _steps(values: Sequence[float | None], top: float) -> str:
     return "".join(words)
 
 
-def _dashes(line: Line) -> Markup:
+def _dashes(line: ChartLine) -> Markup:
     return Markup(' stroke-dasharray="6 4"') if line.dashed else Markup("")

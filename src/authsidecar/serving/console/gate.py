@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from authsidecar.observe.log import Log
 from authsidecar.serving.console import BASE
 from authsidecar.serving.console.headers import HEADERS
-from authsidecar.serving.console.page import READ_ONLY, Page, PageRoute, Visit, is_csrf_token
+from authsidecar.serving.console.page import READ_ONLY, ConsolePage, PageRoute, Visit, is_csrf_token
 from authsidecar.serving.console.pages import PAGES
 from authsidecar.serving.console.rendering import render, static_files
 from authsidecar.serving.console.sign_in import SignIn, cookie_name
@@ -36,7 +36,7 @@ class Gate:
         access: Access,
         log: Log,
         hosts: Collection[str],
-        pages: tuple[Page, ...] = PAGES,
+        pages: tuple[ConsolePage, ...] = PAGES,
     ) -> None:
         """Nothing is sent yet.
 

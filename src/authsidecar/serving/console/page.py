@@ -69,7 +69,7 @@ class Visit:
     session: SignedIn
     secret: str = field(repr=False)
     sidecar: Sidecar
-    pages: tuple["Page", ...]
+    pages: tuple["ConsolePage", ...]
     path: Mapping[str, str] = field(default_factory=dict)
     form: MultiMapping[str] = field(default_factory=MultiDict)
     shown: bool = False
@@ -208,7 +208,7 @@ Route = PageRoute
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ConsolePage:
     """One page of the navigation, and what belongs to it.
 
     Attributes:

@@ -4,7 +4,13 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from authsidecar.admin.decisions import Filter, not_kept, page, show
-from authsidecar.admin.questions import MostRefused, Question, Refused, UnansweredError, WouldFlip
+from authsidecar.admin.questions import (
+    AllRefused,
+    MostRefused,
+    Question,
+    UnansweredError,
+    WouldFlip,
+)
 from authsidecar.admin.refusal import Refusal
 from authsidecar.admin.refusal_report import Count
 from authsidecar.admin.what_if import WhatIf, changed
@@ -19,7 +25,7 @@ from authsidecar.serving.manage.operations import (
     write_cursor,
 )
 from authsidecar.serving.manage.watching import explanation
-from authsidecar.store.receipt_reader import Place
+from authsidecar.store.receipt_reader import StreamPosition
 from authsidecar.times import UnixMs, rfc3339
 
 T = TypeVar("T")
@@ -69,7 +75,7 @@ async def read_top(call: Call) -> models.Top:
 async def read_report(call: Call) -> models.Report:
     """What was refused, counted in every way."""
     query: models.ReportQuery = call.query
-    found = await _ask(call, Refused(query.last_seconds * 1000, query.most))
+    found = await _ask(call, AllRefused(query.last_seconds * 1000, query.most))
     return models.Report(
         since=rfc3339(found.since),
         until=rfc3339(found.until),
@@ -143,14 +149,14 @@ def filter_of(query: models.DecisionFilter) -> Filter:
     )
 
 
-def _place(found: object) -> Place | None:
+def _place(found: object) -> StreamPosition | None:
     match found:
         case None:
             return None
         case [int(at), int(number), int(stream)] if (
             min(at, number) >= 0 and max(at, number) < 2**63 and 0 <= stream < 64
         ):
-            return Place(at, number, stream)
+            return StreamPosition(at, number, stream)
         case _:
             raise NotDoneError(422, "cursor: is none that a page gave as `next`")
 

@@ -138,7 +138,7 @@ class NotDoneError(Exception):
 Run = Callable[[Call], Coroutine[Any, Any, BaseModel]]
 
 
-class Seen(NamedTuple):
+class CurrentState(NamedTuple):
     """What a client has seen before it changes it.
 
     Attributes:
@@ -185,7 +185,7 @@ class Operation:
     refusals: tuple[int, ...] = ()
     owned: bool = False
     tagged: bool = False
-    current: Seen | None = None
+    current: CurrentState | None = None
     creates: Run | None = None
     tags: tuple[str, ...] = field(default=())
 

@@ -10,9 +10,9 @@ from authsidecar.decision.model import Role, TeamId, UserId
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import (
     Call,
+    CurrentState,
     NotDoneError,
     Operation,
-    Seen,
     place_in_set,
     read_cursor,
     write_cursor,
@@ -165,9 +165,11 @@ def _member(member: entities.Member) -> models.Member:
     return models.Member(team=member.team, user=member.user, role=member.role.value)
 
 
-_USER = Seen(read_user, lambda call: call.sidecar.keys.user(UserId(call.path["user"])))
-_TEAM = Seen(read_team, lambda call: call.sidecar.keys.team(TeamId(call.path["team"])))
-_MEMBER = Seen(read_member, lambda call: call.sidecar.keys.team_members(TeamId(call.path["team"])))
+_USER = CurrentState(read_user, lambda call: call.sidecar.keys.user(UserId(call.path["user"])))
+_TEAM = CurrentState(read_team, lambda call: call.sidecar.keys.team(TeamId(call.path["team"])))
+_MEMBER = CurrentState(
+    read_member, lambda call: call.sidecar.keys.team_members(TeamId(call.path["team"]))
+)
 _OWNED: dict[str, Any] = {"scope": Scope.WRITE, "owned": True}
 
 OPERATIONS = (

@@ -6,9 +6,9 @@ from authsidecar.admin.settings import check_allowlist, root_callers
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import (
     Call,
+    CurrentState,
     NotDoneError,
     Operation,
-    Seen,
     place_in_set,
     read_address,
     read_cursor,
@@ -169,7 +169,7 @@ OPERATIONS = (
         run=change_settings,
         body=models.SettingsChange,
         answer=models.ChangedSettings,
-        current=Seen(read_settings, lambda call: call.sidecar.keys.instance),
+        current=CurrentState(read_settings, lambda call: call.sidecar.keys.instance),
         scope=Scope.WRITE,
         owned=True,
     ),

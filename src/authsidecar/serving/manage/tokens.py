@@ -13,9 +13,9 @@ from authsidecar.decision.restrictions import RestrictionError, as_mapping, pars
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import (
     Call,
+    CurrentState,
     NotDoneError,
     Operation,
-    Seen,
     place_in_set,
     read_cursor,
     write_cursor,
@@ -285,7 +285,7 @@ def _holder(call: Call) -> str:
             return keys.team(TeamId(number))
 
 
-_RESTRICTION = Seen(read_restriction, _holder)
+_RESTRICTION = CurrentState(read_restriction, _holder)
 
 OPERATIONS = (
     Operation(

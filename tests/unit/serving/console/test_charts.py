@@ -4,7 +4,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from authsidecar.serving.console.charts import Chart, Line, draw, legend, meter, scale, short
+from authsidecar.serving.console.charts import Chart, ChartLine, draw, legend, meter, scale, short
 from authsidecar.times import UnixMs
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -15,7 +15,7 @@ HOSTILE = '</title><script>alert(1)</script> "&'
 def chart(*values: float | None, title: str = "Rates", step_ms: int = 900_000) -> Chart:
     """One line, five slots of 15 minutes."""
     times = [UnixMs(START + n * step_ms) for n in range(len(values))]
-    return Chart("rates", title, "It is so.", (Line("all", "line", values),), times, step_ms)
+    return Chart("rates", title, "It is so.", (ChartLine("all", "line", values),), times, step_ms)
 
 
 def drawn(given: Chart) -> ET.Element:

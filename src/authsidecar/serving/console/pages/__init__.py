@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from authsidecar.serving.console.page import Page
+from authsidecar.serving.console.page import ConsolePage
 from authsidecar.serving.console.pages import (
     access,
     ask,
@@ -13,7 +13,7 @@ from authsidecar.serving.console.pages import (
     tokens,
 )
 
-PAGES: Final[tuple[Page, ...]] = (
+PAGES: Final[tuple[ConsolePage, ...]] = (
     overview.PAGE,
     decisions.PAGE,
     tokens.PAGE,

@@ -22,7 +22,7 @@ from authsidecar.admin.settings import (
 )
 from authsidecar.decision.addresses import parse_address
 from authsidecar.decision.model import Address
-from authsidecar.serving.console.page import Page, Route, Visit, together
+from authsidecar.serving.console.page import ConsolePage, Route, Visit, together
 from authsidecar.serving.manage.models import LONGEST_ALLOWLIST
 from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.store.management_keys import Scope
@@ -253,7 +253,7 @@ def _done(answer: T | Refusal) -> T:
     return answer
 
 
-PAGE = Page(
+PAGE = ConsolePage(
     "Access",
     "/access",
     (

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from authsidecar.decision.ratelimit.charges import SCOPES
 from authsidecar.decision.routes import RELEASES
-from authsidecar.serving.console.page import Page, Route, Visit
+from authsidecar.serving.console.page import ConsolePage, Route, Visit
 from authsidecar.serving.console.pages.decisions import TIMES
 from authsidecar.serving.manage.models import LONGEST_ALLOWLIST
 from authsidecar.serving.manage.operations import NotDoneError
@@ -77,7 +77,7 @@ async def _shown(visit: Visit, *, status: int = 200, **found: object) -> web.Str
     )  # fmt: skip
 
 
-PAGE = Page(
+PAGE = ConsolePage(
     "Ask",
     "/ask",
     (

@@ -5,7 +5,7 @@ from functools import partial
 
 from aiohttp import web
 
-from authsidecar.serving.console.page import Found, Page, Route, Visit
+from authsidecar.serving.console.page import ConsolePage, Found, Route, Visit
 from authsidecar.serving.manage import models
 from authsidecar.store.audit import Via
 
@@ -42,7 +42,7 @@ async def show_one(visit: Visit) -> web.StreamResponse:
     return visit.page("audit_record.html", record=found)
 
 
-PAGE = Page(
+PAGE = ConsolePage(
     "Audit",
     "/audit",
     (Route("GET", "/audit", show), Route("GET", "/audit/{record}", show_one)),

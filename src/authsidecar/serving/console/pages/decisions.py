@@ -8,7 +8,7 @@ from aiohttp import web
 from authsidecar.admin.decisions import Filter
 from authsidecar.admin.live import latest
 from authsidecar.serving.console.headers import HEADERS
-from authsidecar.serving.console.page import Page, Route, Visit, validated
+from authsidecar.serving.console.page import ConsolePage, Route, Visit, validated
 from authsidecar.serving.console.rendering import render
 from authsidecar.serving.manage.decision_models import DecisionFilter
 from authsidecar.serving.manage.decisions import decision, filter_of
@@ -118,7 +118,7 @@ def _data(text: str) -> str:
     return "\n".join(f"data: {line}" for line in text.splitlines() or [""])
 
 
-PAGE = Page(
+PAGE = ConsolePage(
     "Decisions",
     "/decisions",
     (

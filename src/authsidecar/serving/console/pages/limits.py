@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from authsidecar.admin.pressed import pressed
-from authsidecar.serving.console.page import Page, Route, Visit
+from authsidecar.serving.console.page import ConsolePage, Route, Visit
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.times import UnixMs
@@ -116,7 +116,7 @@ def _number(name: str, text: str) -> int:
     return int(text)
 
 
-PAGE = Page(
+PAGE = ConsolePage(
     "Limits",
     "/limits",
     (

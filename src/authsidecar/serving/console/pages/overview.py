@@ -6,8 +6,8 @@ from typing import Final
 
 from aiohttp import web
 
-from authsidecar.serving.console.charts import Chart, Line
-from authsidecar.serving.console.page import Page, Route, Visit, together
+from authsidecar.serving.console.charts import Chart, ChartLine
+from authsidecar.serving.console.page import ConsolePage, Route, Visit, together
 from authsidecar.serving.manage.fleet import Fleet, FleetPoint
 from authsidecar.times import parse_rfc3339
 
@@ -19,7 +19,7 @@ ROWS: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SlotRow:
     """A part of the time, as the table has it.
 
     Attributes:
@@ -71,8 +71,8 @@ def _rates(fleet: Fleet) -> Chart:
         description=f"In the last {fleet.span}, {fleet.admitted} requests were admitted and "
         f"{refused} refused.",
         lines=(
-            Line("admitted", "good-line", [one.admitted for one in fleet.points]),
-            Line("refused", "bad-line", [one.refused for one in fleet.points], dashed=True),
+            ChartLine("admitted", "good-line", [one.admitted for one in fleet.points]),
+            ChartLine("refused", "bad-line", [one.refused for one in fleet.points], dashed=True),
         ),
         times=[parse_rfc3339(one.at) for one in fleet.points],
         step_ms=fleet.step_seconds * 1000,
@@ -92,20 +92,20 @@ def _times(fleet: Fleet) -> Chart:
         title="Time of a decision, in milliseconds",
         description=text,
         lines=(
-            Line("p50", "line", [_ms(one.p50) for one in fleet.points]),
-            Line("p99", "bad-line", [_ms(one.p99) for one in fleet.points], dashed=True),
+            ChartLine("p50", "line", [_ms(one.p50) for one in fleet.points]),
+            ChartLine("p99", "bad-line", [_ms(one.p99) for one in fleet.points], dashed=True),
         ),
         times=[parse_rfc3339(one.at) for one in fleet.points],
         step_ms=fleet.step_seconds * 1000,
     )
 
 
-def _rows(points: Sequence[FleetPoint]) -> Iterator[Row]:
+def _rows(points: Sequence[FleetPoint]) -> Iterator[SlotRow]:
     """The latest first."""
     size = -(-len(points) // ROWS)
     for start in reversed(range(0, len(points), size)):
         part = points[start : start + size]
-        yield Row(
+        yield SlotRow(
             part[0].at,
             _mean([one.admitted for one in part]),
             _mean([one.refused for one in part]),
@@ -139,4 +139,4 @@ def _differ(fleet: Fleet) -> list[str]:
     return found
 
 
-PAGE = Page("Overview", "/", (Route("GET", "/", show),))
+PAGE = ConsolePage("Overview", "/", (Route("GET", "/", show),))

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from authsidecar.admin.tokens import EXPIRY_DAYS
 from authsidecar.decision.model import Permission, TeamId, TokenId, UserId
-from authsidecar.serving.console.page import Found, Page, Route, Visit, together
+from authsidecar.serving.console.page import ConsolePage, Found, Route, Visit, together
 from authsidecar.serving.console.pages import token_restriction
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import NotDoneError
@@ -174,7 +174,7 @@ async def revoke(visit: Visit) -> web.StreamResponse:
     )
 
 
-PAGE = Page(
+PAGE = ConsolePage(
     "Tokens",
     "/tokens",
     (
