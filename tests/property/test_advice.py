@@ -66,17 +66,22 @@ async def admits(world: World, rules: Rules, asked: AccessRequest) -> bool:
     return isinstance(outcome.verdict, Allow)
 
 
-@pytest.mark.parametrize("most", [usage.MOST, 3])
+@pytest.mark.parametrize(
+    ("most", "forwarded"), [(usage.MOST, False), (3, False), (usage.MOST, True)]
+)
 async def test_what_is_proposed_refuses_no_request_of_that_month(
-    redis_client: Redis, monkeypatch: pytest.MonkeyPatch, most: int
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch, most: int, forwarded: bool
 ) -> None:
-    """Judged by the very core; written and read as by a sidecar; also where little is kept."""
+    """Judged by the very core; written and read as by a sidecar; also where little is kept.
+
+    With bodies that the proxy shows, a creation is held to what it names.
+    """
     monkeypatch.setattr(usage, "MOST", most)
     table = coolify("4.3")
-    rules = Rules(Policy(table), {})
+    rules = Rules(Policy(table), {}, forwarded_bodies=forwarded)
     guarded = {Guard.ORDINARY, Guard.MCP}
     routes = [r for r in table if r.guard in guarded and r.method != "HEAD"]
-    likely = [r for r in routes if "{" in r.template or "deploy" in r.template]
+    likely = [r for r in routes if "{" in r.template or "deploy" in r.template] * 4 + routes
     proposals = to_resources = judged = 0
     for fleet in range(FLEETS):
         dice = random.Random(f"fleet {fleet}")

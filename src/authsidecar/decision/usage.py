@@ -73,7 +73,7 @@ def _used(method: str, template: str, path: str, target: bytes, body: bool) -> U
     route = Route("GET" if method == "HEAD" else method, template, Guard.ORDINARY)
     text = f"{route.method} {template}"
     what = naming(template)
-    if body:  # of a creation, too: it says where
+    if body or (what.creates and route.method == "POST"):  # which says where by its input
         return Used(text, (BODY,))
     if not what.judged:
         return Used(text)
