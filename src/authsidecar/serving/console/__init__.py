@@ -70,5 +70,7 @@ def _open(
     sidecar: Sidecar, access: Access, log: Log, hosts: Collection[str]
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     from authsidecar.serving.console.gate import Gate  # noqa: PLC0415  # see add_console
+    from authsidecar.serving.console.rendering import prepare  # noqa: PLC0415
 
+    prepare()
     return Gate(sidecar, access, log, hosts).answer
