@@ -36,6 +36,7 @@ async def test_nothing_is_shown_to_who_is_not_signed_in(stranger: Browser) -> No
     """A page leads to the form, which leads back; a change is refused."""
     page = await stranger.get("/tokens")
     assert (page.status, page.headers["Location"]) == (303, "/console/sign-in?next=/tokens")
+    assert (await stranger.get("/")).headers["Location"] == "/console"
     form = await stranger.get("/sign-in?next=/tokens")
     assert 'name="next" value="/tokens"' in form.text
     assert (await stranger.post("/tokens", {}, csrf="")).status == 401

@@ -5,7 +5,7 @@ To add a page:
 1. Write `pages/NEW.py` with `PAGE = ConsolePage("Title", "/new", routes)`, and list it in
    `pages/__init__.py`. What is not listed is neither served nor in the navigation; that order is
    the navigation's.
-2. A route is `Route("GET", "/new/{id}", show)`; `async def show(visit: Visit)` gives an answer.
+2. A route is `PageRoute("GET", "/new/{id}", show)`; `async def show(visit: Visit)` gives an answer.
    A route other than GET needs a session that may write, unless it says `scope=Scope.READ`.
 3. State is read and changed by `await visit.ask("operationId", path=..., query=..., body=...)`:
    the management API's own operations with their checks, audit and words, as models of `models`.
@@ -70,5 +70,7 @@ def _open(
     sidecar: Sidecar, access: Access, log: Log, hosts: Collection[str]
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     from authsidecar.serving.console.gate import Gate  # noqa: PLC0415  # see add_console
+    from authsidecar.serving.console.rendering import prepare  # noqa: PLC0415
 
+    prepare()
     return Gate(sidecar, access, log, hosts).answer

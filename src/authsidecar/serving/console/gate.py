@@ -82,6 +82,8 @@ class Gate:
             raise NotDoneError(403, _FAR)
         if not self._is_own(request.headers.get("Host", "")):
             raise NotDoneError(421, _FOREIGN_HOST)
+        if request.path == f"{BASE}/":
+            return web.Response(status=308, headers={"Location": BASE})
         name = request.path.removeprefix(f"{BASE}/static/")
         if name != request.path:
             return _static(request, name)

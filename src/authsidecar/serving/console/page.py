@@ -203,10 +203,6 @@ class PageRoute:
         return self.scope or (Scope.READ if self.method == "GET" else Scope.WRITE)
 
 
-Route = PageRoute
-"""What pages call it."""
-
-
 @dataclass(frozen=True, slots=True)
 class ConsolePage:
     """One page of the navigation, and what belongs to it.

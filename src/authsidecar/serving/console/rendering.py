@@ -41,6 +41,13 @@ def render(template: str, **context: object) -> str:
     return _environment().get_template(template).render(**context)
 
 
+def prepare() -> None:
+    """Read and compile every template: not on the event loop, which has requests to decide."""
+    static_files()
+    for name in _environment().list_templates():
+        _environment().get_template(name)
+
+
 @cache
 def static_files() -> Mapping[str, StaticFile]:
     """The files that pages name, by name."""

@@ -22,7 +22,7 @@ from authsidecar.admin.settings import (
 )
 from authsidecar.decision.addresses import parse_address
 from authsidecar.decision.model import Address
-from authsidecar.serving.console.page import ConsolePage, Route, Visit, together
+from authsidecar.serving.console.page import ConsolePage, PageRoute, Visit, together
 from authsidecar.serving.manage.models import LONGEST_ALLOWLIST
 from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.store.management_keys import Scope
@@ -257,13 +257,13 @@ PAGE = ConsolePage(
     "Access",
     "/access",
     (
-        Route("GET", "/access", show),
-        Route("POST", "/access/check", check, scope=Scope.READ),
-        Route("POST", "/access/check/part", check_part, scope=Scope.READ),
-        Route("POST", "/access/allowlist", save),
-        Route("POST", "/access/allowlist/confirm", confirm),
-        Route("POST", "/access/api_enabled/confirm", confirm_switch),
-        Route("POST", "/access/{setting:allowlist|api_enabled}/undo", undo),
-        Route("POST", "/access/switch/{switch:api|mcp}", switch),
+        PageRoute("GET", "/access", show),
+        PageRoute("POST", "/access/check", check, scope=Scope.READ),
+        PageRoute("POST", "/access/check/part", check_part, scope=Scope.READ),
+        PageRoute("POST", "/access/allowlist", save),
+        PageRoute("POST", "/access/allowlist/confirm", confirm),
+        PageRoute("POST", "/access/api_enabled/confirm", confirm_switch),
+        PageRoute("POST", "/access/{setting:allowlist|api_enabled}/undo", undo),
+        PageRoute("POST", "/access/switch/{switch:api|mcp}", switch),
     ),
 )

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from authsidecar.decision.ratelimit.charges import SCOPES
 from authsidecar.decision.routes import RELEASES
-from authsidecar.serving.console.page import ConsolePage, Route, Visit
+from authsidecar.serving.console.page import ConsolePage, PageRoute, Visit
 from authsidecar.serving.console.pages.decisions import TIMES
 from authsidecar.serving.manage.models import LONGEST_ALLOWLIST
 from authsidecar.serving.manage.operations import NotDoneError
@@ -81,8 +81,8 @@ PAGE = ConsolePage(
     "Ask",
     "/ask",
     (
-        Route("GET", "/ask", show),
-        Route("POST", "/ask", explain, scope=Scope.READ),
-        Route("POST", "/ask/what-if", what_if, scope=Scope.READ),
+        PageRoute("GET", "/ask", show),
+        PageRoute("POST", "/ask", explain, scope=Scope.READ),
+        PageRoute("POST", "/ask/what-if", what_if, scope=Scope.READ),
     ),
 )

@@ -5,7 +5,7 @@ from functools import partial
 
 from aiohttp import web
 
-from authsidecar.serving.console.page import ConsolePage, Found, Route, Visit
+from authsidecar.serving.console.page import ConsolePage, Found, PageRoute, Visit
 from authsidecar.serving.manage import models
 from authsidecar.store.audit import Via
 
@@ -45,5 +45,5 @@ async def show_one(visit: Visit) -> web.StreamResponse:
 PAGE = ConsolePage(
     "Audit",
     "/audit",
-    (Route("GET", "/audit", show), Route("GET", "/audit/{record}", show_one)),
+    (PageRoute("GET", "/audit", show), PageRoute("GET", "/audit/{record}", show_one)),
 )

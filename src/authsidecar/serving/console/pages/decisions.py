@@ -8,7 +8,7 @@ from aiohttp import web
 from authsidecar.admin.decisions import Filter
 from authsidecar.admin.live import latest
 from authsidecar.serving.console.headers import HEADERS
-from authsidecar.serving.console.page import ConsolePage, Route, Visit, validated
+from authsidecar.serving.console.page import ConsolePage, PageRoute, Visit, validated
 from authsidecar.serving.console.rendering import render
 from authsidecar.serving.manage.decision_models import DecisionFilter
 from authsidecar.serving.manage.decisions import decision, filter_of
@@ -122,8 +122,8 @@ PAGE = ConsolePage(
     "Decisions",
     "/decisions",
     (
-        Route("GET", "/decisions", show),
-        Route("GET", "/decisions/live", live),
-        Route("GET", "/decisions/{decision}", show_one),
+        PageRoute("GET", "/decisions", show),
+        PageRoute("GET", "/decisions/live", live),
+        PageRoute("GET", "/decisions/{decision}", show_one),
     ),
 )

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from authsidecar.admin.pressed import pressed
-from authsidecar.serving.console.page import ConsolePage, Route, Visit
+from authsidecar.serving.console.page import ConsolePage, PageRoute, Visit
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.times import UnixMs
@@ -120,9 +120,9 @@ PAGE = ConsolePage(
     "Limits",
     "/limits",
     (
-        Route("GET", "/limits", show),
-        Route("POST", "/limits", set_one),
-        Route("POST", "/limits/{scope}/{id}/clear", clear_one),
-        Route("POST", "/limits/{scope}/{id}/reset", reset_one),
+        PageRoute("GET", "/limits", show),
+        PageRoute("POST", "/limits", set_one),
+        PageRoute("POST", "/limits/{scope}/{id}/clear", clear_one),
+        PageRoute("POST", "/limits/{scope}/{id}/reset", reset_one),
     ),
 )

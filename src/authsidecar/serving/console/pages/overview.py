@@ -7,7 +7,7 @@ from typing import Final
 from aiohttp import web
 
 from authsidecar.serving.console.charts import Chart, ChartLine
-from authsidecar.serving.console.page import ConsolePage, Route, Visit, together
+from authsidecar.serving.console.page import ConsolePage, PageRoute, Visit, together
 from authsidecar.serving.manage.fleet import Fleet, FleetPoint
 from authsidecar.times import parse_rfc3339
 
@@ -139,4 +139,4 @@ def _differ(fleet: Fleet) -> list[str]:
     return found
 
 
-PAGE = ConsolePage("Overview", "/", (Route("GET", "/", show),))
+PAGE = ConsolePage("Overview", "/", (PageRoute("GET", "/", show),))

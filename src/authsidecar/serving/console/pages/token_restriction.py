@@ -12,7 +12,7 @@ from authsidecar.decision.model import Permission, ResourceKind, TeamId, TokenId
 from authsidecar.decision.permissions import satisfies
 from authsidecar.decision.resources import environment_key
 from authsidecar.decision.restrictions import RestrictionError, parse
-from authsidecar.serving.console.page import Route, Visit
+from authsidecar.serving.console.page import PageRoute, Visit
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.store.management_keys import Scope
@@ -230,8 +230,8 @@ async def remove(visit: Visit) -> web.StreamResponse:
 
 
 ROUTES: Final = (
-    Route("GET", "/tokens/{token}/restrict", show),
-    Route("POST", "/tokens/{token}/restrict", change),
-    Route("POST", "/tokens/{token}/restrict/outlook", outlook, scope=Scope.READ),
-    Route("POST", "/tokens/{token}/unrestrict", remove),
+    PageRoute("GET", "/tokens/{token}/restrict", show),
+    PageRoute("POST", "/tokens/{token}/restrict", change),
+    PageRoute("POST", "/tokens/{token}/restrict/outlook", outlook, scope=Scope.READ),
+    PageRoute("POST", "/tokens/{token}/unrestrict", remove),
 )

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from authsidecar.admin.tokens import EXPIRY_DAYS
 from authsidecar.decision.model import Permission, TeamId, TokenId, UserId
-from authsidecar.serving.console.page import ConsolePage, Found, Route, Visit, together
+from authsidecar.serving.console.page import ConsolePage, Found, PageRoute, Visit, together
 from authsidecar.serving.console.pages import token_restriction
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import NotDoneError
@@ -178,11 +178,11 @@ PAGE = ConsolePage(
     "Tokens",
     "/tokens",
     (
-        Route("GET", "/tokens", show),
-        Route("GET", "/tokens/new", show_new),
-        Route("POST", "/tokens/new", create),
-        Route("GET", "/tokens/{token}", show_one),
-        Route("POST", "/tokens/{token}/revoke", revoke),
+        PageRoute("GET", "/tokens", show),
+        PageRoute("GET", "/tokens/new", show_new),
+        PageRoute("POST", "/tokens/new", create),
+        PageRoute("GET", "/tokens/{token}", show_one),
+        PageRoute("POST", "/tokens/{token}/revoke", revoke),
         *token_restriction.ROUTES,
     ),
 )
