@@ -14,9 +14,11 @@ from authsidecar.decision.bodies import LONGEST
 from authsidecar.decision.model import Place, Proxy, ResourceKind, TeamId
 from authsidecar.decision.proxies.replies import Reply
 from authsidecar.decision.restrictions import parse
+from authsidecar.serving.aiohttp_server import AiohttpConnections
+from authsidecar.serving.connection import Connections
 from authsidecar.serving.shown_body import BodyReader
 from authsidecar.serving.subrequest import Subrequest
-from tests.integration import test_aiohttp_server, test_connection
+from tests.integration.test_connection import answering
 from tests.integration.test_planted_secrets import everything
 from tests.integration.test_restricted_resources import put
 from tests.support import seed
@@ -40,8 +42,14 @@ def chunks(data: bytes, size: int) -> bytes:
 
 @contextlib.asynccontextmanager
 async def quick(answer: Any) -> AsyncIterator[int]:
-    async with test_connection.listening(answer) as (port, connections):
+    async with answering(Connections, answer) as (port, connections):
         connections.shows_bodies = True
+        yield port
+
+
+@contextlib.asynccontextmanager
+async def of_aiohttp(answer: Any) -> AsyncIterator[int]:
+    async with answering(AiohttpConnections, answer) as (port, _):
         yield port
 
 
@@ -76,7 +84,7 @@ ARRIVING: list[tuple[tuple[bytes, ...], bytes]] = [
 ]
 
 
-@pytest.mark.parametrize("listening", [quick, test_aiohttp_server.listening])
+@pytest.mark.parametrize("listening", [quick, of_aiohttp])
 async def test_a_body_is_read_whole_or_not_at_all(
     listening: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +124,7 @@ async def test_envoy_says_that_it_shows_all(lines: tuple[bytes, ...], whole: boo
 
 async def test_a_body_that_is_not_to_be_shown_is_thrown_away() -> None:
     """As ever: nothing of it is kept, and nothing can be read."""
-    async with test_connection.listening(said) as (port, _), Wire(port) as wire:
+    async with answering(Connections, said) as (port, _), Wire(port) as wire:
         assert (await wire.ask(sized(len(TEXT)) + TEXT)).body == bodies.NOT_SHOWN.encode()
 
 
