@@ -26,7 +26,7 @@ def failed(_error: BaseException, _peer: str, _target: str) -> Reply:
 
 
 @asynccontextmanager
-async def _listening(
+async def answering(
     server: type[Connections | AiohttpConnections],
     answer: Callable[[Subrequest], Awaitable[Reply]],
     *,
@@ -60,7 +60,7 @@ async def _listening(
 @pytest.fixture(params=[Connections, AiohttpConnections])
 def listening(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """Either server: what is held of one is held of both."""
-    return partial(_listening, request.param)
+    return partial(answering, request.param)
 
 
 async def told(asked: Subrequest) -> Reply:
@@ -273,7 +273,7 @@ async def test_an_answer_that_cannot_be_sent_is_one_that_fails() -> None:
     async def answer(asked: Subrequest) -> Reply:
         return Reply(200, "X: \u2192\r\n") if asked.target == "/0" else await told(asked)
 
-    async with _listening(Connections, answer) as (port, _), Wire(port) as wire:
+    async with answering(Connections, answer) as (port, _), Wire(port) as wire:
         assert (await wire.ask(REQUEST % 0)).status == 503
         assert (await wire.ask(REQUEST % 1)).body == b"/1"
 

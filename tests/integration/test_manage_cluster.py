@@ -61,6 +61,14 @@ def test_everything_once(api: Api) -> None:
     right(api.ask("POST", "/limits/user/1/reset"))
     assert asked("/api/v1/servers") == 403
     until(lambda: len(api.all("/decisions", 3)) == len(answers), "all receipts")
+
+    def fleet(span: str) -> dict:
+        return right(api.ask("GET", f"/fleet?span={span}"))
+
+    for span in ("hour", "day", "week"):  # added once a second
+        until(lambda: fleet(span)["admitted"] == answers.count(200), "the counters")  # noqa: B023
+        assert fleet(span)["refused"]["rate_limited"] == 1
+    assert len(fleet("hour")["processes"]) == 1
     (refusal,) = api.all("/decisions?code=token_restricted")
     shown = right(api.ask("GET", f"/decisions/{refusal['id']}"))
     assert shown["then"]["code"] == shown["now"]["code"] == "token_restricted"

@@ -351,12 +351,16 @@ class ChargeCalls:
 
     def _settle(self, batch: list[Waiting], now: UnixMs, results: Sequence[list[int]]) -> None:
         """Give each who waits what Redis says."""
-        self._answered = self._deadlines.tick
-        if self._tick != self._answered:
-            self._begin_tick()
+        self._note_answer()
         for (waiter, _), numbers in zip(batch, results, strict=True):
             if not waiter.done():
                 waiter.set_result((now, numbers))
+
+    def _note_answer(self) -> None:
+        """Redis is there in this tick."""
+        self._answered = self._deadlines.tick
+        if self._tick != self._answered:
+            self._begin_tick()
 
     async def _evaluate(self, batch: list[Waiting]) -> list[Any]:
         """Redis's clock and each request's answer, on a connection that nobody else uses."""

@@ -5,7 +5,7 @@ node that is slow or gone holds up nobody whose keys are elsewhere.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -19,6 +19,7 @@ from authsidecar.store.calls import AGAIN_S, ChargeCalls, Part, Result, Waiting,
 from authsidecar.store.cluster import REDIRECTS, Cluster, answer, slot_of
 from authsidecar.store.trips import Trips, kind_of
 from authsidecar.tasks import end
+from authsidecar.times import UnixMs
 
 
 class ClusterCalls:
@@ -130,7 +131,20 @@ class _NodeCalls(ChargeCalls):
             await asyncio.wait(tasks)
         await self.close()
 
-    async def _answers(self, connection: Any, batch: list[Waiting]) -> list[Result | Exception]:
+    def _settle(self, batch: list[Waiting], _: UnixMs, results: Sequence[Any]) -> None:
+        """Give each who waits what its slot says: a result with a clock of its own, or an error."""
+        self._note_answer()
+        for (waiter, _part), result in zip(batch, results, strict=True):
+            if waiter.done():
+                continue
+            if isinstance(result, Exception):
+                waiter.set_exception(result)
+                waiter.exception()  # its request may be gone; that is no leak
+            else:
+                waiter.set_result(result)
+
+    async def _answers(self, connection: Any, batch: list[Waiting]) -> list[Any]:
+        """A time that says nothing, and the result or error of each."""
         slots: dict[int, list[Part]] = {}
         for _, part in batch:
             slots.setdefault(slot_of(part.key), []).append(part)
@@ -148,7 +162,7 @@ class _NodeCalls(ChargeCalls):
         if len(errors) == len(answers) and not redirected:  # it is the node, not a slot
             raise errors[0]
         results = {slot: _each(answers[slot], parts) for slot, parts in slots.items()}
-        return [next(results[slot_of(part.key)]) for _, part in batch]
+        return [0, *(next(results[slot_of(part.key)]) for _, part in batch)]
 
 
 def _each(reply: Any, parts: list[Part]) -> Iterator[Result | Exception]:
