@@ -13,8 +13,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from authsidecar.admin.refusal import OWNED
-from authsidecar.admin.tokens import LeftoverError
+from authsidecar.admin.refusal import OWNED, LeftoverError
 from authsidecar.decision.authorize import StoreError
 from authsidecar.decision.credentials import LARGEST_ID
 from authsidecar.observe.background import describe_error
@@ -89,11 +88,7 @@ async def _handle(
     except _InvalidError as error:
         return problem(422, error.why, errors=error.errors)
     except LeftoverError as error:
-        why = (
-            f"Redis failed under way ({error.why}); token {error.token} may have been made, and "
-            f"nobody knows it: `authsidecar token revoke {error.token}` once Redis is back"
-        )
-        return problem(503, why, headers=_RETRY)
+        return problem(503, str(error), headers=_RETRY)
     except OutOfMemoryError:
         why = "Redis is full: it has no room for more (maxmemory); make room or raise maxmemory"
         return problem(503, why, headers=_RETRY)

@@ -5,7 +5,6 @@ from typing import TypeVar
 
 from authsidecar.admin.decisions import Filter, not_kept, page, show
 from authsidecar.admin.questions import MostRefused, Question, Refused, UnansweredError, WouldFlip
-from authsidecar.admin.refusal import Refusal
 from authsidecar.admin.refusal_report import Count
 from authsidecar.admin.what_if import WhatIf, changed
 from authsidecar.observe.receipts import Receipt
@@ -14,6 +13,7 @@ from authsidecar.serving.manage.operations import (
     Call,
     NotDoneError,
     Operation,
+    done,
     read_address,
     read_cursor,
     write_cursor,
@@ -90,9 +90,7 @@ async def simulate_change(call: Call) -> models.Simulated:
     """What a change would have done; nothing is changed."""
     body: models.Change = call.body
     wanted = WhatIf(body.allowlist, body.limits, body.routes, body.extra_routes)
-    change = changed(call.sidecar.rules(), call.sidecar.routes(), wanted)
-    if isinstance(change, Refusal):
-        raise NotDoneError(422, change.why)
+    change = done(changed(call.sidecar.rules(), call.sidecar.routes(), wanted), 422)
     found = await _ask(call, WouldFlip(change, body.last_seconds * 1000))
     return models.Simulated(
         judged=found.judged,
