@@ -17,7 +17,8 @@ import click
 import pytest
 from redis import exceptions
 
-from authsidecar.admin.tokens import LeftoverError, issue
+from authsidecar.admin.refusal import LeftoverError
+from authsidecar.admin.tokens import issue
 from authsidecar.cli.main import cli, run
 from authsidecar.decision.model import Limit, Permission, TeamId, TokenId, UserId
 from authsidecar.store.registry import Registry
@@ -437,7 +438,7 @@ def test_a_token_of_an_unclear_write_is_named_where_redis_is_gone(
     monkeypatch.setattr(Registry, "put_tokens", lost)
     with pytest.raises(LeftoverError) as caught:
         asyncio.run(with_registry(own_redis.url, _issued))
-    assert caught.value.token == 68
+    assert caught.value.number == 68
     own_redis.start()
     asyncio.run(with_registry(own_redis.url, _world_before(put)))
     result = said(*CREATE, sink=io.StringIO(), url=own_redis.url)

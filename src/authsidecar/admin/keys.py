@@ -13,7 +13,7 @@ from typing import Final
 
 from redis.exceptions import RedisError
 
-from authsidecar.admin.refusal import Refusal
+from authsidecar.admin.refusal import LeftoverError, Refusal
 from authsidecar.admin.tokens import DAY_MS, unprintable
 from authsidecar.store.management_keys import ManagementKey, ManagementKeys, Scope
 from authsidecar.times import UnixMs
@@ -47,20 +47,6 @@ class CreatedKey:
     plain: str = field(repr=False)
 
 
-class LeftoverKeyError(Exception):
-    """A key may be there whose secret nobody was shown.
-
-    Attributes:
-        key: its id.
-        why: what went wrong.
-    """
-
-    def __init__(self, key: int, why: str) -> None:
-        super().__init__(f"key {key}: {why}")
-        self.key = key
-        self.why = why
-
-
 async def create_key(
     kept: ManagementKeys, *, name: str, scope: Scope, days: int | None
 ) -> CreatedKey | Refusal:
@@ -73,7 +59,7 @@ async def create_key(
         days: 1 to MOST_DAYS, or None: it does not expire.
 
     Raises:
-        LeftoverKeyError: it may have been stored, and could not be taken back.
+        LeftoverError: it may have been stored, and could not be taken back.
     """
     if not name.strip() or len(name) > LONGEST_NAME:
         return Refusal(f"the name needs 1 to {LONGEST_NAME} characters")
@@ -104,7 +90,7 @@ async def _unmake(kept: ManagementKeys, key: ManagementKey, error: BaseException
     try:
         await kept.remove(key.id)
     except (RedisError, OSError):
-        raise LeftoverKeyError(key.id, str(error) or type(error).__name__) from None
+        raise LeftoverError("key", key.id, error) from None
 
 
 async def prove_key(kept: ManagementKeys, presented: str) -> ManagementKey | None:

@@ -30,3 +30,26 @@ def absent(noun: str, number: int) -> str:
         number: its id.
     """
     return f"there is no {noun} {number}; `authsidecar {noun} list` shows them"
+
+
+class LeftoverError(Exception):
+    """Something may be there whose secret nobody was shown.
+
+    Attributes:
+        number: its id.
+    """
+
+    def __init__(self, noun: str, number: int, error: BaseException) -> None:
+        """Say so in one line.
+
+        Args:
+            noun: "token" or "key".
+            number: its id.
+            error: what went wrong.
+        """
+        why = str(error) or type(error).__name__
+        super().__init__(
+            f"Redis failed under way ({why}); {noun} {number} may have been made, and nobody knows "
+            f"it: `authsidecar {noun} revoke {number}` once Redis is back"
+        )
+        self.number = number

@@ -14,7 +14,7 @@ from typing import Final
 
 from redis.exceptions import RedisError
 
-from authsidecar.admin.refusal import Refusal
+from authsidecar.admin.refusal import LeftoverError, Refusal
 from authsidecar.decision.checks import ELEVATED, PRIVILEGED
 from authsidecar.decision.model import Permission, Role, TeamId, TokenId, UserId
 from authsidecar.decision.permissions import ROOTS
@@ -46,20 +46,6 @@ class Issued:
 
     token: Token
     plain: str = field(repr=False)
-
-
-class LeftoverError(Exception):
-    """A token may be there whose secret nobody was shown.
-
-    Attributes:
-        token: its id.
-        why: what went wrong.
-    """
-
-    def __init__(self, token: TokenId, why: str) -> None:
-        super().__init__(f"token {token}: {why}")
-        self.token = token
-        self.why = why
 
 
 def completed(permissions: Iterable[Permission]) -> frozenset[Permission]:
@@ -206,7 +192,7 @@ async def _unmake(registry: Registry, token: Token, error: BaseException) -> Non
     try:
         await registry.remove_token(token.id)
     except (RedisError, OSError):
-        raise LeftoverError(token.id, str(error) or type(error).__name__) from None
+        raise LeftoverError("token", token.id, error) from None
 
 
 async def withdraw(registry: Registry, written: Iterable[Token]) -> Mapping[int, str]:

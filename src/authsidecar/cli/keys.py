@@ -1,14 +1,15 @@
 """`key create|list|revoke`: who may use the management API."""
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from authsidecar.cli.errors import OutputError, RefusedError
+from authsidecar.cli.errors import RefusedError
 from authsidecar.cli.options import Group, IdType, NamedType
 from authsidecar.cli.session import Session, changing, done, on_registry, operator, present
-from authsidecar.cli.streams import keep
-from authsidecar.times import UnixMs, for_people, rfc3339
+from authsidecar.cli.shown_once import expiry, show_once
+from authsidecar.times import for_people, rfc3339
 
 if TYPE_CHECKING:
     from authsidecar.store.management_keys import ManagementKey, ManagementKeys
@@ -61,44 +62,21 @@ async def create(session: Session, name: str, scope: str, expires: int) -> None:
       authsidecar key create --name dashboard --scope read
       authsidecar key create --name deploys --scope write --expires 30 --quiet > key.txt
     """
-    from authsidecar.admin.keys import LeftoverKeyError, create_key
+    from authsidecar.admin.keys import create_key
+    from authsidecar.admin.refusal import LeftoverError
     from authsidecar.store.management_keys import Scope
 
     kept = _kept(session)
     try:
         answer = await create_key(kept, name=name, scope=Scope(scope), days=expires or None)
-    except LeftoverKeyError as error:
-        raise RefusedError(
-            f"Redis failed under way ({error.why}); key {error.key} may have been made, and "
-            f"nobody knows it: `authsidecar key revoke {error.key}` once Redis is back"
-        ) from None
+    except LeftoverError as error:
+        raise RefusedError(str(error)) from None
     made = done(answer)
     data = as_data(made.key)
     del data["created_at"]
-    shown = {"id": data.pop("id"), "key": made.plain, **data}
-    try:
-        session.out.result(shown, made.plain, quiet=made.plain)
-        keep()
-    except OutputError as error:
-        raise await _taken_back(session, made.key.id, error) from None
-    expiry = made.key.expires_at
-    when = "It never expires" if expiry is None else f"It expires {for_people(expiry)}"
-    session.out.note(f"Store it now: it is not shown again. {when}.")
-
-
-async def _taken_back(session: Session, number: int, error: OutputError) -> RefusedError:
-    """Revoke a key that nobody was shown; what is said of it."""
-    from redis.exceptions import RedisError
-
-    try:
-        await _kept(session).remove(number)
-        await session.until_replicated()
-    except (RedisError, OSError):
-        return RefusedError(
-            f"{error}; key {number} was made, is shown to nobody and could not be taken back: "
-            f"`authsidecar key revoke {number}`"
-        )
-    return RefusedError(f"{error}; the new key was taken back")
+    number, until = made.key.id, made.key.expires_at
+    taking_back = partial(kept.remove, number)
+    await show_once(session, "key", data, made.plain, expires_at=until, remove=taking_back)
 
 
 @key.command("list")
@@ -113,7 +91,8 @@ async def list_(session: Session) -> None:
     kept = _kept(session)
     found, now = await kept.list(), await kept.now()
     items = [
-        as_data(one) | {"created": for_people(one.created_at), "expires": _expiry(one, now)}
+        as_data(one)
+        | {"created": for_people(one.created_at), "expires": expiry(one.expires_at, now)}
         for one in found
     ]
     if session.out.is_json:
@@ -158,10 +137,3 @@ def as_data(key: "ManagementKey") -> dict[str, Any]:
         "created_at": rfc3339(key.created_at),
         "expires_at": None if key.expires_at is None else rfc3339(key.expires_at),
     }
-
-
-def _expiry(key: "ManagementKey", now: UnixMs) -> str:
-    if key.expires_at is None:
-        return "never"
-    passed = " (expired)" if key.expired(now) else ""
-    return for_people(key.expires_at) + passed

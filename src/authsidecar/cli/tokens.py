@@ -1,6 +1,7 @@
 """`token create|list|show|advise|rotate|disable|enable|revoke|import`."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
@@ -19,9 +20,10 @@ from authsidecar.cli.session import (
     on_registry,
     present,
 )
+from authsidecar.cli.shown_once import expiry, show_once
 from authsidecar.cli.streams import keep, tell
 from authsidecar.decision.model import Permission, Restriction, TeamId, TokenId, UserId
-from authsidecar.times import UnixMs, for_people, rfc3339
+from authsidecar.times import for_people, rfc3339
 
 if TYPE_CHECKING:
     from authsidecar.store.entities import Token
@@ -101,7 +103,8 @@ async def create(  # noqa: PLR0917  # click passes by name
       authsidecar token create --user 7 --team 3 --name deploys --permission read \\
           --permission deploy --expires 90 --quiet > token.txt
     """
-    from authsidecar.admin.tokens import LeftoverError, issue
+    from authsidecar.admin.refusal import LeftoverError
+    from authsidecar.admin.tokens import issue
 
     try:
         answer = await issue(
@@ -113,37 +116,13 @@ async def create(  # noqa: PLR0917  # click passes by name
             days=None if expires == "never" else int(expires),
         )
     except LeftoverError as error:
-        raise RefusedError(
-            f"Redis failed under way ({error.why}); token {error.token} may have been made, and "
-            f"nobody knows it: `authsidecar token revoke {error.token}` once Redis is back"
-        ) from None
+        raise RefusedError(str(error)) from None
     issued = done(answer)
     data = as_data(issued.token)
     del data["created_at"]
-    shown = {"id": data.pop("id"), "token": issued.plain, **data}
-    try:
-        session.out.result(shown, issued.plain, quiet=issued.plain)
-        keep()
-    except OutputError as error:
-        raise await _taken_back(session, issued.token.id, error) from None
-    expiry = issued.token.expires_at
-    when = "it never expires" if expiry is None else f"it expires {for_people(expiry)}"
-    session.out.note(f"Store it now: it is not shown again. {when[0].upper()}{when[1:]}.")
-
-
-async def _taken_back(session: Session, token: TokenId, error: OutputError) -> RefusedError:
-    """Revoke a token whose secret nobody was shown; what is said of it."""
-    from redis.exceptions import RedisError
-
-    try:
-        await session.registry.remove_token(token)
-        await session.until_replicated()
-    except (RedisError, OSError):
-        return RefusedError(
-            f"{error}; token {token} was made, is shown to nobody and could not be taken back: "
-            f"`authsidecar token revoke {token}`"
-        )
-    return RefusedError(f"{error}; the new token was taken back")
+    number, until = issued.token.id, issued.token.expires_at
+    taking_back = partial(session.registry.remove_token, number)
+    await show_once(session, "token", data, issued.plain, expires_at=until, remove=taking_back)
 
 
 @token.command("list")
@@ -175,7 +154,7 @@ async def list_(session: Session, team: int | None, user: int | None) -> None:
         as_data(one)
         | _used(uses.get(one.id))
         | {"restriction": restrictions.as_data(narrowed.get(one.id))}
-        | {"expires": _expiry(one, now), "last_used": _last_used(uses.get(one.id))}
+        | {"expires": expiry(one.expires_at, now), "last_used": _last_used(uses.get(one.id))}
         | {"restricted": "yes" if one.id in narrowed else None}
         | {"disabled": one.id in disabled, "state": "disabled" if one.id in disabled else None}
         for one in tokens
@@ -218,7 +197,7 @@ async def show(session: Session, number: int) -> None:
             f"  user         {found.user}",
             f"  team         {found.team}",
             f"  permissions  {' '.join(sorted(found.permissions)) or 'none'}",
-            f"  expires      {_expiry(found, await session.registry.now())}",
+            f"  expires      {expiry(found.expires_at, await session.registry.now())}",
             f"  created      {for_people(found.created_at)}",
             f"  last used    {_last_used(use)}{_what_for(use)}",
             *(["  disabled     yes"] if disabled else ()),
@@ -442,10 +421,3 @@ def _last_used(use: "Use | None") -> str:
 
 def _what_for(use: "Use | None") -> str:
     return "" if use is None else f" from {printable(use.client)} for {printable(use.route)}"
-
-
-def _expiry(token: "Token", now: UnixMs) -> str:
-    if token.expires_at is None:
-        return "never"
-    passed = " (expired)" if now > token.expires_at else ""
-    return for_people(token.expires_at) + passed

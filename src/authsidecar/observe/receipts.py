@@ -43,6 +43,8 @@ _ID: Final = re.compile(
 _SHORT_ID: Final = re.compile(r"[a-z0-9]{6,36}")
 """What may be one where a route has a uuid."""
 
+_JSON: Final = json.JSONEncoder(separators=(",", ":"))
+
 _REQUEST_ID: Final = re.compile(r"[0-9A-Fa-f-]{16,64}")
 
 
@@ -290,7 +292,7 @@ def _of_instance(
 
 def write(one: Receipt) -> bytes:
     """The text that `read` reads: JSON without what says nothing."""
-    return json.dumps(as_mapping(one), separators=(",", ":")).encode()
+    return _JSON.encode(as_mapping(one)).encode()
 
 
 def as_mapping(one: Receipt) -> dict[str, Any]:

@@ -243,7 +243,7 @@ class ReceiptWriter:
                 whose: Whose = "other" if decided.outcome.record is None else "token"
                 key = self._keys.receipts(whose, stream_of(decided.id))
                 text = write(receipt(decided, self.made_under))
-                pipe.xadd(key, {FIELD: text}, maxlen=most, approximate=True)
+                pipe.execute_command("XADD", key, "MAXLEN", "~", most, "*", FIELD, text)
             if untold:
                 pipe.xadd(self._keys.receipts("other", 0), {DROPPED: untold}, maxlen=most)
             await pipe.execute()

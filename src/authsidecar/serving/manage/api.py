@@ -13,8 +13,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from authsidecar.admin.refusal import OWNED
-from authsidecar.admin.tokens import LeftoverError
+from authsidecar.admin.refusal import OWNED, LeftoverError
 from authsidecar.decision.authorize import StoreError
 from authsidecar.decision.credentials import LARGEST_ID
 from authsidecar.observe.background import describe_error
@@ -107,10 +106,7 @@ def explained(error: Exception, log: Log, where: str) -> tuple[int, str]:
     """
     match error:
         case LeftoverError():
-            return 503, (
-                f"Redis failed under way ({error.why}); token {error.token} may have been made, "
-                f"and nobody knows it: `authsidecar token revoke {error.token}` once Redis is back"
-            )
+            return 503, str(error)
         case OutOfMemoryError():
             return 503, (
                 "Redis is full: it has no room for more (maxmemory); make room or raise maxmemory"

@@ -11,7 +11,6 @@ from authsidecar.admin.questions import (
     UnansweredError,
     WouldFlip,
 )
-from authsidecar.admin.refusal import Refusal
 from authsidecar.admin.refusal_report import Count
 from authsidecar.admin.what_if import WhatIf, changed
 from authsidecar.observe.receipts import Receipt
@@ -20,6 +19,7 @@ from authsidecar.serving.manage.operations import (
     Call,
     NotDoneError,
     Operation,
+    done,
     read_address,
     read_cursor,
     write_cursor,
@@ -96,9 +96,7 @@ async def simulate_change(call: Call) -> models.Simulated:
     """What a change would have done; nothing is changed."""
     body: models.Change = call.body
     wanted = WhatIf(body.allowlist, body.limits, body.routes, body.extra_routes)
-    change = changed(call.sidecar.rules(), call.sidecar.routes(), wanted)
-    if isinstance(change, Refusal):
-        raise NotDoneError(422, change.why)
+    change = done(changed(call.sidecar.rules(), call.sidecar.routes(), wanted), 422)
     found = await _ask(call, WouldFlip(change, body.last_seconds * 1000))
     return models.Simulated(
         judged=found.judged,

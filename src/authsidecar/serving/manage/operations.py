@@ -4,12 +4,13 @@ import base64
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 from redis.asyncio import Redis
 
 from authsidecar.admin.questions import Ask
+from authsidecar.admin.refusal import Refusal, absent
 from authsidecar.admin.what_if import RoutesNow
 from authsidecar.decision.addresses import Networks, parse_address
 from authsidecar.decision.authorize import Rules
@@ -21,6 +22,8 @@ from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 from authsidecar.store.management_keys import ManagementKeys, Scope
 from authsidecar.store.registry import Registry
+
+T = TypeVar("T")
 
 Asked = Callable[[], Awaitable[Any]]
 
@@ -200,6 +203,35 @@ def read_address(name: str, text: str) -> Address:
     if found is None:
         raise NotDoneError(422, f"{name}: is not an IP address (no port, no network, no name)")
     return found
+
+
+def present(found: T | None, noun: str, number: int) -> T:
+    """What was found.
+
+    Raises:
+        NotDoneError: it is not there.
+    """
+    if found is None:
+        raise NotDoneError(404, absent(noun, number))
+    return found
+
+
+def done(answer: T | Refusal, status: int) -> T:
+    """The answer of a use case that did what it was asked.
+
+    Raises:
+        NotDoneError: it did not.
+    """
+    if isinstance(answer, Refusal):
+        raise NotDoneError(status, answer.why)
+    return answer
+
+
+async def page_of(call: Call, index: str) -> tuple[list[int], str | None]:
+    """The ids of a set on the page that the query names, and the next page's cursor."""
+    cursor, scan = place_in_set(read_cursor(call.query.cursor))
+    ids, following, scanned = await call.registry.page(index, cursor, call.query.limit, scan=scan)
+    return ids, None if following is None else write_cursor([following, scanned])
 
 
 def write_cursor(place: Any) -> str:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from authsidecar.admin import people
-from authsidecar.admin.refusal import Refusal, absent
+from authsidecar.admin.refusal import Refusal
 from authsidecar.admin.replicas import late_replicas
 from authsidecar.admin.settings import switch_mcp
 from authsidecar.decision.model import Role, TeamId, UserId
@@ -13,7 +13,10 @@ from authsidecar.serving.manage.operations import (
     CurrentState,
     NotDoneError,
     Operation,
+    done,
+    page_of,
     place_in_set,
+    present,
     read_cursor,
     write_cursor,
 )
@@ -23,17 +26,15 @@ from authsidecar.store.management_keys import Scope
 
 async def list_users(call: Call) -> models.UserPage:
     """A page of users."""
-    ids, following = await _page(call, call.sidecar.keys.users)
+    ids, following = await page_of(call, call.sidecar.keys.users)
     found = await call.registry.users_of([UserId(i) for i in ids])
     return models.UserPage(items=[_user(one) for one in found], next=following)
 
 
 async def read_user(call: Call) -> models.User:
     """One user."""
-    found = await call.registry.user(UserId(call.path["user"]))
-    if found is None:
-        raise NotDoneError(404, absent("user", call.path["user"]))
-    return _user(found)
+    user = call.path["user"]
+    return _user(present(await call.registry.user(UserId(user)), "user", user))
 
 
 async def add_user(call: Call) -> models.User:
@@ -48,25 +49,21 @@ async def add_user(call: Call) -> models.User:
 async def remove_user(call: Call) -> models.Removed:
     """Remove one."""
     user = call.path["user"]
-    tokens = await call.registry.remove_user(UserId(user))
-    if tokens is None:
-        raise NotDoneError(404, absent("user", user))
+    tokens = present(await call.registry.remove_user(UserId(user)), "user", user)
     return models.Removed(removed_tokens=tokens, warnings=await late_replicas_of(call))
 
 
 async def list_teams(call: Call) -> models.TeamPage:
     """A page of teams."""
-    ids, following = await _page(call, call.sidecar.keys.teams)
+    ids, following = await page_of(call, call.sidecar.keys.teams)
     found = await call.registry.teams_of([TeamId(i) for i in ids])
     return models.TeamPage(items=[_team(one) for one in found], next=following)
 
 
 async def read_team(call: Call) -> models.Team:
     """One team."""
-    found = await call.registry.team(TeamId(call.path["team"]))
-    if found is None:
-        raise NotDoneError(404, absent("team", call.path["team"]))
-    return _team(found)
+    team = call.path["team"]
+    return _team(present(await call.registry.team(TeamId(team)), "team", team))
 
 
 async def add_team(call: Call) -> models.Team:
@@ -82,18 +79,14 @@ async def change_team(call: Call) -> models.Team:
     """Turn its MCP switch."""
     body: models.TeamChange = call.body
     team = TeamId(call.path["team"])
-    refused = await switch_mcp(call.registry, on=body.mcp_enabled, team=team)
-    if isinstance(refused, Refusal):
-        raise NotDoneError(404, refused.why)
+    done(await switch_mcp(call.registry, on=body.mcp_enabled, team=team), 404)
     return await read_team(call)
 
 
 async def remove_team(call: Call) -> models.Removed:
     """Remove one."""
     team = call.path["team"]
-    tokens = await call.registry.remove_team(TeamId(team))
-    if tokens is None:
-        raise NotDoneError(404, absent("team", team))
+    tokens = present(await call.registry.remove_team(TeamId(team)), "team", team)
     return models.Removed(removed_tokens=tokens, warnings=await late_replicas_of(call))
 
 
@@ -122,9 +115,8 @@ async def set_member(call: Call) -> models.SetMember:
     """Put a user into a team, or change its role."""
     team, user = call.path["team"], call.path["user"]
     body: models.NewRole = call.body
-    placed = await people.set_member(call.registry, TeamId(team), UserId(user), Role(body.role))
-    if isinstance(placed, Refusal):
-        raise NotDoneError(404, placed.why)
+    role = Role(body.role)
+    placed = done(await people.set_member(call.registry, TeamId(team), UserId(user), role), 404)
     late = await late_replicas_of(call)
     return models.SetMember(
         team=team, user=user, role=body.role, warnings=[*placed.warnings, *late]
@@ -145,12 +137,6 @@ async def late_replicas_of(call: Call) -> list[str]:
     replicas, timeout_ms = call.sidecar.replicas
     why = await late_replicas(call.sidecar.client, call.sidecar.keys, replicas, timeout_ms)
     return [] if why is None else [why]
-
-
-async def _page(call: Call, index: str) -> tuple[list[int], str | None]:
-    cursor, scan = place_in_set(read_cursor(call.query.cursor))
-    ids, following, scanned = await call.registry.page(index, cursor, call.query.limit, scan=scan)
-    return ids, None if following is None else write_cursor([following, scanned])
 
 
 def _user(user: entities.User) -> models.User:

@@ -1,7 +1,6 @@
 """The instance's settings and the limits over the management API."""
 
 from authsidecar.admin.limits import Standing, chosen, counter, look_up
-from authsidecar.admin.refusal import Refusal, absent
 from authsidecar.admin.settings import check_allowlist, root_callers
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import (
@@ -9,10 +8,10 @@ from authsidecar.serving.manage.operations import (
     CurrentState,
     NotDoneError,
     Operation,
-    place_in_set,
+    done,
+    page_of,
+    present,
     read_address,
-    read_cursor,
-    write_cursor,
 )
 from authsidecar.serving.manage.tokens import list_tokens
 from authsidecar.store.management_keys import Scope
@@ -40,7 +39,7 @@ async def change_settings(call: Call) -> models.ChangedSettings:
     warnings: tuple[str, ...] = ()
     if body.allowlist is not None:
         caller = None if body.my_ip is None else read_address("my_ip", body.my_ip)
-        checked = await check_allowlist(
+        answer = await check_allowlist(
             body.allowlist,
             caller=caller,
             force=body.force,
@@ -48,8 +47,7 @@ async def change_settings(call: Call) -> models.ChangedSettings:
                 call.registry, sidecar.client, sidecar.keys, sidecar.rules().policy.instance_team
             ),
         )
-        if isinstance(checked, Refusal):
-            raise NotDoneError(422, checked.why)
+        checked = done(answer, 422)
         allowlist, warnings = checked.allowlist.text, checked.warnings
     if (body.allowlist, body.api_enabled, body.mcp_enabled) != (None, None, None):
         await call.registry.set_instance(
@@ -88,10 +86,7 @@ async def list_limits(call: Call) -> models.LimitPage:
         )
         ids, following = [one.id for one in page.items], page.next
     else:
-        cursor, scan = place_in_set(read_cursor(query.cursor))
-        index = keys.users if query.scope == "user" else keys.teams
-        found, more, scanned = await registry.page(index, cursor, query.limit, scan=scan)
-        ids, following = found, None if more is None else write_cursor([more, scanned])
+        ids, following = await page_of(call, keys.users if query.scope == "user" else keys.teams)
     own = await registry.limits_of(query.scope, ids)
     items = [await _standing(call, query.scope, number) for number in own]
     return models.LimitPage(items=items, next=following)
@@ -107,34 +102,28 @@ async def set_limit(call: Call) -> models.Limit:
     scope, number = call.path["scope"], call.path["id"]
     body: models.NewLimit = call.body
     wanted = chosen(body.limit, body.window_seconds, call.sidecar.rules().limits.get(scope))
-    if not await call.registry.set_limit(scope, number, wanted):
-        raise NotDoneError(404, absent(scope, number))
+    present(await call.registry.set_limit(scope, number, wanted) or None, scope, number)
     return await read_limit(call)
 
 
 async def clear_limit(call: Call) -> models.Limit:
     """Take it back; the configured one applies again."""
     scope, number = call.path["scope"], call.path["id"]
-    if not await call.registry.set_limit(scope, number, None):
-        raise NotDoneError(404, absent(scope, number))
+    present(await call.registry.set_limit(scope, number, None) or None, scope, number)
     return await read_limit(call)
 
 
 async def reset_limit(call: Call) -> models.Limit:
     """Forget what was counted."""
     scope, number = call.path["scope"], call.path["id"]
-    found = await counter(call.registry, scope, number)
-    if found is None:
-        raise NotDoneError(404, absent(scope, number))
+    found = present(await counter(call.registry, scope, number), scope, number)
     await call.registry.reset(found)
     return await read_limit(call)
 
 
 async def _standing(call: Call, scope: models.ScopeName, number: int) -> models.Limit:
     found = await look_up(call.registry, call.sidecar.rules().limits, scope, number)
-    if found is None:
-        raise NotDoneError(404, absent(scope, number))
-    return _limit(scope, number, found)
+    return _limit(scope, number, present(found, scope, number))
 
 
 def _limit(scope: models.ScopeName, number: int, found: Standing) -> models.Limit:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from authsidecar.admin.refusal import Refusal, absent
 from authsidecar.admin.restrictions import carry_out, plan
 from authsidecar.admin.tokens import issue
 from authsidecar.decision.model import DAMAGED, Permission, TeamId, TokenId, UserId
@@ -16,7 +15,10 @@ from authsidecar.serving.manage.operations import (
     CurrentState,
     NotDoneError,
     Operation,
+    done,
+    page_of,
     place_in_set,
+    present,
     read_cursor,
     write_cursor,
 )
@@ -38,13 +40,11 @@ async def list_tokens(call: Call) -> models.TokenPage:
     """A page of tokens: of a user, of a team, or of all users one after the other."""
     query: models.TokensQuery = call.query
     registry, keys = call.registry, call.sidecar.keys
-    if query.user is not None and await registry.user(UserId(query.user)) is None:
-        raise NotDoneError(404, absent("user", query.user))
-    if query.team is not None and await registry.team(TeamId(query.team)) is None:
-        raise NotDoneError(404, absent("team", query.team))
-    if query.sort == "expiry":
-        ids, following = await _next_to_expire(call)
-    elif query.user is None and query.team is None:
+    if query.user is not None:
+        present(await registry.user(UserId(query.user)), "user", query.user)
+    if query.team is not None:
+        present(await registry.team(TeamId(query.team)), "team", query.team)
+    if query.user is None and query.team is None:
         ids, following = await _of_all(call)
     else:
         index = (
@@ -52,9 +52,7 @@ async def list_tokens(call: Call) -> models.TokenPage:
             if query.user is None
             else keys.user_tokens(UserId(query.user))
         )
-        cursor, scan = place_in_set(read_cursor(query.cursor))
-        ids, more, scanned = await registry.page(index, cursor, query.limit, scan=scan)
-        following = None if more is None else write_cursor([more, scanned])
+        ids, following = await page_of(call, index)
     found = await registry.tokens_of([TokenId(i) for i in ids])
     if query.team is not None:
         found = [one for one in found if one.team == query.team]
@@ -123,16 +121,13 @@ def _place_in_all(place: Any) -> tuple[list[int], _Place | None, _Place]:
 
 async def read_token(call: Call) -> models.Token:
     """One token."""
-    found = await call.registry.token(TokenId(call.path["token"]))
-    if found is None:
-        raise NotDoneError(404, absent("token", call.path["token"]))
-    return (await _shown(call, [found]))[0]
+    return (await _shown(call, [await _token_of(call)]))[0]
 
 
 async def create_token(call: Call) -> models.CreatedToken:
     """Make one; the only time that its secret is told."""
     body: models.NewToken = call.body
-    issued = await issue(
+    answer = await issue(
         call.registry,
         user=UserId(body.user),
         team=TeamId(body.team),
@@ -140,24 +135,24 @@ async def create_token(call: Call) -> models.CreatedToken:
         permissions=[Permission(one) for one in body.permissions],
         days=body.expires,
     )
-    if isinstance(issued, Refusal):
-        raise NotDoneError(422, issued.why)
+    issued = done(answer, 422)
     return _created(issued.token, issued.plain)
 
 
 async def created_token(call: Call) -> models.CreatedToken:
     """One that was made before, without its secret."""
-    found = await call.registry.token(TokenId(call.path["token"]))
-    if found is None:
-        raise NotDoneError(404, absent("token", call.path["token"]))
-    return _created(found, None)
+    return _created(await _token_of(call), None)
+
+
+async def _token_of(call: Call) -> Token:
+    number = call.path["token"]
+    return present(await call.registry.token(TokenId(number)), "token", number)
 
 
 async def revoke_token(call: Call) -> models.Revoked:
     """Delete one."""
     token = call.path["token"]
-    if not await call.registry.remove_token(TokenId(token)):
-        raise NotDoneError(404, absent("token", token))
+    present(await call.registry.remove_token(TokenId(token)) or None, "token", token)
     return models.Revoked(id=token, revoked=True, warnings=await late_replicas_of(call))
 
 
@@ -196,13 +191,9 @@ async def _change(call: Call, wanted: Narrowing | None, *, force: bool) -> model
     scope, number = call.path["scope"], call.path["id"]
     await _owner(call)
     routes = call.sidecar.rules().policy.routes
-    planned = await plan(call.registry, routes, scope, number, wanted, force=force)
-    if isinstance(planned, Refusal):
-        raise NotDoneError(422, planned.why)
+    planned = done(await plan(call.registry, routes, scope, number, wanted, force=force), 422)
     if planned.changes:
-        refused = await carry_out(call.registry, planned)
-        if refused is not None:
-            raise NotDoneError(404, refused.why)
+        done(await carry_out(call.registry, planned), 404)
     late = await late_replicas_of(call)
     held = await read_restriction(call)
     return models.SetRestriction(**dict(held), warnings=[*planned.warnings, *late])
@@ -215,19 +206,11 @@ async def _owner(call: Call) -> UserId | None:
         NotDoneError: it is not there.
     """
     scope, number = call.path["scope"], call.path["id"]
-    found: object
-    match scope:
-        case "token":
-            token = await call.registry.token(TokenId(number))
-            if token is not None:
-                return token.user
-            found = None
-        case "user":
-            found = await call.registry.user(UserId(number))
-        case _:
-            found = await call.registry.team(TeamId(number))
-    if found is None:
-        raise NotDoneError(404, absent(scope, number))
+    if scope == "token":
+        return present(await call.registry.token(TokenId(number)), scope, number).user
+    user, team = UserId(number), TeamId(number)
+    held = call.registry.user(user) if scope == "user" else call.registry.team(team)
+    present(await held, scope, number)
     return None
 
 
