@@ -66,7 +66,7 @@ def test_an_admission_of_a_counter_that_nobody_refused_is_nothing() -> None:
     """Most are."""
     refusals = Refusals()
     refusals.clear(KEY)
-    assert len(refusals) == 0
+    assert refusals.standing(KEY, UnixMs(0)) is None
 
 
 def test_an_admission_ends_it() -> None:
