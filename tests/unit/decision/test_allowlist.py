@@ -265,3 +265,18 @@ def test_a_setting_of_networks_names_its_bad_entry() -> None:
     with pytest.raises(ValueError, match=r"^'10\.0\.0\.0/40': the mask is not 0 to 32$"):
         networks(["::1", "10.0.0.0/40"])
     assert parse_network("10.9.9.9/8") == IPv4Network("10.0.0.0/8")
+    assert parse_network("::ffff:10.9.9.9/120") == IPv4Network("10.9.9.0/24")
+
+
+@pytest.mark.parametrize("mask", ["\x0b8", "X8", "8X", "0008", "+8"])
+def test_a_mask_is_three_digits_at_most_and_nothing_else(mask: str) -> None:
+    """Blanks and tabs before it are Coolify's; nothing else is left out."""
+    assert parse_network("10.0.0.0/ \t8") == IPv4Network("10.0.0.0/8")
+    with pytest.raises(ValueError, match=r"^the mask is not"):
+        parse_network(f"10.0.0.0/{mask}")
+
+
+def test_the_widest_network_is_looked_for_first() -> None:
+    """An address that is in several is found by one look, most often."""
+    found = networks(["10.0.0.1", "10.0.0.0/8", "10.0.0.0/24"])
+    assert [shift for shift, _ in found.ipv4] == [24, 8, 0]

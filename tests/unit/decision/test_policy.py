@@ -23,9 +23,19 @@ from authsidecar.decision.model import (
     TokenRecord,
 )
 from authsidecar.decision.permissions import INCLUDED_BY
-from authsidecar.decision.policy import Case, Judgement, Policy, find_route
+from authsidecar.decision.policy import (
+    MCP_DISABLED,
+    METHOD_NOT_ALLOWED,
+    TOKEN_DISABLED,
+    TOKEN_EXPIRED,
+    TOKEN_UNKNOWN,
+    Case,
+    Judgement,
+    Policy,
+    find_route,
+)
 from authsidecar.decision.resources import Named, Names
-from authsidecar.decision.routes import Guard, Route, RouteTable, coolify, extra
+from authsidecar.decision.routes import ROUTE_UNKNOWN, Guard, Route, RouteTable, coolify, extra
 from authsidecar.times import UnixMs
 from tests.support.cases import (
     ENABLE,
@@ -58,8 +68,8 @@ def of_team(team: int | None) -> dict[str, Any]:
 
 
 def outcome(policy: Policy, method: str, path: str, **changed: object) -> tuple[str, str | None]:
-    """Of a request that needs no token: its code and its bucket."""
-    found = find_route(policy, request(method, path, **changed))
+    """Of a request that needs no token: its code and its bucket, with nothing remembered."""
+    found = find_route(replace(policy), request(method, path, **changed))
     assert isinstance(found, Judgement)
     return code(found), found.bucket
 
@@ -78,6 +88,34 @@ def test_a_route_that_needs_a_token_is_handed_on() -> None:
 def test_no_row_no_access(path: str) -> None:
     """404, counted in the bucket of unknown routes."""
     assert outcome(ROUTES, "GET", path) == ("route_unknown", "unknown")
+
+
+@pytest.mark.parametrize("long", ["", "x" * 300])
+def test_a_path_is_as_good_as_its_row_however_long_it_is(long: str) -> None:
+    """Routes of short paths are remembered, those of long ones are not."""
+    found = find_route(ROUTES, request("GET", f"/api/v1/servers/u{long}"))
+    assert isinstance(found, Route)
+    assert found.template == "/api/v1/servers/{uuid}"
+    assert outcome(ROUTES, "OPTIONS", f"/api/v1/u{long}", preflight=True) == ("allow", None)
+    assert outcome(ROUTES, "GET", f"/api/v1/u{long}") == ("route_unknown", "unknown")
+
+
+CLOSED = Policy(extra("PATCH /web deny", RouteTable(())))
+DETAILS = [
+    ("GET", "/index.php", Deny(ROUTE_UNKNOWN, "the front controller is not a route"), "unknown"),
+    ("GET", "/api/none", Deny(ROUTE_UNKNOWN, "no route for GET at this path"), "unknown"),
+    ("PATCH", "/web", Deny(ROUTE_UNKNOWN, "no route for PATCH at this path"), "unknown"),
+    ("GET", "/mcp", Deny(METHOD_NOT_ALLOWED, "/mcp takes POST", allowed=("POST",)), None),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "verdict", "bucket"), DETAILS)
+def test_a_refusal_without_a_token_says_why(
+    method: str, path: str, verdict: Deny, bucket: str | None
+) -> None:
+    """In the log, and which methods there are."""
+    policy = replace(CLOSED if path == "/web" else ROUTES)
+    assert find_route(policy, request(method, path)) == Judgement(verdict, bucket)
 
 
 @pytest.mark.parametrize("method", sorted(METHODS - {"GET", "HEAD"}))
@@ -174,6 +212,34 @@ def test_a_token_is_valid_up_to_and_including_its_expiry(
     judgement = judged(READ, record(expires_at=expires))
     assert code(judgement) == expected
     assert judgement.bucket == ("failed" if expected == "token_expired" else "principal")
+
+
+@pytest.mark.parametrize(
+    ("route", "held", "off", "refused"),
+    [
+        (READ, {"digest": bytes(32)}, {}, Deny(TOKEN_UNKNOWN, "no token with this id and secret")),
+        (READ, {"disabled": True}, {}, Deny(TOKEN_DISABLED, "the token is disabled")),
+        (
+            READ,
+            {"expires_at": UnixMs(NOW - 1)},
+            {},
+            Deny(TOKEN_EXPIRED, "the token's expiry has passed"),
+        ),
+        (
+            MCP,
+            {},
+            {"mcp_enabled": False},
+            Deny(MCP_DISABLED, "the instance's MCP switch is off"),
+        ),
+    ],
+)
+def test_who_is_not_identified_learns_why_from_the_log(
+    route: Route, held: dict[str, Any], off: dict[str, Any], refused: Deny
+) -> None:
+    """The verdict has the reason, and words that tell of no secret."""
+    instance = replace(OPEN, **off)
+    verdict = judged(route, record(**held), instance=instance).verdict
+    assert verdict == refused
 
 
 def test_an_expired_token_with_a_wrong_secret_is_unknown() -> None:

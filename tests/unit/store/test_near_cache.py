@@ -119,3 +119,5 @@ def test_only_the_very_record_is_outdated() -> None:
     assert found is not None
     cache.outdate(found.record)
     assert cache.find(credential(1), 101.0) is None
+    assert not cache.holds(found.record, 101.0)
+    assert cache.recognises(credential(1))
