@@ -15,7 +15,10 @@ local PATIENCE_MS = 10000
 local LONGEST_BODY = 8192
 
 -- What the sidecar may read of what the client says.
-local SHOWN = { "authorization", "origin", "access-control-request-method", "content-type", "x-http-method-override" }
+local SHOWN = {
+  "authorization", "origin", "access-control-request-method", "content-type", "x-http-method-override",
+  "traceparent",
+}
 
 -- What a client is shown of an admission, by the name of its variable in haproxy.cfg.
 local COUNT = {

@@ -113,6 +113,19 @@ async def test_the_subrequest_describes_the_real_request(it, http):
     assert "X-Original-URI" not in asked.headers
 
 
+async def test_the_subrequest_is_in_the_trace_of_the_request(it, http):
+    """The header by which a trace goes on reaches the sidecar and the backend as it is."""
+    parent = {"traceparent": f"00-{1:032x}-{2:016x}-01"}
+    async with http.get(f"{it.url}/api/v1/teams", headers=bearer(**parent)) as answer:
+        assert answer.status == 200
+    [asked], [seen] = it.authz.asked, it.backend.seen
+    assert asked.headers.getall("traceparent") == [parent["traceparent"]]
+    assert seen.headers.getall("traceparent") == [parent["traceparent"]]
+    async with http.get(f"{it.url}/api/v1/teams", headers=bearer()):
+        pass
+    assert "traceparent" not in it.authz.asked[-1].headers
+
+
 async def test_each_request_has_an_id_of_the_proxys_own(it, http):
     """The id by which a request is counted once can't be chosen by the client."""
     for _ in range(2):

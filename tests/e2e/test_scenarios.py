@@ -4,8 +4,10 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -19,7 +21,7 @@ from authsidecar.decision.model import Proxy
 from authsidecar.decision.policy import Policy
 from authsidecar.decision.proxies.replies import EXPOSED
 from authsidecar.decision.routes import coolify
-from authsidecar.demo.proxies import deploy_dir
+from authsidecar.demo.proxies import deploy_dir, start_proxy
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.keys import Keys
 from tests.e2e.scenarios import PROXIES, SCENARIOS, page
@@ -30,6 +32,9 @@ from tests.support.seed import bearer, registry
 from tests.support.sidecar import Answer
 from tests.support.waiting import eventually
 from tests.support.wire import Wire
+
+DEBIANS_NGINX = next(filter(Path.is_file, [Path("/usr/sbin/nginx")]), None)
+"""What the distribution's package installs; the other proxies are wheels'."""
 
 on_proxies = pytest.mark.asyncio(loop_scope="session")
 
@@ -46,6 +51,10 @@ REFUSALS: dict[str, str] = {}
 @pytest.mark.parametrize("row", SCENARIOS, ids=lambda row: row.name)
 async def test_scenario(lab: Lab, row: Scenario, proxy: Proxy) -> None:
     """The client sees what the table says, and the backend runs nothing else."""
+    await play(lab, row, proxy)
+
+
+async def play(lab: Lab, row: Scenario, proxy: Proxy) -> None:
     given = await row.given(lab) if row.given else None
     token = row.token if given is None else given
     answer = await lab.ask(proxy, row.method, row.target, *row.lines, token=token, body=row.body)
@@ -84,6 +93,31 @@ async def test_the_log_has_the_proxys_own_id_of_a_request(lab: Lab, proxy: Proxy
     said = found[0]["request_id"]
     assert (said is None) == (proxy is Proxy.TRAEFIK)
     assert said is None or re.fullmatch("[0-9a-f-]{32,36}", said, re.IGNORECASE)
+
+
+@on_proxies
+@pytest.mark.skipif(DEBIANS_NGINX is None, reason="no nginx of the system's is installed")
+async def test_every_scenario_holds_with_the_distributions_nginx(lab: Lab, tmp_path: Path) -> None:
+    """Debian 12's is 1.22: the shipped file asks nothing newer of it."""
+    running = await start_proxy(
+        Proxy.NGINX,
+        authz=f"127.0.0.1:{lab.sidecar.port}",
+        backend=lab.backend.address,
+        directory=tmp_path,
+        binary=DEBIANS_NGINX,
+    )
+    differ = {}
+    try:
+        other = replace(lab, proxies={Proxy.NGINX: running})
+        for row in SCENARIOS:
+            await other.reset()
+            try:
+                await play(other, row, Proxy.NGINX)
+            except AssertionError as error:
+                differ[row.name] = str(error)
+    finally:
+        await running.stop()
+    assert differ == {}
 
 
 @on_proxies

@@ -10,6 +10,7 @@ import yaml
 
 from authsidecar.decision.proxies.headers import IDENTITY, TOKEN_EXPIRES
 from authsidecar.demo.proxies import deploy_dir
+from tests.support.custom_resources import KEPT, objections
 from tests.support.kustomize import Document, render
 
 pytestmark = pytest.mark.any_python
@@ -18,12 +19,7 @@ ROOT = deploy_dir() / "kubernetes"
 OVERLAYS = sorted(path.parent for path in ROOT.glob("overlays/*/kustomization.yaml"))
 ALL = [ROOT / "base", ROOT / "podmonitor", *OVERLAYS]
 NEWEST = ("1.35", "1.36", "1.37")
-CUSTOM = {
-    "traefik.io/v1alpha1",
-    "monitoring.coreos.com/v1",
-    "gateway.networking.k8s.io/v1",
-    "gateway.envoyproxy.io/v1alpha1",
-}
+CUSTOM = {path.stem for path in KEPT.glob("*.json")}
 each = pytest.mark.parametrize("directory", ALL, ids=lambda path: path.name)
 
 
@@ -36,12 +32,31 @@ def of_kind(documents: list[Document], kind: str) -> list[Document]:
 def test_every_document_is_valid(directory, version):
     """For Kubernetes itself, strictly: a field that it does not know is a mistake."""
     for one in render(directory):
-        if one["apiVersion"] not in CUSTOM:
+        if one["kind"] not in CUSTOM:
             assert kubernetes_validate.validate(one, version, strict=True) == version
 
 
-def test_a_misspelled_field_is_noticed():
+@each
+def test_every_custom_resource_is_valid(directory):
+    """For the proxy's or the operator's own definition of it, as strictly."""
+    for one in render(directory):
+        if one["kind"] in CUSTOM:
+            assert objections(one) == []
+
+
+def test_every_kept_schema_is_used_and_notices_a_misspelled_field():
     """Else the test above would prove nothing."""
+    documents = {one["kind"]: one for directory in ALL for one in render(directory)}
+    for kind in CUSTOM:
+        documents[kind]["spec"]["tagetRefs"] = []
+        assert any("'tagetRefs' was unexpected" in said for said in objections(documents[kind]))
+    policy = documents["SecurityPolicy"]
+    policy["spec"]["extAuth"]["failOpen"] = "no"
+    assert "$.spec.extAuth.failOpen: 'no' is not of type 'boolean'" in objections(policy)
+
+
+def test_a_misspelled_field_is_noticed():
+    """Of Kubernetes' own kinds."""
     (deployment,) = of_kind(render(ROOT / "base"), "Deployment")
     deployment["spec"]["template"]["spec"]["securityContex"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):

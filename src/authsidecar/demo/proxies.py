@@ -296,7 +296,13 @@ def write_files(proxy: Proxy, places: Places, *, show_bodies: bool = False) -> N
 
 
 async def start_proxy(
-    proxy: Proxy, *, authz: str, backend: str, directory: Path, show_bodies: bool = False
+    proxy: Proxy,
+    *,
+    authz: str,
+    backend: str,
+    directory: Path,
+    show_bodies: bool = False,
+    binary: Path | None = None,
 ) -> RunningProxy:
     """Boot the proxy from its deploy files on a free port; it answers when this returns.
 
@@ -306,11 +312,12 @@ async def start_proxy(
         backend: what is guarded, `host:port`.
         directory: an existing directory of its own, absolute, for files and the log.
         show_bodies: see `write_files`.
+        binary: runs in the place of the one that `find_binary` finds.
 
     Raises:
         ProxyUnavailableError: not installed, ended at once, or silent for READY_SECONDS.
     """
-    binary = find_binary(proxy)
+    binary = binary or find_binary(proxy)
     places = Places(f"127.0.0.1:{free_port()}", authz, backend, directory)
     write_files(proxy, places, show_bodies=show_bodies)
     log_file = directory / f"{proxy.value}.log"
