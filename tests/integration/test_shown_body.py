@@ -121,7 +121,7 @@ async def test_envoy_says_that_it_shows_all(
 
 async def test_a_body_that_is_not_to_be_shown_is_thrown_away() -> None:
     """As ever: nothing of it is kept, and nothing can be read."""
-    quick = test_connection._listening(Connections, said)
+    quick = test_connection.answering(Connections, said)
     async with quick as (port, _), Wire(port) as wire:
         assert (await wire.ask(sized(len(TEXT)) + TEXT)).body == bodies.NOT_SHOWN.encode()
 
