@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,19 @@ from authsidecar.decision.bodies import LONGEST
 from authsidecar.decision.model import Place, Proxy, ResourceKind, TeamId
 from authsidecar.decision.proxies.replies import Reply
 from authsidecar.decision.restrictions import parse
+from authsidecar.serving.connection import Connections
 from authsidecar.serving.shown_body import BodyReader
 from authsidecar.serving.subrequest import Subrequest
-from tests.integration import test_aiohttp_server, test_connection
+from tests.integration import test_connection
 from tests.integration.test_planted_secrets import everything
 from tests.integration.test_restricted_resources import put
 from tests.support import seed
 from tests.support.decisions import world
 from tests.support.sidecar import start_sidecar
 from tests.support.wire import Wire, subrequest
+
+listening = test_connection.listening
+"""Either server."""
 
 HEAD = b"GET /x HTTP/1.1\r\nHost: sidecar.test\r\n%s\r\n\r\n"
 CHUNKED = HEAD % b"Transfer-Encoding: chunked"
@@ -39,8 +43,8 @@ def chunks(data: bytes, size: int) -> bytes:
 
 
 @contextlib.asynccontextmanager
-async def quick(answer: Any) -> AsyncIterator[int]:
-    async with test_connection.listening(answer) as (port, connections):
+async def showing(made: Any, answer: Any) -> AsyncIterator[int]:
+    async with made(answer) as (port, connections):
         connections.shows_bodies = True
         yield port
 
@@ -76,13 +80,12 @@ ARRIVING: list[tuple[tuple[bytes, ...], bytes]] = [
 ]
 
 
-@pytest.mark.parametrize("listening", [quick, test_aiohttp_server.listening])
 async def test_a_body_is_read_whole_or_not_at_all(
-    listening: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    listening: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one piece or in many; cut off, late and too long ones have a fault."""
     monkeypatch.setattr("authsidecar.serving.shown_body.WAIT_S", 0.2)
-    async with listening(said) as port:
+    async with showing(listening, said) as port:
         for parts, expected in ARRIVING:
             async with Wire(port) as wire:
                 for part in parts:
@@ -102,10 +105,12 @@ async def test_a_body_is_read_whole_or_not_at_all(
         ((), False),
     ],
 )
-async def test_envoy_says_that_it_shows_all(lines: tuple[bytes, ...], whole: bool) -> None:
+async def test_envoy_says_that_it_shows_all(
+    listening: Any, lines: tuple[bytes, ...], whole: bool
+) -> None:
     """A body without that word is none; from another proxy the word is not the proxy's own."""
     request = sized(len(TEXT), *lines) + TEXT
-    async with quick(said) as port:
+    async with showing(listening, said) as port:
         async with Wire(port) as wire:
             answer = await wire.ask(request.replace(b"/x", b"/envoy", 1))
         assert answer.body == (GOOD if whole else bodies.CUT_OFF.encode())
@@ -116,7 +121,8 @@ async def test_envoy_says_that_it_shows_all(lines: tuple[bytes, ...], whole: boo
 
 async def test_a_body_that_is_not_to_be_shown_is_thrown_away() -> None:
     """As ever: nothing of it is kept, and nothing can be read."""
-    async with test_connection.listening(said) as (port, _), Wire(port) as wire:
+    quick = test_connection._listening(Connections, said)
+    async with quick as (port, _), Wire(port) as wire:
         assert (await wire.ask(sized(len(TEXT)) + TEXT)).body == bodies.NOT_SHOWN.encode()
 
 
@@ -162,7 +168,7 @@ async def test_what_a_body_says_decides_and_is_kept_nowhere(
     routes = ["PATCH /api/v1/applications/{uuid}", "POST /api/v1/applications/public"]
     given = {"projects": ["p"], "resources": ["srv"], "routes": routes}
     await registry.set_restriction("token", 67, parse(given))
-    showing = start_sidecar(
+    process = start_sidecar(
         tmp_path, redis_url, RESTRICTIONS__BODY="forwarded", RECEIPTS__SHARE="1", LOG__LEVEL="debug"
     )
     for proxy in ("traefik", "envoy"):
@@ -175,10 +181,10 @@ async def test_what_a_body_says_decides_and_is_kept_nowhere(
                 (b'{"uuid":"%s"}' % PLANT, 403),
                 (b"", 403),
             ]:
-                got = await ask(showing.port, "PATCH", APP, body, proxy=proxy, apart=apart)
+                got = await ask(process.port, "PATCH", APP, body, proxy=proxy, apart=apart)
                 assert got[0] == status, (proxy, apart, body, got)
     for proxy in ("nginx", "caddy", "haproxy"):
-        status, why = await ask(showing.port, "PATCH", APP, b'{"uuid":"app"}', proxy=proxy)
+        status, why = await ask(process.port, "PATCH", APP, b'{"uuid":"app"}', proxy=proxy)
         assert (status, "without a body" in why) == (403, True)
     for body, status in [
         (b'{"project_uuid": "p", "environment_name": "prod", "server_uuid": "srv"}', 200),
@@ -189,11 +195,11 @@ async def test_what_a_body_says_decides_and_is_kept_nowhere(
         (b'{"name": "x"}', 403),
         (b"", 403),
     ]:
-        got = await ask(showing.port, "POST", "/api/v1/applications/public", body)
+        got = await ask(process.port, "POST", "/api/v1/applications/public", body)
         assert got[0] == status, (body, got)
 
-    showing.stop()
-    assert PLANT.decode() not in showing.log
+    process.stop()
+    assert PLANT.decode() not in process.log
     kept = await everything(redis_client)
     assert b"token_restricted" in kept  # the receipts
     assert PLANT not in kept
