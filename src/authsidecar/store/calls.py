@@ -282,7 +282,7 @@ class ChargeCalls:
                 now, *results = answer
                 self._trips.answered("charge", call.start)
                 self._direct.append(call.connection)
-                self._settle(batch, now, results)
+                self._settle(batch, [(now, numbers) for numbers in results])
         except Exception:  # noqa: BLE001  # whatever it is, nobody may wait for ever
             call.connection.close()
             _refuse(batch, "other")
@@ -339,8 +339,8 @@ class ChargeCalls:
     async def _call(self, batch: list[Waiting]) -> None:
         """Make one call; who waits for the next one has lost nothing if this one fails."""
         try:
-            now, *results = await self._trips.make("charge", self._evaluate(batch))
-            self._settle(batch, now, results)
+            results = await self._trips.make("charge", self._evaluate(batch))
+            self._settle(batch, results)
         except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
             kind = error.kind if isinstance(error, StoreError) else "other"
             _refuse(batch, kind)
@@ -349,17 +349,22 @@ class ChargeCalls:
                 future.cancel()
             raise
 
-    def _settle(self, batch: list[Waiting], now: UnixMs, results: Sequence[list[int]]) -> None:
-        """Give each who waits what Redis says."""
+    def _settle(self, batch: list[Waiting], results: "Sequence[Result | Exception]") -> None:
+        """Give each who waits what Redis says; on a cluster, one slot may have failed alone."""
         self._answered = self._deadlines.tick
         if self._tick != self._answered:
             self._begin_tick()
-        for (waiter, _), numbers in zip(batch, results, strict=True):
-            if not waiter.done():
-                waiter.set_result((now, numbers))
+        for (waiter, _), result in zip(batch, results, strict=True):
+            if waiter.done():
+                continue
+            if isinstance(result, Exception):
+                waiter.set_exception(result)
+                waiter.exception()
+            else:
+                waiter.set_result(result)
 
-    async def _evaluate(self, batch: list[Waiting]) -> list[Any]:
-        """Redis's clock and each request's answer, on a connection that nobody else uses."""
+    async def _evaluate(self, batch: list[Waiting]) -> list[Result | Exception]:
+        """Each request's answer, on a connection that nobody else uses meanwhile."""
         connection = await self._connection()
         try:
             answers = await self._answers(connection, batch)
@@ -384,14 +389,14 @@ class ChargeCalls:
         else:
             self._idle.append(connection)
 
-    async def _answers(self, connection: Any, batch: list[Waiting]) -> list[Any]:
+    async def _answers(self, connection: Any, batch: list[Waiting]) -> list[Result | Exception]:
         """Run the script; load it where Redis lost it, never run an unclear call again."""
         parts = [part for _, part in batch]
         try:
-            answer: list[Any] = await run(connection, packed("EVALSHA", self._sha, parts))
+            now, *results = await run(connection, packed("EVALSHA", self._sha, parts))
         except exceptions.NoScriptError:  # nothing ran
-            answer = await run(connection, packed("EVAL", self._script, parts))
-        return answer
+            now, *results = await run(connection, packed("EVAL", self._script, parts))
+        return [(now, result) for result in results]
 
     async def _connection(self) -> Any:
         """A connection that no other call uses, open as far as anybody knows.
