@@ -15,7 +15,7 @@ FIND = found=; \
 # What is unpacked for one Python is there for the next: a third of the time that pip takes.
 UV_INSTALL = $(BIN)/uv pip install --quiet --python
 # What a user may install: all but `dev`.
-EXTRAS := demo,embedded,coolify,mail
+EXTRAS := demo,embedded,coolify,mail,otel
 ACTIONLINT := v1.7.12
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Each run would compile our sources and rewrite the tests' asserts anew: seconds in each process.

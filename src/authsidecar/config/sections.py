@@ -414,6 +414,31 @@ class Receipts(Section):
     )
 
 
+class Traces(Section):
+    """Spans of decisions for an OpenTelemetry collector; needs the extra `otel`."""
+
+    endpoint: WebUrl | None = Field(
+        default=None,
+        repr=False,
+        description="URL that they are posted to, as OTLP over HTTP "
+        "(http://127.0.0.1:4318/v1/traces, say); null: there are none.",
+    )
+    ratio: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Part of the requests that begin a trace of their own, of those that come "
+        "without a traceparent; one that comes with it is traced if it is sampled.",
+    )
+    max_per_second: int = Field(
+        default=100,
+        ge=1,
+        le=10_000,
+        description="Decisions that one worker traces a second, at most: a client can write a "
+        "traceparent, too.",
+    )
+
+
 class Mail(Section):
     """Warnings before a token expires."""
 
@@ -610,6 +635,7 @@ class Settings(BaseSettings):
     )
     log: Logging = Logging()
     receipts: Receipts = Receipts()
+    traces: Traces = Traces()
     mail: Mail = Mail()
     sync: Sync = Sync()
     shutdown: Shutdown = Shutdown()

@@ -10,13 +10,14 @@ from authsidecar.coolify.source import SourceError, driver
 from authsidecar.expiry.rounds import NoDriverError, WarningOptions
 from authsidecar.run.errors import StartError
 from authsidecar.run.rules import routes
+from authsidecar.run.tracing import check
 from authsidecar.serving.listeners import server_tls
 from authsidecar.store.embedded import EmbeddedRedisError, find_server, unusable
 
 
 def problems(settings: Settings) -> tuple[str, ...]:
     """Say everything that keeps `serve` from starting; each line names the setting."""
-    looks = (_routes, _embedded, _tls, _socket, _sync, _mail)
+    looks = (_routes, _embedded, _tls, _socket, _sync, _mail, _traces)
     return tuple(line for look in looks for line in look(settings))
 
 
@@ -106,4 +107,11 @@ def _mail(settings: Settings) -> Iterator[str]:
     try:
         WarningOptions.of(settings)
     except NoDriverError as error:
+        yield str(error)
+
+
+def _traces(settings: Settings) -> Iterator[str]:
+    try:
+        check(settings)
+    except StartError as error:
         yield str(error)

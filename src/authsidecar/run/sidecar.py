@@ -32,6 +32,7 @@ from authsidecar.observe.log import Bridge, Log
 from authsidecar.observe.metrics import Telemetry
 from authsidecar.observe.once import Once
 from authsidecar.observe.receipts import MadeUnder, words
+from authsidecar.observe.traces import Sampler
 from authsidecar.run import descriptors
 from authsidecar.run.beside import answering
 from authsidecar.run.errors import AwayError, StartError
@@ -47,6 +48,7 @@ from authsidecar.run.redis_at_start import (
 )
 from authsidecar.run.reload import Load, Reloaded, ReloadError, RunningConfig, reload_and_tell
 from authsidecar.run.terms import Terms, terms
+from authsidecar.run.tracing import tracing
 from authsidecar.serving.authz import AuthzServer
 from authsidecar.serving.connection_limits import MAX_CONNECTIONS, ConnectionLimits
 from authsidecar.serving.listeners import BACKLOG, Listeners
@@ -223,6 +225,7 @@ async def running(
             uses=uses,
             canary_used=partial(_canary_used, telemetry, alarms),
             receipts=receipts,
+            traces=await stack.enter_async_context(tracing(settings, log)),
         )
         await stack.enter_async_context(
             _fleet(
@@ -329,6 +332,7 @@ def _authz_server(
     uses: LastUses,
     canary_used: Callable[[CanaryUse], None],
     receipts: ReceiptWriter | None,
+    traces: Sampler | None,
 ) -> AuthzServer:
     """What answers subrequests; until it is given a store, with 503."""
     keys = Keys(settings.redis.prefix)
@@ -343,6 +347,7 @@ def _authz_server(
         report_only=report_only,
         uses=uses,
         receipts=receipts,
+        traces=traces,
         canary_used=canary_used,
         expiry_ms=terms.expiry_ms,
         memo_entries=settings.listen.memo_entries,

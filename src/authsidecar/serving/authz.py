@@ -28,6 +28,7 @@ from authsidecar.decision.whoami import METHODS, Facts, ReadingStore, whoami
 from authsidecar.observe.canary import CanaryUse, agent_digest
 from authsidecar.observe.log import Log
 from authsidecar.observe.metrics import Telemetry
+from authsidecar.observe.traces import Sampler, Trace, traceparent
 from authsidecar.serving.connection_limits import ConnectionLimits
 from authsidecar.serving.doctor_probe import offered
 from authsidecar.serving.encoding import DecisionIds
@@ -35,10 +36,12 @@ from authsidecar.serving.memo import ENTRIES, Look, Memo, Remembered
 from authsidecar.serving.servers import ListenerConnections, Server
 from authsidecar.serving.shown_body import SHOWING, BodyReader
 from authsidecar.serving.subrequest import (
+    Answer,
     RequestTimeoutError,
     Subrequest,
     TooManyHeadersError,
 )
+from authsidecar.serving.traced_path import TracedPath
 from authsidecar.serving.warm_path import Asker, WarmPath
 from authsidecar.serving.witness import Witness, identify_doctor, is_probe
 from authsidecar.store.audit import Origin, Via
@@ -83,6 +86,7 @@ class AuthzServer:
         uses: LastUses | None = None,
         canary_used: Callable[[CanaryUse], None] = lambda _: None,
         receipts: ReceiptWriter | None = None,
+        traces: Sampler | None = None,
         expiry_ms: int = 0,
         memo_entries: int = ENTRIES,
     ) -> None:
@@ -102,6 +106,7 @@ class AuthzServer:
             uses: told of every request that a token authenticated.
             canary_used: told of every request with a canary token; it must not wait.
             receipts: told of every decision; keeps those that can be looked up.
+            traces: says which decisions are traced; None: none is.
             witness: asked of a request without a readable token: is it a doctor's probe?
             memo_entries: how many subrequests are remembered at the most; 0: none.
         """
@@ -117,11 +122,13 @@ class AuthzServer:
         self._uses = uses
         self._canary_used = canary_used
         self._receipts = receipts
+        self._traces = traces
         self._expiry_ms = expiry_ms
         self._peers: dict[str, bool] = {}
         self._decision_ids = DecisionIds(secrets.token_bytes(5))
         self._memo = Memo(memo_entries) if memo_entries else None
-        self._warm = WarmPath(
+        path = WarmPath if traces is None else partial(TracedPath, traces)
+        self._warm = path(
             rules,
             telemetry,
             self._decision_ids,
@@ -173,6 +180,8 @@ class AuthzServer:
     ) -> ListenerConnections:
         """The connections that this answers on, to be listened with."""
         made: Callable[..., ListenerConnections]
+        traces = self._traces
+        answer: Answer = self.answer if traces is None else partial(self._answer_traced, traces)
         if server == "fast":  # imported late: a new aiohttp may not have what it stands on
             from authsidecar.serving.connection import Connections as Quick  # noqa: PLC0415
 
@@ -182,7 +191,7 @@ class AuthzServer:
 
             made = AiohttpConnections
         connections: ListenerConnections = made(
-            self.answer,
+            answer,
             self._unreadable,
             fail=self._failed,
             trusts=self._trusts,
@@ -201,9 +210,15 @@ class AuthzServer:
 
         return application(self.answer, self._failed)
 
-    async def answer(self, asked: Subrequest) -> Reply:
-        """Answer one subrequest: who asks, read, authorize, observe, render."""
+    async def answer(self, asked: Subrequest, trace: Trace | None = None) -> Reply:
+        """Answer one subrequest: who asks, read, authorize, observe, render.
+
+        Args:
+            asked: the subrequest.
+            trace: the trace that its decision belongs to; None: it is not traced.
+        """
         start = time.perf_counter()
+        store = self._store if trace is None else trace.through(self._store)
         endpoint = find(asked.target)
         proxy = endpoint.proxy
         if proxy is None:
@@ -221,12 +236,19 @@ class AuthzServer:
                 if asked.look is not None:
                     self._learn(asked, asked.look, endpoint, fields, access)
                 body = self._body(asked, proxy, fields) if access.body else None
-                outcome = await authorize(access, self._rules, self._store, body)
+                outcome = await authorize(access, self._rules, store, body)
             else:
-                outcome = await self._authorize(endpoint, asked, fields, access)
+                outcome = await self._authorize(endpoint, asked, fields, access, store)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # unclear means refused
             outcome = Outcome(self._defect(error), self._store.now())
-        return self._finish(endpoint, access, outcome, asked.peer, start)
+        return self._finish(endpoint, access, outcome, asked.peer, start, trace=trace)
+
+    async def _answer_traced(self, traces: Sampler, asked: Subrequest) -> Reply:
+        """Answer one subrequest, which may belong to a trace if who asks is trusted."""
+        trusted = self._trusts(asked.peer)
+        return await self.answer(
+            asked, traces.begin(traceparent(asked.headers)) if trusted else None
+        )
 
     def _body(self, asked: Subrequest, proxy: Proxy, fields: Fields) -> ReadBody | None:
         """What reads the body, where the operator says that this proxy shows it."""
@@ -235,25 +257,32 @@ class AuthzServer:
         return BodyReader(asked, proxy, fields.content_type)
 
     def _recall_of_trusted(
-        self, remembered: Remembered, request_id: str | None, asker: Asker
+        self, remembered: Remembered, look: Look, asker: Asker
     ) -> Coroutine[Any, Any, Reply] | None:
         """As the warm path, where a peer that has a connection may not be trusted any more."""
         if not self._trusts(asker.peer):
             return self._refused(remembered.endpoint, asker.peer)
-        return self._warm.answer(remembered, request_id, asker)
+        return self._warm.answer(remembered, look, asker)
 
     async def _refused(self, endpoint: Endpoint, peer: str) -> Reply:
         return self._refuse(endpoint, _UNTRUSTED, peer)
 
     async def _decide(
-        self, endpoint: Endpoint, access: AccessRequest, peer: str, start: float
+        self,
+        endpoint: Endpoint,
+        access: AccessRequest,
+        peer: str,
+        start: float,
+        *,
+        trace: Trace | None = None,
     ) -> Reply:
         """Answer one subrequest that was read already: authorize, observe, render."""
+        store = self._store if trace is None else trace.through(self._store)
         try:
-            outcome = await authorize(access, self._rules, self._store)
+            outcome = await authorize(access, self._rules, store)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # unclear means refused
             outcome = Outcome(self._defect(error), self._store.now())
-        return self._finish(endpoint, access, outcome, peer, start)
+        return self._finish(endpoint, access, outcome, peer, start, trace=trace)
 
     def _finish(
         self,
@@ -262,9 +291,13 @@ class AuthzServer:
         outcome: Outcome,
         peer: str,
         start: float,
+        *,
+        trace: Trace | None = None,
     ) -> Reply:
         """Observe and render what was decided."""
         decision_id = self._decision_ids()
+        if trace is not None:
+            trace.decided(endpoint.proxy, access, outcome.verdict, outcome.route, decision_id)
         self._observe(endpoint, access, outcome, decision_id, peer, start=start)
         self._look_for_canary(access, outcome, decision_id)
         return self._render(endpoint, access, outcome, decision_id, report_only=self._report_only)
@@ -314,7 +347,12 @@ class AuthzServer:
         return None
 
     async def _authorize(
-        self, endpoint: Endpoint, asked: Subrequest, fields: Fields, access: AccessRequest | Deny
+        self,
+        endpoint: Endpoint,
+        asked: Subrequest,
+        fields: Fields,
+        access: AccessRequest | Deny,
+        store: ReadingStore,
     ) -> Outcome:
         """The outcome of what a doctor may have sent, or of what sets the API switch."""
         if self._witness is not None and _without_token(access):
@@ -325,7 +363,7 @@ class AuthzServer:
                     return found
         if isinstance(access, Deny):
             return Outcome(access, self._store.now())
-        outcome = await authorize(access, self._rules, self._store)
+        outcome = await authorize(access, self._rules, store)
         if endpoint.enables is None or isinstance(outcome.verdict, Deny):
             return outcome
         who = "nobody" if outcome.record is None else f"token {outcome.record.token}"

@@ -54,8 +54,8 @@ SHARE_BYTES: Final = 4096
 
 _LONG_HEAD_SHARES: Final = 16
 
-Recall = Callable[[Remembered, str | None, "QuickConnection"], Coroutine[Any, Any, Reply] | None]
-"""Answers a request that is remembered, with the proxy's id of it: itself, or by a coroutine."""
+Recall = Callable[[Remembered, Look, "QuickConnection"], Coroutine[Any, Any, Reply] | None]
+"""Answers a request that is remembered, with what its bytes had anew: itself, or by a coroutine."""
 
 SHARE_REQUESTS: Final = 4
 """How many requests of one connection are answered in one tick: then others have their turn. No
@@ -295,7 +295,7 @@ class QuickConnection(BaseProtocol):
         else:
             look = self._look(data)
             if look is not None and look.found is not None:
-                self._recall(look.found, look.request_id)
+                self._recall(look.found, look)
                 return
             self._parse(data, look)
         self._go_on()
@@ -313,7 +313,7 @@ class QuickConnection(BaseProtocol):
             return None
         return connections.memo.look(data)
 
-    def _recall(self, found: Remembered, request_id: str | None) -> None:
+    def _recall(self, found: Remembered, look: Look) -> None:
         """Answer a request that is remembered: nothing of it is parsed."""
         if self._waits is not None:
             self._wait(None)
@@ -321,7 +321,7 @@ class QuickConnection(BaseProtocol):
         recall = self._connections.recall
         assert recall is not None  # noqa: S101  # there is a memo
         try:
-            answer = recall(found, request_id, self)
+            answer = recall(found, look, self)
         except Exception as error:  # noqa: BLE001  # whatever it is, the peer waits
             self._failed(error)
         else:

@@ -5,8 +5,8 @@ read from them the last time, so that nothing is parsed, hashed or looked up aga
 can change is in here: what a request is judged by is compared and proven anew for each.
 
 The bytes hold a secret, so they are not kept. The digest has a key of this process's own: nobody
-can look for two requests that share one. What a proxy makes new for each request, its id of it, is
-cut out first (ADR 13).
+can look for two requests that share one. What is new in each request is cut out first (ADR 13): the
+proxy's id of it, and its `traceparent`, which decides nothing.
 """
 
 import secrets
@@ -34,6 +34,9 @@ _SPELLINGS: Final = tuple(f"\r\n{name}: ".encode() for name in (REQUEST_ID, REQU
 _IN_BOTH: Final = b"equest-"
 _ID_LENGTH: Final = len(_SPELLINGS[0])
 _LONGEST_ID: Final = 64
+_TRACEPARENT: Final = b"raceparent: "  # in either case of its first letter
+_LINE_BEGINS: Final = (b"\r\nt", b"\r\nT")
+_LONGEST_TRACEPARENT: Final = 64
 
 
 class Remembered:
@@ -65,19 +68,25 @@ class Remembered:
         self.size = size
         self.prepared: Any = None
 
+    def asked(self, request_id: str | None) -> AccessRequest:
+        """The client's request, with the proxy's id of it; None: it has none."""
+        return self.access if request_id is None else self.access._replace(request_id=request_id)
+
 
 class Look(NamedTuple):
     """What a look at a subrequest's bytes has found.
 
     Attributes:
-        digest: names the bytes, without the proxy's id of the request.
+        digest: names the bytes, without the proxy's id of the request and its `traceparent`.
         request_id: the proxy's id, or None: there is none.
+        traceparent: what was cut out of that name, or None: nothing was.
         size: how many bytes there are.
         found: what follows from them, or None: they are not remembered.
     """
 
     digest: bytes
     request_id: str | None
+    traceparent: bytes | None
     size: int
     found: Remembered | None
 
@@ -128,11 +137,20 @@ class Memo:
                 return None
             request_id = value.decode("ascii")
             data = data[:start] + data[end:]
+        traceparent = None
+        start = data.find(_TRACEPARENT)
+        if start >= 0 and data[start - 3 : start] in _LINE_BEGINS:
+            start += len(_TRACEPARENT)
+            end = data.index(b"\r\n", start)
+            value = data[start:end]
+            if len(value) <= _LONGEST_TRACEPARENT and value.replace(b"-", b"").isalnum():
+                traceparent = value
+                data = data[:start] + data[end:]
         digest = blake2b(data, digest_size=16, key=self._key).digest()
         found = self._young.get(digest)
         if found is None and (found := self._old.pop(digest, None)) is not None:
             self._put(digest, found)
-        return Look(digest, request_id, size, found)
+        return Look(digest, request_id, traceparent, size, found)
 
     def learn(self, look: Look, endpoint: Endpoint, access: AccessRequest, path: str) -> None:
         """Remember what was read from bytes that were looked at, if they came once before.

@@ -34,8 +34,8 @@ from authsidecar.decision.routes import Route
 from authsidecar.decision.usage import used
 from authsidecar.observe.metrics import NEAR_LIMIT, Telemetry
 from authsidecar.observe.receipts import Decided
-from authsidecar.serving.encoding import DecisionIds
-from authsidecar.serving.memo import Remembered
+from authsidecar.observe.traces import Trace
+from authsidecar.serving.memo import Look, Remembered
 from authsidecar.store.calls import Result
 from authsidecar.store.charging import Charging
 from authsidecar.store.decisions import DecisionStore
@@ -63,11 +63,35 @@ class Asker(Protocol):
         """This gives the answer."""
 
 
-Plain = Callable[[Endpoint, AccessRequest, str, float], Coroutine[Any, Any, Reply]]
-"""Answers the plain way: what is asked, what was read, the peer, when it began."""
+class Plain(Protocol):
+    """Answers the plain way: what is asked, what was read, the peer, when it began."""
 
-Finish = Callable[[Endpoint, AccessRequest, Outcome, str, float], Reply]
-"""Observes and renders an outcome: what is asked, what was read, it, the peer, when it began."""
+    def __call__(
+        self,
+        endpoint: Endpoint,
+        access: AccessRequest,
+        peer: str,
+        start: float,
+        *,
+        trace: Trace | None = None,
+    ) -> Coroutine[Any, Any, Reply]:
+        """What answers it."""
+
+
+class Finish(Protocol):
+    """Observes and renders an outcome: what is asked, what was read, it, the peer, the begin."""
+
+    def __call__(
+        self,
+        endpoint: Endpoint,
+        access: AccessRequest,
+        outcome: Outcome,
+        peer: str,
+        start: float,
+        *,
+        trace: Trace | None = None,
+    ) -> Reply:
+        """The answer."""
 
 
 class _Prepared:
@@ -156,7 +180,7 @@ class WarmPath:
         self,
         rules: Rules,
         telemetry: Telemetry,
-        decision_ids: DecisionIds,
+        decision_ids: Callable[[], str],
         *,
         uses: LastUses | None,
         receipts: ReceiptWriter | None,
@@ -198,26 +222,23 @@ class WarmPath:
         self._expiry_ms = expiry_ms
 
     def answer(
-        self, remembered: Remembered, request_id: str | None, asker: Asker
+        self, remembered: Remembered, look: Look, asker: Asker
     ) -> Coroutine[Any, Any, Reply] | None:
         """Have a remembered subrequest answered; or the coroutine that answers it.
 
         Args:
             remembered: what follows from its bytes.
-            request_id: the proxy's id of it, or None.
+            look: what was cut out of them.
             asker: gets the answer.
         """
         start = time.perf_counter()
         store, charging = self._store, self._charging
-        if not remembered.takes_id:
-            request_id = None
+        request_id = look.request_id if remembered.takes_id else None
         prepared = None if store is None else self._prepared(remembered, store)
         if charging is None or prepared is None:
-            return self._plain(
-                remembered.endpoint, _access(remembered, request_id), asker.peer, start
-            )
+            return self.plain(remembered, request_id, asker, start)
         key = None if request_id is None else request_id.encode("ascii") + prepared.repeat_tail
-        charge = _Charge(self, charging, remembered, prepared, asker, request_id, start)
+        charge = Underway(self, charging, remembered, prepared, asker, request_id, start)
         self._telemetry.looked_up("hit")
         charged = charging.begin(prepared.claim, key, charge)
         if charged is not None:  # a refusal that stands
@@ -260,7 +281,7 @@ class WarmPath:
             *(access, route, instance, record, judged, allow, self._telemetry), expiry_ms=expiry_ms
         )
 
-    def charged(self, charge: "_Charge", result: Result) -> Reply | None:
+    def charged(self, charge: "Underway", result: Result) -> Reply | None:
         """The answer to what was charged; None: the asker has it, or will have it."""
         prepared = charge.prepared
         if charge.charging.admitted(prepared.claim, result):
@@ -284,44 +305,46 @@ class WarmPath:
                 return prepared.admission.reply(decision_id, states, now)
         charged = charge.charging.read(prepared.claim, result)
         if isinstance(charged, Stale):
-            charge.asker.run(self.plain(charge))
+            charge.asker.run(
+                self.plain(charge.remembered, charge.request_id, charge.asker, charge.start)
+            )
             return None
         return self.finished(charge, prepared.outcome(charged))
 
     def _keep_receipt(
-        self, charge: "_Charge", result: Result, decision_id: str, weight: float
+        self, charge: "Underway", result: Result, decision_id: str, weight: float
     ) -> None:
         """Keep the receipt of this admission."""
         prepared, receipts = charge.prepared, self._receipts
         charged = charge.charging.read(prepared.claim, result)
         assert receipts is not None and isinstance(charged, Charged)  # noqa: S101, PT018
-        access = _access(charge.remembered, charge.request_id)
+        access = charge.remembered.asked(charge.request_id)
         outcome = prepared.outcome(charged)
         receipts.keep(
             Decided(decision_id, access.proxy, access, outcome, "", prepared.instance, weight)
         )
 
-    def unavailable(self, charge: "_Charge", error: StoreError) -> Reply:
+    def unavailable(self, charge: "Underway", error: StoreError) -> Reply:
         """The answer where Redis gives none."""
         now = charge.charging.now()
         return self.finished(
             charge, conclude_unavailable(error, charge.prepared.route, self._rules, now)
         )
 
-    def finished(self, charge: "_Charge", outcome: Outcome) -> Reply:
+    def finished(self, charge: "Underway", outcome: Outcome) -> Reply:
         """The answer to an outcome, which is counted and logged."""
         remembered, peer = charge.remembered, charge.asker.peer
-        access = _access(remembered, charge.request_id)
+        access = remembered.asked(charge.request_id)
         return self._finish(remembered.endpoint, access, outcome, peer, charge.start)
 
-    def plain(self, charge: "_Charge") -> Coroutine[Any, Any, Reply]:
-        """The plain way, for a request whose state has changed under it."""
-        remembered, peer = charge.remembered, charge.asker.peer
-        access = _access(remembered, charge.request_id)
-        return self._plain(remembered.endpoint, access, peer, charge.start)
+    def plain(
+        self, remembered: Remembered, request_id: str | None, asker: Asker, start: float
+    ) -> Coroutine[Any, Any, Reply]:
+        """The plain way, for a request that nothing is prepared for, or whose state has changed."""
+        return self._plain(remembered.endpoint, remembered.asked(request_id), asker.peer, start)
 
 
-class _Charge:
+class Underway:
     """A request that waits for its charge: a waiter, as the store's calls know it."""
 
     __slots__ = (
@@ -355,12 +378,14 @@ class _Charge:
         self.start = start
 
     def done(self) -> bool:
+        """Whether it is decided, or given up."""
         return self._done
 
     def exception(self) -> None:
-        return None
+        """Nothing: whatever goes wrong is told to who asks."""
 
     def set_result(self, result: Result) -> None:
+        """Redis has answered."""
         self._done = True
         try:
             reply = self._path.charged(self, result)
@@ -371,6 +396,7 @@ class _Charge:
                 self.asker.answered_later(reply)
 
     def set_exception(self, error: Exception) -> None:
+        """It has not."""
         self._done = True
         if not isinstance(error, StoreError):
             self._fail(error)
@@ -383,6 +409,7 @@ class _Charge:
             self.asker.answered_later(reply)
 
     def cancel(self) -> None:
+        """Nobody asks it any more."""
         if not self._done:
             self._done = True
             self._fail(asyncio.CancelledError())
@@ -398,9 +425,3 @@ class _Charge:
         except Exception as defect:  # noqa: BLE001  # others share its call and must be answered
             loop = asyncio.get_running_loop()
             loop.call_exception_handler({"message": "no answer", "exception": defect})
-
-
-def _access(remembered: Remembered, request_id: str | None) -> AccessRequest:
-    if request_id is None:
-        return remembered.access
-    return remembered.access._replace(request_id=request_id)

@@ -158,3 +158,40 @@ def test_one_byte_makes_another_request() -> None:
 @pytest.mark.slow
 def test_one_byte_makes_another_request_a_million_times() -> None:
     differ(1_000_000)
+
+
+@pytest.mark.parametrize("name", ["traceparent", "Traceparent"])
+def test_a_traceparent_is_cut_out_and_told(name: str) -> None:
+    """A new one in each request is no other request."""
+    memo = Memo()
+    first, second = (
+        data(request_id=f"{n:032x}")[:-2]
+        + f"{name}: 00-{n:032x}-{n:016x}-01\r\nZ: 1\r\n\r\n".encode()
+        for n in (1, 2)
+    )
+    learn(memo, first)
+    look = looked(memo, second)
+    assert look.found is not None
+    assert look.traceparent == f"00-{2:032x}-{2:016x}-01".encode()
+    assert looked(memo, data()).traceparent is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("traceparent: a\nX-Forwarded-Uri: /a", "traceparent: a\nX-Forwarded-Uri: /b"),
+        ("traceparent: " + "a" * 65, "traceparent: " + "b" * 65),
+        ("traceparent: 67|secret", "traceparent: 68|secret"),
+        ("x-traceparent: a", "x-traceparent: b"),
+        ("Z: traceparent: a", "Z: traceparent: b"),
+        ("traceparent: a\r\nX-Forwarded-Uri: /a", "traceparent: a\r\nX-Forwarded-Uri: /b"),
+        ("traceparent: a\r\ntraceparent: a", "traceparent: a\r\ntraceparent: b"),
+    ],
+)
+def test_nothing_else_is_cut_out(one: str, other: str) -> None:
+    """What differs in any other way is another request."""
+    memo = Memo()
+    first, second = (data()[:-2] + f"{line}\r\n\r\n".encode() for line in (one, other))
+    learn(memo, first)
+    assert looked(memo, first).found is not None
+    assert looked(memo, second).found is None
