@@ -169,7 +169,7 @@ def test_what_is_installed_in_the_image_is_pinned_and_meets_every_dependency():
 
 
 def test_ci_runs_the_tests_under_every_python_that_is_promised():
-    """The oldest by `make test`, each newer one that the machine has by `make test-pythons`."""
+    """The oldest by `make test`, the newest by `make test-pythons`; between them the unit tests."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     promised = {
         text.rpartition(" ")[2]

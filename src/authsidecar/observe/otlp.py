@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
-from authsidecar.observe.traces import Span
+from authsidecar.observe.traces import TracedDecision
 
 QUEUE: Final = 2048
 """Spans that wait, at most."""
@@ -54,7 +54,7 @@ class Exporter:
             max_export_batch_size=BATCH,
         )
 
-    def record(self, span: Span) -> None:
+    def record(self, span: TracedDecision) -> None:
         """Take a span, and one for each of its trips; never waits.
 
         Made at their end, as they are read: a tracer's spans cost five times as much.

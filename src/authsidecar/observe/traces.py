@@ -46,7 +46,7 @@ class Trip(NamedTuple):
     error: str | None
 
 
-class Span(NamedTuple):
+class TracedDecision(NamedTuple):
     """A decision that was traced.
 
     Attributes:
@@ -66,7 +66,7 @@ class Span(NamedTuple):
     trips: list[Trip]
 
 
-Record = Callable[[Span], None]
+Record = Callable[[TracedDecision], None]
 """Takes a span; it must not wait."""
 
 
@@ -177,7 +177,9 @@ class Trace:
             attributes["http.response.status_code"] = verdict.reason.status
         failed = isinstance(verdict, Deny) and verdict.reason.kind is Kind.UNAVAILABLE
         self._record(
-            Span(self._parent, self._start_ns, time.time_ns(), attributes, failed, self._trips)
+            TracedDecision(
+                self._parent, self._start_ns, time.time_ns(), attributes, failed, self._trips
+            )
         )
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from authsidecar.observe.traces import Parent, Sampler, Span, traceparent
+from authsidecar.observe.traces import Parent, Sampler, TracedDecision, traceparent
 
 TRACE, SPAN = 0xA1, 0xB2
 
@@ -15,7 +15,7 @@ def said(version: str = "00", trace: int = TRACE, span: int = SPAN, flags: str =
 
 
 def traces(ratio: float = 0.0, most: int = 1000) -> Sampler:
-    made: list[Span] = []
+    made: list[TracedDecision] = []
     return Sampler(made.append, ratio=ratio, max_per_second=most)
 
 
