@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Final
 
-from authsidecar.store.fleet import SPANS, Counts, FleetSpan, SpanName, read_counts
+from authsidecar.store.fleet import SPANS, Counts, SpanName, TimeSpan, read_counts
 from authsidecar.store.keys import Keys
 from authsidecar.times import UnixMs
 
@@ -50,7 +50,7 @@ class Series:
         p99: the same.
     """
 
-    span: FleetSpan
+    span: TimeSpan
     points: tuple[Point, ...]
     admitted: int
     refused: Mapping[str, int]
@@ -74,7 +74,7 @@ async def read_series(client: Any, keys: Keys, name: SpanName, now: UnixMs) -> S
     return series(span, await read_counts(client, keys, span, now), now)
 
 
-def series(span: FleetSpan, slots: Mapping[int, Counts], now: UnixMs) -> Series:
+def series(span: TimeSpan, slots: Mapping[int, Counts], now: UnixMs) -> Series:
     """Slots as a series.
 
     Args:
@@ -95,7 +95,7 @@ def series(span: FleetSpan, slots: Mapping[int, Counts], now: UnixMs) -> Series:
     )
 
 
-def _point(span: FleetSpan, start: int, counts: Counts | None, now: UnixMs) -> Point:
+def _point(span: TimeSpan, start: int, counts: Counts | None, now: UnixMs) -> Point:
     at = UnixMs(start * 1000)
     seconds = min(span.step_s, (now - at) / 1000)  # the last one is not over yet
     if counts is None or seconds < YOUNG_S:

@@ -43,7 +43,7 @@ SpanName = Literal["hour", "day", "week"]
 
 
 @dataclass(frozen=True, slots=True)
-class FleetSpan:
+class TimeSpan:
     """A time that can be looked at, and how finely.
 
     Attributes:
@@ -72,10 +72,10 @@ class FleetSpan:
         return range(last - (self.slots - 1) * self.step_s, last + 1, self.step_s)
 
 
-SPANS: Final[Mapping[SpanName, FleetSpan]] = {
-    "hour": FleetSpan("hour", 10, 360),
-    "day": FleetSpan("day", 300, 288),
-    "week": FleetSpan("week", 1800, 336),
+SPANS: Final[Mapping[SpanName, TimeSpan]] = {
+    "hour": TimeSpan("hour", 10, 360),
+    "day": TimeSpan("day", 300, 288),
+    "week": TimeSpan("week", 1800, 336),
 }
 
 # The first field of a slot says that somebody was there, also where nothing was decided.
@@ -233,7 +233,7 @@ def _difference(before: Sums, after: Sums) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-async def read_counts(client: Any, keys: Keys, span: FleetSpan, now: UnixMs) -> dict[int, Counts]:
+async def read_counts(client: Any, keys: Keys, span: TimeSpan, now: UnixMs) -> dict[int, Counts]:
     """The slots of a span that somebody has written, by their start in seconds since 1970.
 
     Raises:

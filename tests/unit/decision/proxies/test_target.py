@@ -10,6 +10,7 @@ from authsidecar.decision.model import Deny, Kind, Reason
 from authsidecar.decision.proxies.target import (
     AMBIGUOUS_TARGET,
     METHOD_OVERRIDE,
+    MOST_KEYS,
     TARGET_TOO_LONG,
     canonicalise,
     overrides_method,
@@ -334,3 +335,22 @@ def test_the_reasons_are_what_the_interface_says() -> None:
     assert (AMBIGUOUS_TARGET.status, AMBIGUOUS_TARGET.code) == (400, "ambiguous_target")
     assert (METHOD_OVERRIDE.status, METHOD_OVERRIDE.code) == (400, "method_override")
     assert Reason("route_unknown", Kind.NOT_FOUND, 404, "Not found.") == ROUTE_UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("target", "reason", "detail"),
+    [
+        (b"/" + b"x" * 16_384, TARGET_TOO_LONG, "16385 bytes"),
+        (b"/api?\x00", AMBIGUOUS_TARGET, "a refused byte in the query"),
+        (b"/api?" + b"&" * 5000, AMBIGUOUS_TARGET, f"more than {MOST_KEYS} keys in the query"),
+        (b"/api?_method=PUT", METHOD_OVERRIDE, "a query key that PHP reads as _method"),
+        (b"/index.php/api", ROUTE_UNKNOWN, "the front controller is not a route"),
+        (b"/api/%2F", AMBIGUOUS_TARGET, "a refused byte or escape in the path"),
+        (b"/api/%C3", AMBIGUOUS_TARGET, "an escape in the path that is no UTF-8"),
+        (b"/api/%E2%80%AE", AMBIGUOUS_TARGET, "a refused character in the path"),
+        (b"/api/%2e%2e", AMBIGUOUS_TARGET, "an empty or dot segment"),
+    ],
+)
+def test_the_detail_says_what_was_refused(target: bytes, reason: Reason, detail: str) -> None:
+    """In the log, and never in the client's own bytes."""
+    assert canonicalise(target) == Deny(reason, detail)
