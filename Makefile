@@ -3,8 +3,9 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 # The newest first: test-pythons runs all tests there.
 NEWER := 3.14 3.13 3.12
-# Tests run by so many processes: two for each processor, because much of a test is waiting.
-WORKERS ?= 4
+# Tests run by so many processes: one more than processors, because much of a test is waiting. With
+# still more, the host would look busy to the sidecar, which is then more patient with Redis.
+WORKERS ?= 3
 # Each takes a file at a time, in order: the unit tests are last, and quick, so that all end together.
 SPREAD := --dist loadfile --no-loadscope-reorder
 # Finds the Python of a loop's $$version; says so and goes on with the next if there is none.

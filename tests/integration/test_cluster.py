@@ -49,6 +49,8 @@ async def registered(at: RedisCluster) -> AsyncIterator[tuple[Cluster, Registry]
 @pytest.fixture
 async def registry(servers: RedisCluster) -> AsyncIterator[Registry]:
     """The usual world in an empty cluster."""
+    servers.until_whole()
+    servers.take_back()
     for server in servers.servers[: servers.primaries]:
         with client(server) as node:
             node.flushall()

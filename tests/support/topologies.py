@@ -74,6 +74,14 @@ class RedisCluster:
         with client(self.replica_of(primary)) as replica:
             until(lambda: replica.role()[0] == "master", "the replica is promoted")
 
+    def take_back(self) -> None:
+        """Return once the first primaries are primaries, whom a frozen moment may have cost it."""
+        for server in self.servers[: self.primaries]:
+            with client(server) as node:
+                if node.role()[0] == "slave":
+                    node.execute_command("CLUSTER FAILOVER")
+                    until(lambda node=node: node.role()[0] == "master", "it is a primary again")
+
     def until_whole(self) -> None:
         """Return once every node sees a whole cluster, and every replica is in step."""
         alive = [server for server in self.servers if server.running]
