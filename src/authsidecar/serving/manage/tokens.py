@@ -44,7 +44,9 @@ async def list_tokens(call: Call) -> models.TokenPage:
         present(await registry.user(UserId(query.user)), "user", query.user)
     if query.team is not None:
         present(await registry.team(TeamId(query.team)), "team", query.team)
-    if query.user is None and query.team is None:
+    if query.sort == "expiry":
+        ids, following = await _next_to_expire(call)
+    elif query.user is None and query.team is None:
         ids, following = await _of_all(call)
     else:
         index = (
