@@ -118,8 +118,11 @@ def _shared_metrics() -> "Iterator[None]":
 
 @click.command(cls=Command)
 @click.option("--check", is_flag=True, help="Send the requests, compare, and stop everything.")
+@click.option(
+    "--traffic/--no-traffic", default=True, help="Send requests of some clients meanwhile; default."
+)
 @click.pass_context
-def demo(context: click.Context, check: bool) -> None:
+def demo(context: click.Context, check: bool, traffic: bool) -> None:
     """See it work, with nothing to install or set up.
 
     Everything is started here: Redis, a proxy, a stand-in for Coolify, the sidecar. With --check
@@ -129,6 +132,7 @@ def demo(context: click.Context, check: bool) -> None:
     \b
     Examples:
       authsidecar demo
+      authsidecar demo --no-traffic
       authsidecar demo --check
     """
     try:
@@ -140,5 +144,5 @@ def demo(context: click.Context, check: bool) -> None:
     import asyncio
     import inspect
 
-    answer = run(check=check)
+    answer = run(check=check, traffic=traffic)
     context.exit(asyncio.run(answer) if inspect.iscoroutine(answer) else answer)

@@ -24,6 +24,7 @@ from authsidecar.demo.backend import Backend
 from authsidecar.demo.proxies import ProxyUnavailableError, free_port, start_proxy
 from authsidecar.demo.scenarios import SCENARIOS
 from authsidecar.demo.seed import forget_requests, seed
+from authsidecar.demo.traffic import keep_asking
 from authsidecar.observe.log import Log
 from authsidecar.run.errors import StartError
 from authsidecar.run.redis_at_start import store
@@ -60,16 +61,17 @@ class Stage:
     console: str
 
 
-async def run(*, check: bool) -> int:
+async def run(*, check: bool, traffic: bool = True) -> int:
     """Start everything; then wait for Ctrl-C, or send all requests and compare.
 
     Args:
         check: send the requests, print what was expected and seen, and end.
+        traffic: else, send requests of some clients meanwhile.
 
     Returns:
         The exit code: 0 if it ran to its end and, with `check`, every answer was as expected.
     """
-    task = asyncio.create_task(_check() if check else _show())
+    task = asyncio.create_task(_check() if check else _show(traffic=traffic))
     interrupted = asyncio.Event()
 
     def interrupt() -> None:
@@ -94,11 +96,11 @@ async def run(*, check: bool) -> int:
             loop.remove_signal_handler(number)
 
 
-async def _show() -> int:
+async def _show(*, traffic: bool) -> int:
     """Print what to try, then serve until cancelled."""
     async with _stage() as stage:
         _say(table.commands(stage.urls, SCENARIOS, str(stage.log), stage.console))
-        await asyncio.Event().wait()
+        await (keep_asking(list(stage.urls.values())) if traffic else asyncio.Event().wait())
     return 0
 
 
