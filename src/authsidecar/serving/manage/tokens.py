@@ -196,6 +196,8 @@ async def _change(call: Call, wanted: Narrowing | None, *, force: bool) -> model
     planned = done(await plan(call.registry, routes, scope, number, wanted, force=force), 422)
     if planned.changes:
         done(await carry_out(call.registry, planned), 404)
+    elif call.precondition is not None:  # another writer may have wanted the same
+        await call.precondition.check()
     late = await late_replicas_of(call)
     held = await read_restriction(call)
     return models.SetRestriction(**dict(held), warnings=[*planned.warnings, *late])
