@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Each run would compile our sources and rewrite the tests' asserts anew: seconds in each process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean release-check sbom image-test test-aiohttp test-memo coverage mutate bench-proxies
+.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean release-check screenshots sbom image-test test-aiohttp test-memo coverage mutate bench-proxies
 
 help: ## Say what each task does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -118,6 +118,9 @@ soak: install ## Ten minutes at half of capacity: is memory flat?
 
 dashboard: install ## Write deploy/grafana/authsidecar.json from generate.py beside it
 	$(BIN)/python deploy/grafana/generate.py
+
+screenshots: install ## Write docs/images from a demo that runs; needs /usr/bin/chromium
+	$(BIN)/python -m tests.support.screenshots docs/images
 
 release-check: install ## Build what is published, and run it under each Python of this machine
 	rm -rf dist/*.whl dist/*.tar.gz
