@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from playwright.sync_api import Browser, sync_playwright
 
@@ -13,15 +14,11 @@ CHROMIUM = Path("/usr/bin/chromium")
 TRAFFIC_S = 45
 """How long the demo's clients are at work before pictures are taken, in seconds."""
 
-PICTURES = (
-    ("overview-light", "", {"color_scheme": "light", "viewport": {"width": 1280, "height": 900}}),
-    ("overview-dark", "", {"color_scheme": "dark", "viewport": {"width": 1280, "height": 900}}),
-    ("tokens", "/tokens", {"color_scheme": "light", "viewport": {"width": 1280, "height": 700}}),
-    (
-        "decision-phone",
-        "/decisions",
-        {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
-    ),
+PICTURES: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("overview-light", "", {"viewport": {"width": 1280, "height": 900}}),
+    ("overview-dark", "", {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"}),
+    ("tokens", "/tokens", {"viewport": {"width": 1280, "height": 700}}),
+    ("decision-phone", "/decisions", {"viewport": {"width": 390, "height": 844}}),
 )
 """Name, page and browser; of decisions, the latest refusal is opened."""
 
