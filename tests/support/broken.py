@@ -1,9 +1,10 @@
 """`python broken.py serve`: a sidecar whose decisions on some paths raise or are cancelled."""
 
 import asyncio
+from typing import Any
 
 from authsidecar.cli import main
-from authsidecar.decision.authorize import Outcome, Rules, Store
+from authsidecar.decision.authorize import Outcome
 from authsidecar.decision.model import AccessRequest
 from authsidecar.serving import authz
 
@@ -15,7 +16,7 @@ CANCELLED = "/api/v1/teams/3"
 def break_decisions() -> None:
     decide = authz.authorize  # type: ignore[attr-defined]
 
-    async def broken(access: AccessRequest, rules: Rules, store: Store) -> Outcome:
+    async def broken(access: AccessRequest, *others: Any) -> Outcome:
         if access.path == RAISES:
             raise ZeroDivisionError
         if access.path == RAISES_LATER:
@@ -26,7 +27,7 @@ def break_decisions() -> None:
             future = loop.create_future()
             loop.call_later(0.01, future.cancel)
             await future
-        return await decide(access, rules, store)
+        return await decide(access, *others)
 
     authz.authorize = broken  # type: ignore[attr-defined]
 
