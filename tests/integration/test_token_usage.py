@@ -19,7 +19,6 @@ from authsidecar.store.usage import (
     KEPT_DAYS,
     LARGEST,
     MOST,
-    NOTED_OF_A_TOKEN,
     TRIES,
     Days,
     Usage,
@@ -122,13 +121,15 @@ async def test_a_process_notes_a_bounded_number_of_names(
 ) -> None:
     """A client that asks for thousands of resources costs no more; what is not noted is told."""
     uses = noting(redis_client)
-    for number in range(NOTED_OF_A_TOKEN + 500):
-        note(uses, 200, "GET /a", f"=server/{number}")
+    for number in range(MOST + 500):
+        note(uses, 200, f"GET /{number}", f"=server/{number}")
     noted = uses._notes
-    assert len(noted._noted[ONE]) == NOTED_OF_A_TOKEN + 1
+    assert len(noted._noted[ONE].texts) == 2 * MOST + len(("*", "?names", "?routes"))
+    assert uses.has_named_too_much(ONE, UnixMs(200 * DAY_MS + 5))
+    assert not uses.has_named_too_much(ONE, UnixMs(201 * DAY_MS))
     await uses.write()
     assert noted._waiting == {}
-    assert "?names" in (await kept(redis_client)).unsure
+    assert set((await kept(redis_client)).unsure) == {"?names", "?routes"}
 
 
 async def test_it_goes_with_its_token(world: Registry, redis_client: Redis) -> None:

@@ -64,9 +64,34 @@ def used(method: str, template: str, path: str, target: bytes, *, body: bool = F
     >>> used("HEAD", "/api/v1/servers/{uuid}/domains", "/api/v1/servers/abc/domains", b"/")
     Used(route='GET /api/v1/servers/{uuid}/domains', names=('=server/abc',))
     """
+    text, kinds = _of_path(method, template)
+    if kinds is not None and not body and b"?" not in target:  # as nearly always
+        if not kinds:
+            return Used(text)
+        segments = path.split("/")
+        name = NAME + "/".join([f"{kind}/{segments[at]}" for at, kind in kinds])
+        if len(name) <= LONGEST and name.isprintable():
+            return Used(text, (name,))
     if len(path) <= _MEMOISED and len(target) <= _MEMOISED:
         return _remembered(method, template, path, target, body)
     return _used(method, template, path, target, body)
+
+
+@cache
+def _of_path(method: str, template: str) -> tuple[str, tuple[tuple[int, str], ...] | None]:
+    """A route as it is kept, and which segments of a path name what; None: its input does."""
+    what = naming(template)
+    verb = "GET" if method == "HEAD" else method
+    text = f"{verb} {template}"
+    if what.deploys or (what.creates and verb == "POST"):
+        return text, None
+    found = [(one.segment, one.kind.value) for one in what.parameters if one.kind is not None]
+    return text, tuple(found) if what.judged else ()
+
+
+def unnamed(method: str, template: str) -> Used:
+    """The same without what it named."""
+    return Used(_of_path(method, template)[0])
 
 
 def _used(method: str, template: str, path: str, target: bytes, body: bool) -> Used:

@@ -16,14 +16,23 @@ from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooL
 
 from authsidecar.decision.addresses import Networks, parse_address
 from authsidecar.decision.authorize import Outcome, ReadBody, Rules, StoreError, authorize
-from authsidecar.decision.model import AccessRequest, Allow, Credential, Deny, Kind, Proxy, Reason
+from authsidecar.decision.model import (
+    AccessRequest,
+    Allow,
+    Credential,
+    Deny,
+    Kind,
+    Proxy,
+    Reason,
+    TokenId,
+)
 from authsidecar.decision.policy import METHOD_NOT_ALLOWED, STORE_UNAVAILABLE
 from authsidecar.decision.proxies.endpoints import WHOAMI, Endpoint, find, guess
 from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER, read
 from authsidecar.decision.proxies.headers import Fields
 from authsidecar.decision.proxies.replies import Reply, preflight, render, served, shown
 from authsidecar.decision.routes import ROUTE_UNKNOWN
-from authsidecar.decision.usage import Used, used
+from authsidecar.decision.usage import unnamed, used
 from authsidecar.decision.whoami import METHODS, Facts, ReadingStore, whoami
 from authsidecar.observe.canary import CanaryUse, agent_digest
 from authsidecar.observe.log import Log
@@ -47,6 +56,7 @@ from authsidecar.serving.witness import Witness, identify_doctor, is_probe
 from authsidecar.store.audit import Origin, Via
 from authsidecar.store.last_used import LastUses
 from authsidecar.store.receipts import ReceiptWriter
+from authsidecar.times import UnixMs
 
 HEADERS_TOO_LARGE: Final = Reason(
     "headers_too_large", Kind.MALFORMED, 431, "The request's headers are too large."
@@ -398,14 +408,25 @@ class AuthzServer:
             return
         if self._uses is not None and (record := outcome.record) is not None:
             self._uses.used(record.token, outcome.now, access.client, outcome.route or "")
-            if (use := _use(endpoint, access, outcome)) is not None:
-                self._uses.note(record.token, outcome.now, use)
+            if isinstance(outcome.verdict, Allow) and outcome.route and endpoint is not WHOAMI:
+                self._note_use(self._uses, record.token, access, outcome.route, outcome.now)
         seconds = time.perf_counter() - start
         self._telemetry.decided(access.proxy, outcome, decision_id, access, seconds)
         if endpoint.enables is not None and isinstance(outcome.verdict, Allow):
             self._log.event(
                 "info", "api_switched", enabled=endpoint.enables, decision_id=decision_id
             )
+
+    @staticmethod
+    def _note_use(
+        uses: LastUses, token: TokenId, access: AccessRequest, route: str, now: UnixMs
+    ) -> None:
+        """Note what an admitted request has used of the backend."""
+        if uses.has_named_too_much(token, now):
+            use = unnamed(access.method, route)
+        else:
+            use = used(access.method, route, access.path, access.target, body=access.body)
+        uses.note(token, now, use)
 
     def _look_for_canary(
         self, access: AccessRequest | Deny, outcome: Outcome, decision_id: str
@@ -496,13 +517,6 @@ class AuthzServer:
 
 def _without_token(access: AccessRequest | Deny) -> bool:
     return isinstance(access, Deny) or isinstance(access.credential, Deny)
-
-
-def _use(endpoint: Endpoint, access: AccessRequest, outcome: Outcome) -> Used | None:
-    """What an admitted request has used of the backend, or None."""
-    if isinstance(outcome.verdict, Deny) or outcome.route is None or endpoint is WHOAMI:
-        return None
-    return used(access.method, outcome.route, access.path, access.target, body=access.body)
 
 
 def _is_plain(access: AccessRequest | Deny, endpoint: Endpoint) -> TypeGuard[AccessRequest]:

@@ -87,6 +87,10 @@ class LastUses:
         """Note what an admitted request has used; until when that need not be noted again."""
         return self._notes.note(token, at, use)
 
+    def has_named_too_much(self, token: TokenId, at: UnixMs) -> bool:
+        """Whether this token has named more today than is kept, so that no name need be noted."""
+        return self._notes.is_full(token, at)
+
     def used(self, token: TokenId, at: UnixMs, client: Address, route: str) -> None:
         """Remember a use; costs no trip."""
         latest = self._latest

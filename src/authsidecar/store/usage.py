@@ -20,6 +20,7 @@ from authsidecar.decision.usage import (
     MORE_ROUTES,
     NAME,
     UNKNOWN,
+    UNSURE,
     Used,
     application,
     deployment,
@@ -40,16 +41,16 @@ LARGEST: Final = 25_000
 """Bytes that what is kept of a token takes at the most, in Redis; usual are 300."""
 
 NOTED: Final = 100_000
-"""What a process remembers to have noted today, in all."""
-
-NOTED_OF_A_TOKEN: Final = 1000
-"""The same of one token; what goes beyond is counted as names that are not kept."""
+"""How many texts a process remembers to have noted today, in all."""
 
 TRIES: Final = 20
 """In how many writes a deployment is looked for that the sync has not seen yet: a minute."""
 
 BATCH: Final = 100
-"""How many tokens one trip writes."""
+"""How many tokens one trip reads."""
+
+AT_ONCE: Final = 10
+"""How many tokens one trip writes, with up to 131 texts each: no request waits for long."""
 
 # Each line: first day, last day, on how many days, what. Another process may be a day behind.
 _WRITE: Final = r"""
@@ -127,6 +128,36 @@ class Usage:
     unsure: Mapping[str, Days] = field(default_factory=dict)
 
 
+class _Noted:
+    """What was noted today of one token: no more than is kept."""
+
+    __slots__ = ("_names", "_routes", "texts")
+
+    def __init__(self) -> None:
+        self.texts: set[str] = set()
+        self._names = self._routes = 0
+
+    def add(self, text: str) -> str | None:
+        """Note a text; what is to be written for it, or None: nothing new."""
+        if text in self.texts:
+            return None
+        kept = text
+        if text.startswith(NAME):
+            if self._names < MOST:
+                self._names += 1
+            else:
+                kept = MORE_NAMES
+        elif not text.startswith((ANYTHING, UNSURE)):
+            if self._routes < MOST and len(text) <= LONGEST:
+                self._routes += 1
+            else:
+                kept = MORE_ROUTES
+        if kept in self.texts:
+            return None
+        self.texts.add(kept)
+        return kept
+
+
 class UsageNotes:
     """What one process has noted, and has still to write."""
 
@@ -141,7 +172,7 @@ class UsageNotes:
         self._keys = keys
         self._day = -1
         self._ends = UnixMs(0)
-        self._noted: dict[TokenId, set[Used]] = {}
+        self._noted: dict[TokenId, _Noted] = {}
         self._count = 0
         self._waiting: dict[tuple[TokenId, int], dict[str, int]] = {}
         self._begun = False
@@ -155,9 +186,14 @@ class UsageNotes:
         if at >= self._ends:
             self._begin(at)
         noted = self._noted.get(token)
-        if noted is None or use not in noted:
+        if noted is None or use.route not in noted.texts or not noted.texts.issuperset(use.names):
             self._add(token, use)
         return self._ends
+
+    def is_full(self, token: TokenId, at: UnixMs) -> bool:
+        """Whether this token has named more today than is kept, so that no name is looked at."""
+        noted = self._noted.get(token)
+        return noted is not None and MORE_NAMES in noted.texts and at < self._ends
 
     def _begin(self, at: UnixMs) -> None:
         self._day = at // DAY_MS
@@ -168,16 +204,13 @@ class UsageNotes:
     def _add(self, token: TokenId, use: Used) -> None:
         if self._count >= NOTED:
             self._noted, self._count = {}, 0
-        noted = self._noted.setdefault(token, set())
-        if len(noted) >= NOTED_OF_A_TOKEN:
-            use = Used(use.route, (MORE_NAMES,))
-        if use not in noted:
-            noted.add(use)
-            self._count += 1
-            waiting = self._waiting.setdefault((token, self._day), {})
-            route = use.route if len(use.route) <= LONGEST else MORE_ROUTES
-            for text in (ANYTHING, route, *use.names):
-                waiting.setdefault(text, 0)
+        noted = self._noted.get(token)
+        if noted is None:
+            noted = self._noted[token] = _Noted()
+        for text in (ANYTHING, use.route, *use.names):
+            if (kept := noted.add(text)) is not None:
+                self._count += 1
+                self._waiting.setdefault((token, self._day), {}).setdefault(kept, 0)
 
     async def write(self) -> None:
         """Write what was noted; what could not be written is still to be written.
@@ -190,8 +223,8 @@ class UsageNotes:
             await self._client.set(self._keys.usage_since, now * 1000, nx=True)
             self._begun = True
         tried = list(self._waiting)
-        for start in range(0, len(tried), BATCH):
-            await self._write(tried[start : start + BATCH])
+        for start in range(0, len(tried), AT_ONCE):
+            await self._write(tried[start : start + AT_ONCE])
 
     async def _write(self, batch: list[tuple[TokenId, int]]) -> None:
         settled = await self._settled(batch)

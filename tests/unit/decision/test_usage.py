@@ -1,8 +1,11 @@
 """What a request has used, as texts that can be kept and read again."""
 
+import re
+
 import pytest
 
-from authsidecar.decision.usage import Used, names_of, used
+from authsidecar.decision.routes.naming import rows
+from authsidecar.decision.usage import Used, _used, names_of, used
 
 
 @pytest.mark.parametrize(
@@ -52,3 +55,14 @@ def test_what_a_request_has_used(
 def test_what_is_no_such_text_names_nothing(text: str) -> None:
     """Of a newer release, say."""
     assert names_of(text) is None
+
+
+@pytest.mark.parametrize("name", ["abc", "a" * 155, "x\u202ey", "prüfung"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
+def test_the_short_way_says_what_the_long_one_says(method: str, name: str) -> None:
+    """Of every template, with and without a query or a body."""
+    for template in rows():
+        path = re.sub(r"\{\w+\}", name, template)
+        for query, body in ((b"", False), (b"?uuid=abc", False), (b"", True)):
+            asked = (method, template, path, path.encode() + query)
+            assert used(*asked, body=body) == _used(*asked, body)
