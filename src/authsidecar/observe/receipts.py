@@ -190,7 +190,7 @@ def shown_path(path: str, known: Collection[str], template: str | None = None) -
     >>> shown_path("/api/v1/projects/my-secret", {"api", "v1", "projects"})
     '/api/v1/projects/*'
     """
-    parts = path.split("/")
+    parts = path.split("/", LONGEST_PATH)
     if len(parts) > LONGEST_PATH:
         return None
     places = [] if template is None else template.split("/")

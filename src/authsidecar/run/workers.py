@@ -22,6 +22,7 @@ from typing import Any, Final, cast
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 from prometheus_client.multiprocess import mark_process_dead
@@ -176,7 +177,12 @@ class _Arbiter(Arbiter):
 
     def reap_workers(self) -> None:
         """Whenever one ended, and ten times a second while it waits for that."""
-        super().reap_workers()
+        try:
+            super().reap_workers()
+        except HaltServer:
+            if not self.app.stopping[0]:
+                raise
+            # Another one that could not start, while this one ends for the first.
         self._report()
 
     def _report(self) -> None:

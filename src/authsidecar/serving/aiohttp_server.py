@@ -136,6 +136,7 @@ class AiohttpConnections:
     async def _handle(self, request: web.BaseRequest) -> web.Response:
         one = cast(_Handler, request.protocol)
         one.begin()
+        await asyncio.sleep(0)  # others have their turn, however many requests it sends at once
         try:
             response = await respond(request, self.answer, self.fail)
         finally:
