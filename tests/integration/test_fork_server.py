@@ -1,5 +1,6 @@
 """A process of the fork server can't be told from a fresh interpreter."""
 
+import fcntl
 import json
 import os
 import signal
@@ -56,7 +57,7 @@ def report(tmp_path: Path) -> list[str]:
 def test_a_process_finds_what_a_fresh_one_finds(tmp_path: Path, report, session) -> None:
     """Words, variables, directory, descriptors, session, streams, signals and exit code."""
     extra = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(extra, 77)
+    high = fcntl.fcntl(extra, fcntl.F_DUPFD, 300)  # one that nobody has
     found = []
     for kind in (subprocess.Popen, Process, Process):
         process = kind(
@@ -67,13 +68,13 @@ def test_a_process_finds_what_a_fresh_one_finds(tmp_path: Path, report, session)
             env={**os.environ, "ONE": "1", "TZ": "Asia/Tokyo", "TMPDIR": str(tmp_path)},
             cwd=tmp_path,
             start_new_session=session,
-            pass_fds=[extra, 77],
+            pass_fds=[extra, high],
         )
         out, err = process.communicate(b"given", timeout=30)
         assert (process.returncode, err) == (7, b"told\n")
         found.append(json.loads(out))
     os.close(extra)
-    os.close(77)
+    os.close(high)
     draws = {one.pop("draw") for one in found}
     assert found[0] == found[1] == found[2]
     assert found[0]["parent"] == os.getpid()
