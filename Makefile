@@ -53,7 +53,7 @@ format: install ## Let ruff fix and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: install ## unit, property, integration, end-to-end: under 5 minutes
+test: install ## unit, property, integration, end-to-end: 6 minutes on two cores
 	$(BIN)/pytest -q -n $(WORKERS) $(SPREAD) -m "not slow"
 
 test-aiohttp: install ## The scenarios of every proxy, on aiohttp's own server
