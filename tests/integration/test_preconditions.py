@@ -167,6 +167,8 @@ def test_a_user_without_a_name_and_a_home_is_one_line(tmp_path: Path, url: str) 
         from authsidecar.store import calls
         script = calls.charge_script()
         calls.charge_script = lambda: script
+        from authsidecar.decision.routes import RELEASES, coolify
+        tables = [coolify(release) for release in RELEASES]
         os.environ["AUTHSIDECAR_COOLIFY__EXTRA_ROUTES"] = "/nowhere"
         run(["serve"])
         del os.environ["AUTHSIDECAR_COOLIFY__EXTRA_ROUTES"]
