@@ -212,37 +212,22 @@ async def _p99(port: int, seconds: float, statuses: list[int]) -> float:
     return sorted(times)[math.ceil(len(times) * 0.99) - 1]
 
 
-SLACK_S = 0.004
+SLACK_S = 0.002
 """The least that a machine with two cores can be told apart by."""
-
-
-@pytest.fixture(scope="module")
-def decoy(
-    server: RedisProcess, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[SidecarProcess]:
-    """Another one, to be flooded instead: what the flood's own need of the processor costs."""
-    sidecar = start_sidecar(
-        tmp_path_factory.mktemp("decoy"), server.url, TRUSTED_PEERS="127.0.0.1/32"
-    )
-    yield sidecar
-    assert sidecar.stop() == 0
 
 
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_a_flood_of_a_stranger_hardly_slows_others(
-    shape: str, sidecar: SidecarProcess, decoy: SidecarProcess, tell
+    shape: str, sidecar: SidecarProcess, tell
 ) -> None:
     """64 connections of an untrusted neighbour: p99, 503s, log lines and memory stay bounded."""
     statuses: list[int] = []
-    quiet, elsewhere, flooded, pace = [], [], [], []
+    quiet, flooded, pace = [], [], []
     before = peak = await asyncio.to_thread(resident_mib, sidecar.pid)
     for _ in range(3):
         quiet.append(await _p99(sidecar.port, 3, statuses))
-        with flood(decoy.port, shape, source=STRANGER):
-            await asyncio.sleep(1)
-            elsewhere.append(await _p99(sidecar.port, 4, statuses))
         with flood(sidecar.port, shape, source=STRANGER):
             await asyncio.sleep(1)
             begun, lines = time.monotonic(), len(lines_of(sidecar, STRANGER))
@@ -251,11 +236,10 @@ async def test_a_flood_of_a_stranger_hardly_slows_others(
             pace.append(written / (time.monotonic() - begun))
             peak = max(peak, resident_mib(sidecar.pid))
     tell(
-        f"{shape}: p99 {median(quiet) * 1000:.1f} ms quiet, {median(elsewhere) * 1000:.1f} ms with "
-        f"a flood elsewhere, {median(flooded) * 1000:.1f} ms flooded; {max(pace):.1f} lines a "
-        f"second; {peak - before:+.1f} MiB"
+        f"{shape}: p99 {median(quiet) * 1000:.1f} ms quiet, {median(flooded) * 1000:.1f} ms "
+        f"flooded; {max(pace):.1f} lines a second; {peak - before:+.1f} MiB"
     )
     assert set(statuses) == {200}
-    assert median(flooded) <= 2 * max(median(quiet), median(elsewhere)) + SLACK_S
+    assert median(flooded) <= 2 * median(quiet) + SLACK_S
     assert max(pace) <= 10
     assert peak - before <= 32

@@ -1,29 +1,33 @@
 """Peers that are not trusted: one 403 for a connection, then its end.
 
-Nothing that they send is parsed: the answer follows the first bytes, whatever these are. All of
-them together are answered at a bounded pace and have a bounded number of connections, so that
-however many connect, the time and the memory that they take from trusted peers stay small.
+Nothing that they send is parsed: the answer follows the first bytes, whatever these are. Each of
+them, and all of them together, are answered at a bounded pace and have a bounded number of
+connections, so that however many connect, the time and the memory that they take from trusted
+peers stay small. The pace is slow on purpose: a peer that connects again as soon as its connection
+ends is held by it, and has no more connections a second than answers.
 """
 
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 from authsidecar.decision.proxies.replies import Reply
 from authsidecar.serving.encoding import encoded
 from authsidecar.serving.time_limits import TimeLimits
 
-MAX_UNTRUSTED: Final = 128
+MAX_UNTRUSTED: Final = 512
 """How many connections they may have at once."""
 
 PER_PEER: Final = MAX_UNTRUSTED // 2
-"""How many of these one address may have."""
+"""How many of these one address may have: enough for those that wait for their answer, so that a
+peer with some dozens of connections is held, and not closed and back at once."""
 
-TURN_S: Final = 0.01
-"""How often some of them are answered, in seconds."""
+TURN_S: Final = 0.1
+"""How often some of them are answered, in seconds: one connection of each address."""
 
-PER_TURN: Final = 4
+PER_TURN: Final = 8
 """How many are answered in one turn."""
 
 PATIENCE_S: Final = 1.0
@@ -63,7 +67,7 @@ class UntrustedPeers:
         self._dropped = dropped
         self._open: set[UntrustedPeer] = set()
         self._of_peer: Counter[str] = Counter()
-        self._waiting: deque[UntrustedPeer] = deque()
+        self._waiting: dict[str, deque[UntrustedPeer]] = {}
         self._turn: asyncio.TimerHandle | None = None
         self.silent: TimeLimits[UntrustedPeer] = TimeLimits(PATIENCE_S, self.queue)
         self.answered: TimeLimits[UntrustedPeer] = TimeLimits(PATIENCE_S, _abort)
@@ -85,11 +89,11 @@ class UntrustedPeers:
         self.silent.start(one)
 
     def queue(self, one: "UntrustedPeer") -> None:
-        """It is to be answered, in its turn."""
+        """It is to be answered: at once if nothing was in the last turn, else in its turn."""
         self.silent.stop(one)
-        self._waiting.append(one)
+        self._waiting.setdefault(one.peer, deque()).append(one)
         if self._turn is None:
-            self._turn = asyncio.get_running_loop().call_later(TURN_S, self._answer_some)
+            self._answer_some()
 
     def lost(self, one: "UntrustedPeer") -> None:
         """It is gone."""
@@ -112,13 +116,18 @@ class UntrustedPeers:
             self._turn.cancel()
 
     def _answer_some(self) -> None:
-        for _ in range(min(PER_TURN, len(self._waiting))):
-            one = self._waiting.popleft()
+        if not self._waiting:
+            self._turn = None
+            return
+        self._turn = asyncio.get_running_loop().call_later(TURN_S, self._answer_some)
+        for peer in tuple(islice(self._waiting, PER_TURN)):
+            waiting = self._waiting.pop(peer)
+            one = waiting.popleft()
+            if waiting:
+                self._waiting[peer] = waiting  # behind all others
             if not one.transport.is_closing():
                 one.answer(self._refuse(one.start, one.peer))
                 self.answered.start(one)
-        loop = asyncio.get_running_loop()
-        self._turn = loop.call_later(TURN_S, self._answer_some) if self._waiting else None
 
 
 class UntrustedPeer(asyncio.Protocol):
