@@ -75,8 +75,8 @@ class DecisionLine:
             self._render()
         known = None if request_id is None else _plain(request_id)
         quoted = "null" if known is None else f'"{known}"'
-        ms = round(seconds * 1000, 3)
-        return f"{_START}{decision_id}{self._middle}{quoted}{self._end}{ms}}}"
+        # Formatted, not rounded first: that costs as much as the rest of the line.
+        return f"{_START}{decision_id}{self._middle}{quoted}{self._end}{seconds * 1000:.3f}}}"
 
     def _render(self) -> None:
         """Render what is shared, as json.dumps does `fields`."""
