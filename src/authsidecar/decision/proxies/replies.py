@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 from typing import Final, NamedTuple
 
 from authsidecar.decision.authorize import Outcome
@@ -135,7 +136,7 @@ def render(
 class Admission:
     """Renders admissions of one token from one address: what they share is rendered once."""
 
-    __slots__ = ("_before", "_counters", "_limit", "_policy")
+    __slots__ = ("_before", "_limits", "_policies", "_scopes")
 
     def __init__(
         self, allow: Allow, client: Address, counters: Sequence[tuple[str, Limit]]
@@ -149,14 +150,13 @@ class Admission:
         """
         identity = _identity(allow.principal, allow.read_sensitive, client)
         self._before = f"{identity}{headers.DECISION_ID}: "
-        self._counters = tuple(counters)
-        self._limit = self._policy = ""
-        if len(self._counters) == 1:
-            ((scope, limit),) = self._counters
-            self._limit = f"X-RateLimit-Limit: {limit.requests}\r\nX-RateLimit-Remaining: "
-            self._policy = (
-                f'\r\nRateLimit-Policy: {_policy(scope, limit)}\r\nRateLimit: "{scope}";r='
-            )
+        self._limits = [
+            f"X-RateLimit-Limit: {limit.requests}\r\nX-RateLimit-Remaining: "
+            for _, limit in counters
+        ]
+        policies = ", ".join([_policy(scope, limit) for scope, limit in counters])
+        self._policies = f"\r\nRateLimit-Policy: {policies}\r\nRateLimit: "
+        self._scopes = [f'"{scope}";r=' for scope, _ in counters]
 
     def reply(self, decision_id: str, states: Sequence[int], now: UnixMs) -> Reply:
         """What `render` answers to one of them, unless the token expires soon.
@@ -167,16 +167,27 @@ class Admission:
                 counters that nothing is told of.
             now: Redis's clock.
         """
-        if self._limit:
+        if len(self._limits) == 1:
             remaining, reset_at = states[0], states[1]
             quota = (
-                f"{self._limit}{remaining}{self._policy}{remaining}"
+                f"{self._limits[0]}{remaining}{self._policies}{self._scopes[0]}{remaining}"
                 f";t={_seconds(reset_at - now)}\r\n"
             )
         else:
-            pairs = zip(self._counters, states[::2], states[1::2], strict=False)
-            quota = _quota([Quota(*known, left, UnixMs(at)) for known, left, at in pairs], now)
+            quota = self._quota(states, now) if self._limits else ""
         return Reply(200, f"{self._before}{decision_id}\r\n{quota}{NO_STORE}")
+
+    def _quota(self, states: Sequence[int], now: UnixMs) -> str:
+        """What is told of several counters, the tightest first."""
+        told: list[str] = []
+        tightest, least, latest = "", inf, 0
+        for limit, scope, left, reset_at in zip(
+            self._limits, self._scopes, states[::2], states[1::2], strict=False
+        ):
+            if left < least or (left == least and reset_at > latest):
+                tightest, least, latest = limit, left, reset_at
+            told.append(f"{scope}{left};t={_seconds(reset_at - now)}")
+        return f"{tightest}{least}{self._policies}{', '.join(told)}\r\n"
 
 
 def served(outcome: Outcome, message: str) -> Reply:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from authsidecar.decision.authorize import Outcome
 from authsidecar.decision.checks import NOT_TEAM_MEMBER, PERMISSION_MISSING, TEAM_MCP_DISABLED
@@ -25,7 +27,7 @@ from authsidecar.decision.model import (
 from authsidecar.decision.policy import RATE_LIMITED, STORE_UNAVAILABLE, TOKEN_UNKNOWN
 from authsidecar.decision.proxies import auth_request
 from authsidecar.decision.proxies.headers import IDENTITY
-from authsidecar.decision.proxies.replies import Reply, refuse, render, tightest
+from authsidecar.decision.proxies.replies import Admission, Reply, refuse, render, tightest
 from authsidecar.decision.routes import ROUTE_UNKNOWN
 from authsidecar.times import UnixMs
 
@@ -200,3 +202,24 @@ def test_nothing_charged_nothing_said() -> None:
     """No counter, no field of it."""
     reply: Reply = render(Outcome(Deny(TOKEN_UNKNOWN), NOW), CLIENT, "d")
     assert not [name for name, _ in reply.headers if "ratelimit" in name.lower()]
+
+
+QUOTAS = st.lists(
+    st.builds(
+        quota,
+        st.integers(0, 3),
+        st.integers(-1500, 90_000),
+        scope=st.sampled_from(["user", "team", "address", "token"]),
+        limit=st.integers(1, 300),
+    ),
+    max_size=5,
+)
+
+
+@given(quotas=QUOTAS)
+def test_what_is_rendered_in_advance_is_what_is_rendered_at_once(quotas: list[Quota]) -> None:
+    allow = Allow(principal(Permission.READ))
+    shown = [(one.scope, one.limit) for one in quotas]
+    states = [number for one in quotas for number in (one.remaining, one.reset_at)]
+    reply = Admission(allow, CLIENT, shown).reply("6b08", [*states, 7, NOW], NOW)
+    assert reply == render(Outcome(allow, NOW, tuple(quotas)), CLIENT, "6b08")
