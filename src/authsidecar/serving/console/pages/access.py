@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
+from math import inf
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
@@ -40,29 +41,42 @@ CLIENTS_S: Final = 300.0
 """For how long the addresses of the last day are taken as read, in seconds."""
 
 
+PATIENCE_S: Final = 0.2
+"""How long a page waits for these addresses, in seconds: a full stream takes some to read."""
+
+
+class NotReadYetError(Exception):
+    """The addresses of the last day are still being read."""
+
+
 class LastDay:
     """The addresses that were admitted in the last day: read once while somebody types."""
 
     def __init__(self) -> None:
         """Nothing is read yet."""
-        self._one = asyncio.Lock()
-        self._found: tuple[object, float, Mapping[str, float]] | None = None
+        self._whose: object = None
+        self._until = 0.0
+        self._reading: asyncio.Task[Mapping[str, float]] | None = None
 
     async def clients(self, visit: Visit) -> Mapping[str, float]:
         """How often each was admitted, about.
 
         Raises:
+            NotReadYetError: it is being found out; ask again.
             UnansweredError, RedisError: nobody can say.
         """
-        async with self._one:
-            now, whose = time.monotonic(), visit.sidecar.client
-            if self._found is not None:
-                of, until, clients = self._found
-                if of is whose and now < until:
-                    return clients
-            clients = await visit.sidecar.ask(AdmittedClients(DAY_MS))
-            self._found = (whose, time.monotonic() + CLIENTS_S, clients)
-            return clients
+        now, whose, reading = time.monotonic(), visit.sidecar.client, self._reading
+        if reading is None or whose is not self._whose or (reading.done() and now > self._until):
+            reading = asyncio.ensure_future(visit.sidecar.ask(AdmittedClients(DAY_MS)))
+            self._whose, self._reading, self._until = whose, reading, inf
+        done, _ = await asyncio.wait({reading}, timeout=PATIENCE_S)
+        if not done:
+            raise NotReadYetError
+        if reading.cancelled() or reading.exception() is not None:
+            self._reading = None  # the next one tries again
+        elif self._until == inf:
+            self._until = time.monotonic() + CLIENTS_S
+        return reading.result()
 
 
 _LAST_DAY: Final = LastDay()
@@ -95,7 +109,7 @@ async def _shown(
     settings, trials, owner = await together(
         visit.ask("readSettings"), visit.call().registry.trials.pending(), visit.sidecar.owner()
     )
-    looked = await _preview(visit) if look else {"preview": None, "unknown": ""}
+    looked = await _preview(visit) if look else _NO_PREVIEW
     return visit.page(
         "access.html",
         status=status,
@@ -112,18 +126,26 @@ async def _shown(
     )
 
 
+_NO_PREVIEW: Final[Mapping[str, Any]] = {"preview": None, "unknown": "", "again": False}
+
+
 async def _preview(visit: Visit) -> dict[str, Any]:
     clients: Mapping[str, float] = {}
-    unknown = ""
+    unknown, again = "", False
     try:
         clients = await _LAST_DAY.clients(visit)
+    except NotReadYetError:
+        unknown, again = (
+            "the addresses of the last day are being read; look again in a moment",
+            True,
+        )
     except UnansweredError as error:
         unknown = error.why
     except (RedisError, OSError):
         unknown = "Redis does not answer"
     caller = parse_address(_own(visit))
     found = await asyncio.to_thread(preview, _list(visit), caller=caller, clients=clients)
-    return {"preview": found, "unknown": unknown}
+    return {"preview": found, "unknown": unknown, "again": again}
 
 
 def _own(visit: Visit) -> str:

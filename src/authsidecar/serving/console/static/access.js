@@ -12,8 +12,10 @@ async function look() {
     const answer = await fetch(editor.dataset.part, {
       method: "POST", body: new URLSearchParams(new FormData(editor)), signal: own.signal,
     });
-    if (answer.ok) place.innerHTML = await answer.text();
-    else place.textContent = "The list could not be checked; save it, and the answer says why.";
+    if (answer.ok) {
+      place.innerHTML = await answer.text();
+      if (place.querySelector("[data-again]")) wait = setTimeout(look, 1000);
+    } else place.textContent = "The list could not be checked; save it, and the answer says why.";
   } catch (error) {
     if (error.name !== "AbortError") place.textContent = "The list could not be checked: the sidecar does not answer.";
   }

@@ -1,0 +1,198 @@
+"""The console of a large installation: a real sidecar with all that it can hold."""
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from urllib.parse import urlencode
+
+import pytest
+from redis.asyncio import Redis
+
+from authsidecar.decision.checks import PERMISSION_MISSING
+from authsidecar.decision.model import Deny, Place, Proxy, ResourceKind, Role, TeamId, UserId
+from authsidecar.observe.receipts import Decided, receipt, write
+from authsidecar.store.bulk import Bulk, Owner
+from authsidecar.store.entities import Member, Team, User
+from authsidecar.store.epoch import Fence
+from authsidecar.store.keys import Keys
+from authsidecar.store.receipts import streams
+from tests.integration.test_receipts import ORIGIN, STATE, outcome, request
+from tests.support import seed
+from tests.support.cli import invoke
+from tests.support.redis import start_redis
+from tests.support.sidecar import SidecarProcess, start_sidecar
+
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.any_python]
+
+TOKENS, USERS, RECEIPTS, RESOURCES = 100_000, 10_000, 100_000, 3_000
+MOST_S = 0.3
+
+FILL = """
+for n = 0, tonumber(ARGV[1]) - 1 do
+  local text = ARGV[3 + n % 2]
+  text = string.gsub(text, '"at":%d+', string.format('"at":%d', ARGV[2] + n * 10))
+  text = string.gsub(text, '192%.0%.2%.1', '198.' .. n % 2 + 18 .. '.' .. n % 199 .. '.' .. n % 251)
+  text = string.gsub(text, '"token":%d+', '"token":' .. 1000 + n % 5000)
+  redis.call('XADD', KEYS[n % #KEYS + 1], '*', 'r', text)
+end
+"""
+
+
+@dataclass
+class Operator:
+    """Somebody who is signed in."""
+
+    connection: HTTPConnection
+    headers: dict[str, str]
+    csrf: str = ""
+
+    def get(self, path: str) -> tuple[int, str, float]:
+        """Status, text, and seconds that a page took."""
+        return self._ask("GET", path, None)
+
+    def post(self, path: str, fields: dict[str, str]) -> tuple[int, str, float]:
+        """The same of a form that is sent."""
+        return self._ask("POST", path, urlencode(fields | {"csrf": self.csrf}))
+
+    def _ask(self, method: str, path: str, form: str | None) -> tuple[int, str, float]:
+        own = {"Content-Type": "application/x-www-form-urlencoded"} if form else {}
+        begun = time.perf_counter()
+        self.connection.request(method, f"/console{path}", form, self.headers | own)
+        answer = self.connection.getresponse()
+        text = answer.read().decode()
+        if (cookie := answer.headers.get("Set-Cookie")) is not None:
+            self.headers["Cookie"] = cookie.partition(";")[0]
+        return answer.status, text, time.perf_counter() - begun
+
+
+@pytest.fixture(scope="module")
+def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SidecarProcess]:
+    """One with all of that in its Redis."""
+    server = start_redis(tmp_path_factory.mktemp("redis"), port=0)
+    asyncio.run(fill(server.url))
+    sidecar = start_sidecar(tmp_path_factory.mktemp("sidecar"), server.url)
+    yield sidecar
+    assert sidecar.stop() == 0
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def operator(sidecar: SidecarProcess) -> Iterator[Operator]:
+    address = f"127.0.0.1:{sidecar.management_port}"
+    url = sidecar.environ["AUTHSIDECAR_REDIS__URL"]
+    said = invoke("console", "--quiet", url=url, MANAGEMENT__ADDRESS=address)
+    connection = HTTPConnection("127.0.0.1", sidecar.management_port, timeout=30)
+    own = {"Origin": f"http://{address}", "Sec-Fetch-Site": "same-origin"}
+    found = Operator(connection, own)
+    link = said.out.strip().rpartition("#")[2].rpartition("=")[2]
+    status, text, _ = found.post("/sign-in", {"link": link})
+    assert status == 303, text
+    found.csrf = re.findall(r'name="csrf" value="([0-9a-f]{64})"', found.get("/audit")[1])[0]
+    yield found
+    connection.close()
+
+
+async def fill(url: str) -> None:
+    """Users, their team, tokens, a tree of resources, and as many receipts as are kept."""
+    keys = Keys()
+    async with Redis.from_url(url) as client:
+        await client.set(keys.sync_fence, b"me")
+        bulk = Bulk(client, keys, Fence(keys.sync_fence, b"me"))
+        await bulk.epoch.begin()
+        await bulk.put_teams([Team(TeamId(5), "Shop", True)])
+        await bulk.put_users(
+            [User(UserId(n), f"user {n}", f"u{n}@example.com") for n in range(USERS)]
+        )
+        await bulk.put_members([Member(TeamId(5), UserId(n), Role.OWNER) for n in range(USERS)])
+        await bulk.put_tokens(
+            seed.token(1000 + n, user=n % USERS, team=5, expires_at=2**41 + n, secret="x")
+            for n in range(TOKENS)
+        )
+        server, project = ResourceKind.SERVER, ResourceKind.PROJECT
+        await bulk.put_owners(
+            [Owner(f"project{n}", Place(TeamId(5), project, f"project{n}")) for n in range(100)]
+        )
+        await bulk.put_owners(
+            [Owner(f"server{n}", Place(TeamId(5), server)) for n in range(RESOURCES)]
+        )
+        post = request("/api/v1/projects")._replace(method="POST")
+        deny = Deny(PERMISSION_MISSING, "the route needs write, the token holds read")
+        texts = [
+            write(receipt(Decided("ab", Proxy.NGINX, asked, told, "", STATE.current(), 1), ORIGIN))
+            for asked, told in ((request(), outcome()), (post, outcome(deny)))
+        ]
+        start = int(time.time() * 1000) - RECEIPTS * 10
+        await client.eval(FILL, len(streams(keys)), *streams(keys), RECEIPTS, start, *texts)
+
+
+PAGES = (
+    "",
+    "?span=day",
+    "?span=week",
+    "/tokens",
+    "/tokens?sort=expiry",
+    "/tokens?q=no-such-name",
+    "/tokens?q=token+99",
+    "/tokens?team=5",
+    "/tokens?user=9",
+    "/tokens/new",
+    "/tokens/1000",
+    "/tokens/1000/restrict",
+    "/decisions",
+    "/decisions?deny=1",
+    "/decisions?token=1000",
+    "/decisions?token=999",
+    "/decisions?address=203.0.113.9",
+    "/decisions?code=token_expired&last_seconds=2678400",
+    "/decisions/live",
+    "/access",
+    "/limits",
+    "/ask",
+    "/audit",
+)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_is_there_at_once(operator: Operator, path: str, tell) -> None:
+    """Within 300 ms of the request, the best of three."""
+    answers = [operator.get(path) for _ in range(3)]
+    quickly("GET", path, answers, tell)
+
+
+FORMS = {
+    "/access/check/part": {"allowlist": "198.18.0.0/17\n203.0.113.9"},
+    "/access/check": {"allowlist": "198.18.0.0/17\n203.0.113.9"},
+    "/tokens/1000/restrict/outlook": {"routes": "GET /api/v1/teams"},
+    "/ask": {"method": "GET", "target": "/api/v1/teams", "token": "1000", "client_ip": "192.0.2.1"},
+}
+
+
+@pytest.mark.parametrize("path", FORMS)
+def test_an_answer_is_there_at_once(operator: Operator, path: str, tell) -> None:
+    """Of what is tried and asked, but for `what if`, which judges every receipt anew."""
+    answers = [operator.post(path, FORMS[path]) for _ in range(3)]
+    quickly("POST", path, answers, tell)
+
+
+def test_whom_a_list_shuts_out_is_said_once_it_is_known(operator: Operator) -> None:
+    """A full stream takes seconds to read; until then the page says so, and is there at once."""
+    text = ""
+    for _ in range(60):
+        status, text, _ = operator.post("/access/check/part", FORMS["/access/check/part"])
+        assert status == 200
+        if "data-again" not in text:
+            break
+        assert "are being read; look again" in text
+        time.sleep(0.5)  # as the page does
+    assert "It would shut out" in text
+
+
+def quickly(method: str, path: str, answers: list[tuple[int, str, float]], tell) -> None:
+    """Say how long the answers took, and hold them to the bound."""
+    assert {status for status, _, _ in answers} == {200}, answers[0][1]
+    least, most = (pick(seconds for _, _, seconds in answers) for pick in (min, max))
+    tell(f"{method} /console{path}: {least * 1000:.0f} ms, at most {most * 1000:.0f}")
+    assert least < MOST_S
