@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -25,8 +26,9 @@ from benchmarks.meter import Meter, Round, cost
 from benchmarks.nginx_lua import missing, nginx_lua
 from benchmarks.pipes import read_pipe
 from benchmarks.results import MAIN, Run
+from tests.support.operator import signed_in
 from tests.support.redis import RedisProcess, free_port, guarded, start_redis
-from tests.support.sidecar import start_sidecar
+from tests.support.sidecar import SidecarProcess, start_sidecar
 
 START_S = 15
 PAIRS = 9
@@ -108,11 +110,12 @@ class Contestant:
 
 @dataclass(frozen=True)
 class Server:
-    """A server that was started: its port, its process id, its Redis."""
+    """A server that was started: its port, its process id, its Redis, itself if it is ours."""
 
     port: int
     pid: int
     redis: RedisProcess
+    sidecar: SidecarProcess | None = None
 
 
 @contextmanager
@@ -183,7 +186,7 @@ class Servers:
         except RuntimeError:
             raise RuntimeError(f"{name} does not start: {log.read_text()}") from None
         self._stack.callback(process.stop)
-        return Server(process.port, process.pid, state)
+        return Server(process.port, process.pid, state, process)
 
     def other(self, name: str, *, on_servers_core: bool = True) -> Server:
         """A contestant that is no sidecar.
@@ -318,6 +321,43 @@ def compare_receipts(servers: Servers, pairs: int, seconds: float) -> str:
     return "\n\n".join(texts)
 
 
+def compare_console(servers: Servers, pairs: int, seconds: float) -> str:
+    """The console's live view open in front of one sidecar, and closed: the table of both."""
+    asked = {
+        "allowed, 32 connections": (requests.allowed(), 200, MAIN),
+        "over the limit, a refusal each": (requests.flood(), 429, MAIN),
+    }
+    opened, closed = servers.sidecar("open"), servers.sidecar("closed")
+    with live_view(opened) as seen:
+        text = before.table(("open", "closed"), compare((opened, closed), asked, pairs, seconds))
+    sampled = sum("event: sample" in one for one in seen)
+    return f"{text}\nthe live view was read {len(seen)} times; {sampled} times it was a sample"
+
+
+@contextmanager
+def live_view(server: Server) -> Iterator[list[str]]:
+    """Read a sidecar's live view once a second, as a browser does: what was read."""
+    seen: list[str] = []
+    over = threading.Event()
+
+    def read() -> None:
+        assert server.sidecar is not None
+        with signed_in(server.sidecar) as operator:
+            last = ""
+            while not over.wait(1):
+                _, text, _ = operator.get("/decisions/live", **{"Last-Event-ID": last})
+                seen.append(text)
+                last = text.partition("\nid: ")[2].partition("\n")[0]
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        reader.join()
+
+
 def compare_starts(servers: Servers, directory: Path, source: Path | None, rounds: int) -> str:
     """An empty aiohttp application and the sidecar: the table of their starts."""
     redis = servers.other("empty").redis
@@ -384,9 +424,10 @@ def main() -> None:
     parser.add_argument("--before", metavar="COMMIT", help="an earlier commit takes part, too")
     parser.add_argument(
         "--only",
-        choices=["before", "workers", "receipts", "start"],
+        choices=["before", "workers", "receipts", "console", "start"],
         help="this tree and that commit alone; two workers and one; receipts at their default, of "
-        "a share of 0, and none; the time to the first answer",
+        "a share of 0, and none; the console's live view open and closed; the time to the first "
+        "answer",
     )
     arguments = parser.parse_args()
     number = arguments.rounds or (2 if arguments.quick else 5)
@@ -409,6 +450,8 @@ def main() -> None:
                 text = compare_workers(servers, pairs, moment)
             case "receipts":
                 text = compare_receipts(servers, pairs, moment)
+            case "console":
+                text = compare_console(servers, pairs, moment)
             case "start":
                 text = compare_starts(servers, directory, source, pairs)
         if text is not None:

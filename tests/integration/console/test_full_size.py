@@ -1,12 +1,8 @@
 """The console of a large installation: a real sidecar with all that it can hold."""
 
 import asyncio
-import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from http.client import HTTPConnection
-from urllib.parse import urlencode
 
 import pytest
 from redis.asyncio import Redis
@@ -21,7 +17,7 @@ from authsidecar.store.keys import Keys
 from authsidecar.store.receipts import streams
 from tests.integration.test_receipts import ORIGIN, STATE, outcome, request
 from tests.support import seed
-from tests.support.cli import invoke
+from tests.support.operator import Operator, signed_in
 from tests.support.redis import start_redis
 from tests.support.sidecar import SidecarProcess, start_sidecar
 
@@ -41,33 +37,6 @@ end
 """
 
 
-@dataclass
-class Operator:
-    """Somebody who is signed in."""
-
-    connection: HTTPConnection
-    headers: dict[str, str]
-    csrf: str = ""
-
-    def get(self, path: str) -> tuple[int, str, float]:
-        """Status, text, and seconds that a page took."""
-        return self._ask("GET", path, None)
-
-    def post(self, path: str, fields: dict[str, str]) -> tuple[int, str, float]:
-        """The same of a form that is sent."""
-        return self._ask("POST", path, urlencode(fields | {"csrf": self.csrf}))
-
-    def _ask(self, method: str, path: str, form: str | None) -> tuple[int, str, float]:
-        own = {"Content-Type": "application/x-www-form-urlencoded"} if form else {}
-        begun = time.perf_counter()
-        self.connection.request(method, f"/console{path}", form, self.headers | own)
-        answer = self.connection.getresponse()
-        text = answer.read().decode()
-        if (cookie := answer.headers.get("Set-Cookie")) is not None:
-            self.headers["Cookie"] = cookie.partition(";")[0]
-        return answer.status, text, time.perf_counter() - begun
-
-
 @pytest.fixture(scope="module")
 def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SidecarProcess]:
     """One with all of that in its Redis."""
@@ -81,18 +50,8 @@ def sidecar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SidecarProcess
 
 @pytest.fixture(scope="module")
 def operator(sidecar: SidecarProcess) -> Iterator[Operator]:
-    address = f"127.0.0.1:{sidecar.management_port}"
-    url = sidecar.environ["AUTHSIDECAR_REDIS__URL"]
-    said = invoke("console", "--quiet", url=url, MANAGEMENT__ADDRESS=address)
-    connection = HTTPConnection("127.0.0.1", sidecar.management_port, timeout=30)
-    own = {"Origin": f"http://{address}", "Sec-Fetch-Site": "same-origin"}
-    found = Operator(connection, own)
-    link = said.out.strip().rpartition("#")[2].rpartition("=")[2]
-    status, text, _ = found.post("/sign-in", {"link": link})
-    assert status == 303, text
-    found.csrf = re.findall(r'name="csrf" value="([0-9a-f]{64})"', found.get("/audit")[1])[0]
-    yield found
-    connection.close()
+    with signed_in(sidecar) as found:
+        yield found
 
 
 async def fill(url: str) -> None:
