@@ -1,21 +1,25 @@
 """One request's way to a verdict, over a store in memory."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from ipaddress import ip_address
+from typing import Any
 
 import pytest
 
 from authsidecar.decision.authorize import (
     ATTEMPTS,
-    STALE,
     UNSYNCED,
     Charged,
     Claim,
+    Judged,
     Rules,
     Stale,
-    StoreError,
     authorize,
+    holds,
+    judge_held,
+    names_of,
 )
+from authsidecar.decision.bodies import read as read_body
 from authsidecar.decision.credentials import TOKEN_MISSING
 from authsidecar.decision.model import (
     AccessRequest,
@@ -25,86 +29,18 @@ from authsidecar.decision.model import (
     Limit,
     Place,
     Quota,
+    ResourceKind,
     Role,
     TeamId,
     TokenRecord,
 )
-from authsidecar.decision.policy import Instance, Policy
+from authsidecar.decision.policy import Policy, find_route
 from authsidecar.decision.resources import MOST_NAMED, Places
-from authsidecar.decision.routes import coolify
-from authsidecar.times import UnixMs
+from authsidecar.decision.restrictions import parse
+from authsidecar.decision.routes import Route, coolify
+from authsidecar.times import UnixMs, rfc3339
 from tests.support.cases import NOW, OPEN, record, request
-
-RULES = Rules(
-    Policy(coolify("4.3")),
-    {"user": Limit(200), "failed": Limit(30), "unknown": Limit(200), "health": Limit(1000)},
-)
-
-
-@dataclass
-class MemoryStore:
-    """A Store that holds one instance and one record, and keeps what it is asked."""
-
-    record: TokenRecord | None = field(default_factory=record)
-    state: Instance = OPEN
-    cached: bool = True
-    stale: int = 0
-    admits: bool = True
-    paced: bool = False
-    broken: str = ""
-    team: TeamId | None = None
-    calls: list[str] = field(default_factory=list)
-    claims: list[Claim] = field(default_factory=list)
-    repeat_keys: list[bytes | None] = field(default_factory=list)
-    refused: list[tuple[str, UnixMs]] = field(default_factory=list)
-    looked_up: list[tuple[str, Credential]] = field(default_factory=list)
-
-    def now(self) -> UnixMs:
-        return NOW
-
-    def current(self) -> Instance | None:
-        return self.state if self.cached else None
-
-    async def instance(self, *, fresh: bool) -> Instance:
-        self.calls.append(f"instance fresh={fresh}")
-        return self.state
-
-    def known(self, credential: Credential) -> TokenRecord | None:
-        return self.record if self.cached else None
-
-    async def load(self, credential: Credential, *, fresh: bool) -> TokenRecord | None:
-        assert credential == request().credential
-        self.calls.append(f"load fresh={fresh}")
-        return self.record
-
-    async def charge(self, claim: Claim, *, repeat_key: bytes | None) -> Charged | Stale:
-        if self.broken:
-            raise StoreError(self.broken, "charge")
-        self.claims.append(claim)
-        self.repeat_keys.append(repeat_key)
-        if self.stale and (claim.instance or claim.record):
-            self.stale -= 1
-            return STALE
-        left = 9 if self.admits else 0
-        quotas = tuple(Quota(c.scope, c.limit, left, UnixMs(NOW + 5)) for c in claim.counters)
-        return Charged(self.admits, quotas, NOW)
-
-    async def places(self, keys: tuple[str, ...]) -> Places:
-        self.calls.append(f"places {' '.join(keys)}")
-        return dict.fromkeys(keys, None if self.team is None else Place(self.team))
-
-    def held_places(self, keys: tuple[str, ...]) -> Places | None:
-        return None
-
-    async def provable_places(self, keys: tuple[str, ...]) -> Places:
-        return await self.places(keys)
-
-    def may_look_up(self, address: str, credential: Credential) -> bool:
-        self.looked_up.append((address, credential))
-        return not self.paced
-
-    def refused_address(self, address: str, until: UnixMs) -> None:
-        self.refused.append((address, until))
+from tests.support.memory_store import RULES, MemoryStore
 
 
 async def code(store: MemoryStore, asked: AccessRequest | None = None, rules: Rules = RULES) -> str:
@@ -353,3 +289,253 @@ async def test_whoever_is_refused_anyway_costs_no_look_at_the_owner() -> None:
     ):
         await code(store, request("GET", path), ISOLATED)
         assert store.calls == []
+
+
+# ------------------------------------------------------------------ a request that was seen before
+
+TEAMS_ROUTE = find_route(RULES.policy, request())
+HERE = Place(TeamId(3), ResourceKind.SERVER)
+INSIDE, OUTSIDE = parse({"resources": ["abc"]}), parse({"resources": ["other"]})
+
+
+def narrowed(**parts: Any) -> TokenRecord:
+    """A token that is narrowed itself; `from_` stands for `from`."""
+    return record(restrictions={"token": parse({k.rstrip("_"): v for k, v in parts.items()})})
+
+
+def held(
+    asked: AccessRequest,
+    of: TokenRecord,
+    rules: Rules = RULES,
+    *,
+    places: Places | None = None,
+    now: UnixMs = NOW,
+) -> Judged | None:
+    """What `judge_held` says, where these places are held."""
+    route = find_route(rules.policy, asked)
+    assert isinstance(route, Route)
+    known = MemoryStore(held=places).held_places
+    return judge_held(asked, rules, route, OPEN, of, now=now, held_places=known)
+
+
+def said(judged: Judged | None) -> str:
+    assert judged is not None
+    verdict = judged.judgement.verdict
+    return "allow" if isinstance(verdict, Allow) else verdict.reason.code
+
+
+def scopes(judged: Judged | None) -> list[str]:
+    assert judged is not None
+    return [counter.scope for counter in judged.claim.counters]
+
+
+def test_what_is_held_judges_as_authorize_does() -> None:
+    """With the same claim, which proves all that it was judged by."""
+    of = record()
+    judged = held(request(), of)
+    assert said(judged) == "allow"
+    assert judged is not None
+    assert (judged.claim.instance, judged.claim.record) == (OPEN, of)
+    assert scopes(judged) == ["user"]
+    assert judged.case is not None
+    assert (judged.case.record, judged.case.route) == (of, TEAMS_ROUTE)
+    assert (judged.timed, judged.paid, judged.to_resources) == (False, False, False)
+    assert said(held(request("POST", "/api/v1/projects"), of)) == "permission_missing"
+
+
+def test_who_is_not_authenticated_is_left_to_authorize() -> None:
+    """An expired token, and another secret."""
+    assert held(request(), record(expires_at=UnixMs(NOW - 1))) is None
+    assert held(request(), record(digest=b"x" * 32)) is None
+
+
+def test_team_isolation_is_left_to_authorize_where_something_is_named() -> None:
+    """A path that names nothing needs no look."""
+    assert held(request("GET", SERVER), record(), ISOLATED) is None
+    assert said(held(request(), record(), ISOLATED)) == "allow"
+    assert said(held(request("GET", SERVER), record())) == "allow"
+
+
+def test_places_that_are_held_are_judged_by_and_proven() -> None:
+    """Where they are not held, they must be looked up."""
+    one, of = request("GET", SERVER), record(restrictions={"token": INSIDE})
+    assert held(one, of) is None
+    judged = held(one, of, places={"abc": HERE})
+    assert said(judged) == "allow"
+    assert judged is not None
+    assert judged.claim.places == (("abc", HERE),)
+    assert (judged.claim.instance, judged.claim.record) == (OPEN, of)
+    assert judged.case is not None
+    assert judged.case.places == {"abc": HERE}
+    outside = held(one, record(restrictions={"token": OUTSIDE}), places={"abc": HERE})
+    assert said(outside) == "resource_not_found"
+    unknown = held(one, record(restrictions={"user": INSIDE}), places={})
+    assert said(unknown) == "token_restricted"
+
+
+def test_only_who_is_admitted_pays_with_a_use() -> None:
+    """A refusal costs what it costs everybody."""
+    own = {"rate": "5/60s", "uses": 9}
+    one, places = request("GET", SERVER), {"abc": HERE}
+    inside = held(one, narrowed(resources=["abc"], **own), places=places)
+    assert (said(inside), scopes(inside)) == ("allow", ["user", "restriction", "uses"])
+    outside = held(one, narrowed(resources=["b"], **own), places=places)
+    assert (said(outside), scopes(outside)) == ("resource_not_found", ["user"])
+    assert outside is not None
+    assert outside.claim.places == (("abc", HERE),)
+    late = narrowed(until=rfc3339(UnixMs(NOW - 1000)), **own)
+    judged = held(request(), late)
+    assert (said(judged), scopes(judged)) == ("token_restricted", ["user"])
+    assert judged is not None
+    assert (judged.claim.instance, judged.claim.record, judged.claim.places) == (OPEN, late, ())
+    in_time = held(request(), narrowed(until=rfc3339(UnixMs(NOW + 1000)), **own))
+    assert (said(in_time), scopes(in_time)) == ("allow", ["user", "restriction", "uses"])
+    assert in_time is not None
+    assert (in_time.timed, in_time.paid) == (True, True)
+
+
+def test_an_ipv6_client_s_refusal_is_counted_by_its_network() -> None:
+    """Of the configured length, also where it is judged again."""
+    rules = replace(RULES, limits={"address": Limit(5)}, ipv6_prefix=48)
+    client = ip_address("2001:db8:1:2:3::4")
+    late = narrowed(until=rfc3339(UnixMs(NOW - 1000)))
+    away = record(restrictions={"token": OUTSIDE})
+    for asked, of in (
+        (request(client=client), late),
+        (request("GET", SERVER, client=client), away),
+    ):
+        judged = held(asked, of, rules, places={"abc": HERE})
+        assert judged is not None
+        assert [c.tag for c in judged.claim.counters] == ["a:2001:db8:1::/48"]
+
+
+def test_places_and_hours_together_are_both_looked_at() -> None:
+    """Inside, and too late."""
+    parts = {"resources": ["abc"], "until": rfc3339(NOW)}
+    one, of = request("GET", SERVER), narrowed(**parts)
+    assert said(held(one, of, places={"abc": HERE})) == "allow"
+    assert said(held(one, of, places={"abc": HERE}, now=UnixMs(NOW + 1))) == "token_restricted"
+
+
+@pytest.mark.parametrize(
+    ("of", "at", "expected"),
+    [
+        (record(), NOW + 10**9, True),
+        (record(expires_at=NOW), NOW, True),
+        (record(expires_at=NOW), NOW + 1, False),
+        (narrowed(until=rfc3339(NOW)), NOW, True),
+        (narrowed(until=rfc3339(NOW)), NOW + 1, False),
+        (narrowed(not_before=rfc3339(NOW)), NOW - 1, False),
+    ],
+)
+def test_what_was_judged_holds_until_time_says_otherwise(of, at: int, expected: bool) -> None:
+    """Its expiry and its hours are all that time changes."""
+    judged = held(request(), of)
+    assert judged is not None
+    assert holds(judged, UnixMs(at)) is expected
+
+
+@pytest.mark.parametrize("which", ["token", "user", "team"])
+def test_each_restriction_s_hours_count(which: str) -> None:
+    """One that is over refuses, whatever the others say."""
+    over = parse({"until": rfc3339(UnixMs(NOW - 1000))})
+    on = parse({"until": rfc3339(UnixMs(NOW + 10**6))})
+    narrower = {"token": on, "user": on, "team": on, which: over}
+    judged = held(request(), record(restrictions=narrower))
+    assert said(judged) == "token_restricted"
+    fine = held(request(), record(restrictions=dict.fromkeys(narrower, on)))
+    assert fine is not None
+    assert not holds(fine, UnixMs(NOW + 10**6 + 1))
+
+
+SHOWS = replace(RULES, forwarded_bodies=True)
+BODY = read_body([b"application/json"], b'{"uuid": "d"}')
+DEPLOY = request("POST", "/api/v1/deploy", target=b"/api/v1/deploy?uuid=abc")
+
+
+@pytest.mark.parametrize(
+    ("has_body", "rules", "body", "expected"),
+    [
+        (False, RULES, None, (False, False, ("abc",))),
+        (True, RULES, None, (True, False, ("abc",))),
+        (False, SHOWS, None, (False, True, ("abc",))),
+        (True, SHOWS, None, (True, True, ("abc",))),
+        (True, SHOWS, BODY, (False, True, ("abc", "d"))),
+    ],
+)
+def test_a_body_is_hidden_unless_it_is_shown(has_body: bool, rules, body, expected) -> None:
+    """Where bodies are shown, what a creation names is looked at, too."""
+    route = find_route(rules.policy, DEPLOY)
+    assert isinstance(route, Route)
+    names = names_of(route, DEPLOY._replace(body=has_body), rules, body)
+    assert (names.body, names.held, names.keys) == expected
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+async def test_a_body_that_is_shown_is_read_once_and_judged(fresh: bool) -> None:
+    """Nothing of it is kept; the last time, its places are asked for anew."""
+    reads: list[int] = []
+
+    async def shown() -> Any:
+        reads.append(1)
+        return BODY
+
+    of = record("deploy", restrictions={"token": parse({"resources": ["abc", "d"]})})
+    asked = DEPLOY._replace(body=True)
+    stale = ATTEMPTS if fresh else 0
+    app = Place(TeamId(3), ResourceKind.APPLICATION)
+    store = MemoryStore(record=of, team=TeamId(3), held={"abc": app, "d": app}, stale=stale)
+    outcome = await authorize(asked, SHOWS, store, shown)
+    if not fresh:
+        assert isinstance(outcome.verdict, Allow)
+        assert store.claims[0].places == (("abc", app), ("d", app))
+        assert store.calls == []
+    else:
+        assert store.calls[-1] == "places abc d"
+        assert store.claims[-1].places == ()
+    assert len(reads) == len(store.claims)
+
+
+async def test_isolation_is_looked_at_before_what_only_the_admitted_pay() -> None:
+    """A use is not spent on another team's resource."""
+    of = narrowed(uses=9)
+    store = MemoryStore(record=of, team=TeamId(4))
+    assert await code(store, request("GET", SERVER), ISOLATED) == "resource_not_found"
+    assert [c.scope for c in store.claims[0].counters] == ["user"]
+    assert store.calls == ["places abc"]
+    store = MemoryStore(record=of, team=TeamId(3))
+    assert await code(store, request("GET", SERVER), ISOLATED) == "allow"
+    assert [c.scope for c in store.claims[0].counters] == ["user", "uses"]
+    store = MemoryStore(record=of, team=TeamId(4))
+    assert await code(store, request("GET", SERVER)) == "allow"
+    assert store.calls == []
+
+
+async def test_spent_uses_are_a_restriction_and_no_rate() -> None:
+    """No window opens again; a rate that is full as well is said first."""
+
+    class Full(MemoryStore):
+        full: tuple[str, ...] = ("uses",)
+
+        async def charge(self, claim: Claim, *, repeat_key: bytes | None) -> Charged | Stale:
+            done = await super().charge(claim, repeat_key=repeat_key)
+            assert isinstance(done, Charged)
+            quotas = [q if q.scope not in self.full else replaced(q) for q in done.quotas]
+            return Charged(False, tuple(quotas), done.now)
+
+    def replaced(quota: Quota) -> Quota:
+        return Quota(quota.scope, quota.limit, 0, quota.reset_at)
+
+    of = narrowed(rate="5/60s", uses=9)
+    outcome = await authorize(request(), RULES, Full(record=of))
+    assert isinstance(outcome.verdict, Deny)
+    assert outcome.verdict.reason.code == "token_restricted"
+    assert outcome.verdict.detail == "its uses are spent"
+    assert [q.scope for q in outcome.quotas] == ["user", "restriction"]
+    store = Full(record=of)
+    store.full = ("uses", "restriction", "user")
+    outcome = await authorize(request(), RULES, store)
+    assert isinstance(outcome.verdict, Deny)
+    assert (
+        outcome.verdict.detail == "no room in user (200 in 60000 ms), restriction (5 in 60000 ms)"
+    )
