@@ -62,5 +62,14 @@ def for_people(time: UnixMs) -> str:
     return _moment(time).strftime("%Y-%m-%d %H:%M UTC")
 
 
+def date_of(day: int) -> str:
+    """Write a day, counted from 1970-01-01.
+
+    >>> date_of(20_833)
+    '2027-01-15'
+    """
+    return (_EPOCH + timedelta(days=day)).date().isoformat()
+
+
 def _moment(time: UnixMs) -> datetime:
     return _EPOCH + timedelta(milliseconds=min(max(time, 0), LATEST))

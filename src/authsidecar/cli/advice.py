@@ -1,6 +1,5 @@
 """`token advise`: what a token could be narrowed to, by what it was used for."""
 
-from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -11,6 +10,7 @@ from authsidecar.cli.output import printable
 from authsidecar.cli.restrictions import route_table
 from authsidecar.cli.session import Session, on_registry, present
 from authsidecar.decision.model import TokenId
+from authsidecar.times import date_of
 
 if TYPE_CHECKING:
     from authsidecar.admin.advice import Observed, TokenAdvice
@@ -22,8 +22,6 @@ LONGEST_WINDOW: Final = 400
 
 IDLE_DAYS: Final = 30
 """After how many days without use it is said that a token can be disabled."""
-
-_EPOCH: Final = date(1970, 1, 1)
 
 
 @click.command(cls=Command)
@@ -80,10 +78,10 @@ def _item(token: "Token", advice: "TokenAdvice") -> dict[str, Any]:
     return {
         "id": token.id,
         "name": token.name,
-        "known_since": _day(advice.since),
+        "known_since": date_of(advice.since),
         "used_days": 0 if used is None else used.days,
-        "first_day": None if used is None else _day(used.first),
-        "last_day": None if used is None else _day(used.last),
+        "first_day": None if used is None else date_of(used.first),
+        "last_day": None if used is None else date_of(used.last),
         "days_without_use": advice.days_without_use,
         "unused_permissions": list(advice.unused),
         "routes": [_seen("route", one) for one in advice.routes],
@@ -95,14 +93,14 @@ def _item(token: "Token", advice: "TokenAdvice") -> dict[str, Any]:
 
 
 def _seen(noun: str, one: "Observed") -> dict[str, Any]:
-    return {noun: one.what, "days": one.days.days, "last_day": _day(one.days.last)}
+    return {noun: one.what, "days": one.days.days, "last_day": date_of(one.days.last)}
 
 
 def _lines(token: "Token", advice: "TokenAdvice") -> list[str]:
     """For people, a line for each thing that is known."""
     shown = [
         f"token {token.id}: {printable(token.name)}",
-        f"  known        {_day(advice.since)} on",
+        f"  known        {date_of(advice.since)} on",
     ]
     used = advice.used
     if used is None:
@@ -120,8 +118,4 @@ def _lines(token: "Token", advice: "TokenAdvice") -> list[str]:
 
 def _when(days: "Days") -> str:
     number = "1 day" if days.days == 1 else f"{days.days} days"
-    return f"on {number}, last {_day(days.last)}"
-
-
-def _day(number: int) -> str:
-    return (_EPOCH + timedelta(days=number)).isoformat()
+    return f"on {number}, last {date_of(days.last)}"

@@ -2,14 +2,17 @@
 
 import re
 import time
+from html import unescape
 
 import pytest
 
 from authsidecar.decision.model import Place, ResourceKind, Role, TeamId, TokenId, UserId
 from authsidecar.decision.restrictions import as_mapping
+from authsidecar.decision.usage import used
 from authsidecar.observe.receipts import Receipt, write
 from authsidecar.store.audit import Trail
 from authsidecar.store.keys import owner_bucket
+from authsidecar.store.last_used import LastUses
 from authsidecar.store.records import write_place
 from authsidecar.times import UnixMs
 from tests.support import seed
@@ -189,6 +192,30 @@ async def test_the_form_offers_what_the_team_has(people: Browser) -> None:
     for value in ("proj", "proj/production", "app1", "srv1"):
         assert f'value="{value}"' in page.text, value
     assert 'value="other"' not in page.text
+
+
+async def test_a_token_s_page_says_what_it_could_be_narrowed_to(people: Browser) -> None:
+    """By what it was used for, as a command and as the form, filled in."""
+    page = await people.get("/tokens/40")
+    assert page.has("It was used on no day since")
+    uses, now = LastUses(people.redis, people.sidecar.keys), await people.registry.now()
+    path = "/api/v1/servers/srv1"
+    uses.note(TokenId(40), now, used("GET", "/api/v1/servers/{uuid}", path, path.encode()))
+    await uses.write()
+    place = write_place(Place(TeamId(5), ResourceKind.SERVER))
+    await people.redis.hset(people.sidecar.keys.owners(owner_bucket("srv1")), "srv1", place)
+    page = await people.get("/tokens/40")
+    assert page.has("GET /api/v1/servers/{uuid}")
+    assert page.has("on 1 day")
+    assert page.has('<span class="badge">deploy</span>')
+    [command] = re.findall(r'<code id="advised"><bdi>([^<]+)</bdi></code>', page.text)
+    said = "authsidecar token restrict 40 --permission read --route 'GET /api/v1/servers/{uuid}'"
+    assert unescape(command) == f"{said} --resource srv1"
+    form = await people.get("/tokens/40/restrict?advised=1")
+    chosen = re.findall(r'value="([^"]+)" checked', form.text)
+    assert sorted(chosen) == ["GET /api/v1/servers/{uuid}", "read", "srv1"]
+    plain = await people.get("/tokens/40/restrict")
+    assert not re.findall(r'value="([^"]+)" checked', plain.text)
 
 
 async def test_what_coolify_manages_is_changed_there(people: Browser) -> None:

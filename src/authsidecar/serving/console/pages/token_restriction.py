@@ -6,12 +6,13 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from authsidecar.admin.advice import TokenAdvice, advise_on
 from authsidecar.admin.restriction_trial import RestrictionTrial, try_restriction
 from authsidecar.admin.restrictions import GUARDED, RESOURCES
 from authsidecar.decision.model import Permission, ResourceKind, TeamId, TokenId
 from authsidecar.decision.permissions import satisfies
 from authsidecar.decision.resources import environment_key
-from authsidecar.decision.restrictions import RestrictionError, parse
+from authsidecar.decision.restrictions import RestrictionError, as_mapping, parse
 from authsidecar.serving.console.page import PageRoute, Visit
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import NotDoneError
@@ -19,6 +20,9 @@ from authsidecar.store.management_keys import Scope
 
 MOST_OFFERED: Final = 2000
 """Resources of a team that the form offers; where there are more, uuids are typed."""
+
+ADVICE_DAYS: Final = 90
+"""How many days of a token's use its advice looks at; `token advise` does the same."""
 
 LISTS: Final = {
     "permissions": "Permissions",
@@ -83,9 +87,28 @@ def as_fields(restriction: models.Restriction | None) -> dict[str, list[str]]:
 
 
 async def show(visit: Visit) -> web.StreamResponse:
-    """The form, with what narrows the token now."""
-    held = await visit.ask("readRestriction", path={"scope": "token", "id": visit.path["token"]})
-    return await _form(visit, as_fields(held.restriction), widened=held.restriction is not None)
+    """The form, with what narrows the token now, or with what it could be narrowed to."""
+    number = visit.path["token"]
+    held = await visit.ask("readRestriction", path={"scope": "token", "id": number})
+    given = as_fields(held.restriction)
+    if "advised" in visit.query:
+        advice = await advice_on(visit, (await visit.ask("readToken", path={"token": number})).id)
+        if advice is not None and advice.proposal is not None:
+            given = as_fields(models.Restriction.model_validate(as_mapping(advice.proposal)))
+    return await _form(visit, given, widened=held.restriction is not None)
+
+
+async def advice_on(visit: Visit, number: int) -> TokenAdvice | None:
+    """What a token could be narrowed to; None: it has just been revoked."""
+    registry, sidecar = visit.call().registry, visit.sidecar
+    token = await registry.token(TokenId(number))
+    if token is None:
+        return None
+    routes = sidecar.rules().policy.routes
+    found = await advise_on(
+        registry, sidecar.client, sidecar.keys, routes, [token], days=ADVICE_DAYS
+    )
+    return found[0]
 
 
 async def _form(

@@ -14,6 +14,7 @@ from authsidecar.serving.console.pages import token_restriction
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.store.idempotency import Idempotency
+from authsidecar.times import date_of
 
 OFFERED: Final = 200
 """How many users and teams a form offers; any other is typed."""
@@ -74,9 +75,10 @@ async def show_one(visit: Visit) -> web.StreamResponse:
 async def _one(visit: Visit, *, wrong: str = "", status: int = 200) -> web.StreamResponse:
     number = visit.path["token"]
     token = await visit.ask("readToken", path={"token": number})
-    held, limit, names = await together(
+    held, limit, advice, names = await together(
         visit.ask("readRestriction", path={"scope": "token", "id": number}),
         visit.ask("readLimit", path={"scope": "token", "id": number}),
+        token_restriction.advice_on(visit, token.id),
         names_of(visit, [token]),
     )
     registry = visit.call().registry
@@ -88,6 +90,8 @@ async def _one(visit: Visit, *, wrong: str = "", status: int = 200) -> web.Strea
         held=held,
         rows=token_restriction.as_rows(held.restriction),
         limit=limit,
+        advice=advice,
+        date_of=date_of,
         names=names,
         disabled=bool(await registry.disabled([TokenId(token.id)])),
         owned=await visit.sidecar.owner() is not None,
