@@ -34,7 +34,10 @@ SECRET_BYTES: Final = 32
 LONGEST_NOTICE: Final = 500
 """Characters of the longest notice that is kept for the next page."""
 
-_FIELDS: Final = ("actor", "scope", "key", "began_at", "said")
+LONGEST_UNDO: Final = 16 * 1024
+"""Characters of the longest way back that is kept."""
+
+_FIELDS: Final = ("actor", "scope", "key", "began_at", "said", "undo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,14 @@ class SignedIn:
         scope: READ may look, WRITE may change as well.
         key: the management key that it was made from, or None: from a link.
         said: what the next page is to tell, or the empty text.
+        undo: what takes the last change back, as the console writes it, or the empty text.
     """
 
     actor: str
     scope: Scope
     key: int | None
     said: str = ""
+    undo: str = ""
 
 
 class ConsoleSessions:
@@ -122,7 +127,7 @@ class ConsoleSessions:
     async def find(self, secret: str) -> SignedIn | None:
         """The session of a secret, which then lives for IDLE_MS more; None: there is none."""
         key = self._keys.console_session(_digest(secret))
-        actor, scope, number, began_at, said = await self._client.hmget(key, _FIELDS)
+        actor, scope, number, began_at, said, undo = await self._client.hmget(key, _FIELDS)
         if actor is None:
             return None
         left = (records.number(began_at) or 0) + LONGEST_MS - _now()
@@ -133,17 +138,22 @@ class ConsoleSessions:
             _scope(scope),
             None if number is None else records.number(number) or 0,
             "" if said is None else records.text(said),
+            "" if undo is None else records.text(undo),
         )
 
     async def end(self, secret: str) -> None:
         """End a session, in every process."""
         await self._client.delete(self._keys.console_session(_digest(secret)))
 
-    async def say(self, secret: str, notice: str) -> None:
-        """Keep a notice for the next page that the session is shown."""
+    async def say(self, secret: str, notice: str, undo: str = "") -> None:
+        """Keep a notice for the next page that the session is shown, and the way back.
+
+        What is longer than LONGEST_UNDO is not kept.
+        """
         key = self._keys.console_session(_digest(secret))
         async with self._changes.multi() as pipe:
             pipe.hset(key, "said", notice[:LONGEST_NOTICE])
+            pipe.hset(key, "undo", undo if len(undo) <= LONGEST_UNDO else "")
             pipe.pexpire(key, IDLE_MS)  # it may have ended meanwhile: nothing is left for ever
             await pipe.execute()
 

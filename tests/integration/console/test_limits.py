@@ -86,6 +86,31 @@ async def test_one_that_can_not_be_given_says_why(people, fields, status, words)
     assert f'value="{fields["id"]}"' in page.text
 
 
+async def test_a_limit_is_undone(people):
+    """Given, changed and taken back."""
+
+    async def own() -> dict:
+        return await people.registry.limits_of("token", [40])
+
+    fields = {"scope": "token", "id": "40", "limit": "5", "window_seconds": "30"}
+    await people.post("/limits", fields)
+    five = await own()
+    await people.post("/limits", fields | {"limit": "9"})
+    assert await own() != five
+    assert (await people.get("/limits?scope=token")).has(">Undo</button>")
+    back = await people.post("/undo", {})
+    assert back.headers["Location"] == "/console/limits?scope=token"
+    assert await own() == five
+    await people.post("/limits/token/40/clear", {})
+    assert not await own()
+    await people.post("/undo", {})
+    assert await own() == five
+    await people.post("/limits/token/40/clear", {})
+    await people.post("/limits", fields)
+    await people.post("/undo", {})
+    assert not await own()
+
+
 async def test_who_may_only_look_has_no_buttons(stranger):
     """And a form that is sent all the same is refused."""
     await stranger.sign_in(Scope.READ)

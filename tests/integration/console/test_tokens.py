@@ -7,7 +7,7 @@ from html import unescape
 import pytest
 
 from authsidecar.decision.model import Place, ResourceKind, Role, TeamId, TokenId, UserId
-from authsidecar.decision.restrictions import as_mapping
+from authsidecar.decision.restrictions import as_mapping, parse
 from authsidecar.decision.usage import used
 from authsidecar.observe.receipts import Receipt, write
 from authsidecar.store.audit import Trail
@@ -319,3 +319,37 @@ async def test_a_hundred_thousand_tokens_are_quick(people: Browser, tell) -> Non
         taken = time.process_time() - before
         tell(f"console{path}: {taken * 1000:.0f} ms of 100,000 tokens")
         assert taken < 0.3, path
+
+
+async def test_a_restriction_is_undone_unless_somebody_else_has_changed_it(people: Browser) -> None:
+    """The notice has a button, once: given, changed and taken back."""
+
+    async def held() -> object:
+        found = await people.registry.restriction("token", TokenId(40))
+        return None if found is None else as_mapping(found)
+
+    assert (await people.post("/undo", {})).status == 409
+    await people.post("/tokens/40/restrict", {"permissions": "read"})
+    page = await people.get("/tokens/40")
+    assert page.has('action="/console/undo"')
+    assert not (await people.get("/tokens/40")).has('action="/console/undo"'), "told once"
+    done = await people.post("/undo", {})
+    assert (done.status, done.headers["Location"]) == (303, "/console/tokens/40")
+    assert await held() is None
+    assert (await people.post("/undo", {})).status == 409, "nothing is left to undo"
+    await people.post("/tokens/40/restrict", {"permissions": "read", "note": "CI"})
+    await people.post("/tokens/40/restrict", {"permissions": "read", "note": "CI", "uses": "5"})
+    await people.post("/undo", {})
+    assert await held() == {"permissions": ["read"], "note": "CI"}
+    await people.post("/tokens/40/unrestrict", {})
+    assert await held() is None
+    await people.post("/undo", {})
+    assert await held() == {"permissions": ["read"], "note": "CI"}
+    assert (await last_change(people))[2:] == ("alice", "console")
+    await people.post("/tokens/40/restrict", {"permissions": "read", "uses": "5"})
+    narrower = parse({"permissions": ["read"], "uses": 1})
+    await people.registry.set_restriction("token", TokenId(40), narrower)
+    refused = await people.post("/undo", {})
+    assert refused.status == 409
+    assert refused.has("changed by somebody else meanwhile; nothing was undone")
+    assert await held() == as_mapping(narrower)

@@ -13,7 +13,14 @@ from redis.exceptions import RedisError
 from authsidecar.observe.log import Log
 from authsidecar.serving.console import BASE
 from authsidecar.serving.console.headers import HEADERS
-from authsidecar.serving.console.page import READ_ONLY, ConsolePage, PageRoute, Visit, is_csrf_token
+from authsidecar.serving.console.page import (
+    READ_ONLY,
+    ConsolePage,
+    PageRoute,
+    Visit,
+    is_csrf_token,
+    take_back,
+)
 from authsidecar.serving.console.pages import PAGES
 from authsidecar.serving.console.rendering import render, static_files
 from authsidecar.serving.console.sign_in import SignIn, cookie_name
@@ -55,11 +62,11 @@ class Gate:
         self._sign_in = SignIn(sidecar, access, self._sessions)
         self._router = web.UrlDispatcher()
         self._routes: dict[web.AbstractRoute, PageRoute] = {}
-        for page in pages:
-            for route in page.routes:
-                path = BASE if route.path == "/" else BASE + route.path
-                added = self._router.add_route(route.method, path, _never)
-                self._routes[added] = route
+        undo = PageRoute("POST", "/undo", take_back)
+        for route in (undo, *(route for page in pages for route in page.routes)):
+            path = BASE if route.path == "/" else BASE + route.path
+            added = self._router.add_route(route.method, path, _never)
+            self._routes[added] = route
         self._router.freeze()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:

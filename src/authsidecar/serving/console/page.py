@@ -1,12 +1,13 @@
 """What a page is, and what it works with: one visit of somebody who is signed in."""
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from hmac import compare_digest
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from aiohttp import web
 from multidict import MultiDict, MultiMapping
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from authsidecar.admin.refusal import OWNED
 from authsidecar.serving.console import BASE
 from authsidecar.serving.console.rendering import render
-from authsidecar.serving.manage.api import InvalidError, read_path, whole
+from authsidecar.serving.manage.api import InvalidError, if_unchanged, read_path, tag_of, whole
 from authsidecar.serving.manage.models import MOST_ITEMS, Query
 from authsidecar.serving.manage.openapi import OPERATIONS
 from authsidecar.serving.manage.operations import Call, NotDoneError, Sidecar
@@ -105,6 +106,7 @@ class Visit:
         path: Mapping[str, object] | None = None,
         query: Mapping[str, str] | None = None,
         body: Mapping[str, object] | None = None,
+        unless_changed: str | None = None,
     ) -> Any:
         """What an operation of the management API gives.
 
@@ -113,6 +115,7 @@ class Visit:
             path: the parts of its path.
             query: its query, as texts.
             body: what it takes.
+            unless_changed: the ETag that what it changes must still have, or None.
 
         Raises:
             NotDoneError: it is not done.
@@ -120,16 +123,17 @@ class Visit:
         operation = _OPERATIONS[name]
         if operation.scope is Scope.WRITE and not self.may_write:
             raise NotDoneError(403, READ_ONLY)
-        words = {key: str(value) for key, value in (path or {}).items()}
         call = Call(
             sidecar=self.sidecar,
             origin=self.origin,
-            path=read_path(words),
+            path=_read_path(path or {}),
             query=validated(operation.query or Query, query or {}),
             body=None if operation.body is None else validated(operation.body, body or {}),
         )
         if operation.owned and await self.sidecar.owner() is not None:
             raise NotDoneError(409, OWNED)
+        if operation.current is not None and unless_changed is not None:
+            call = await if_unchanged(operation.current, call, unless_changed)
         return await whole(operation.run(call))
 
     async def search(
@@ -161,16 +165,74 @@ class Visit:
         body = render(template, visit=self, session=self.session, **context)
         return web.Response(status=status, body=body.encode("utf-8"), content_type="text/html")
 
-    async def moved(self, path: str, *, said: str = "") -> web.Response:
+    async def undo(
+        self, name: str, path: Mapping[str, object], body: Mapping[str, object] | None = None
+    ) -> "Undo":
+        """What takes back a change that was just made, unless somebody else makes another.
+
+        Args:
+            name: the operationId that does so.
+            path: the parts of its path.
+            body: what it takes.
+        """
+        tag, current = None, _OPERATIONS[name].current
+        if current is not None:
+            tag = tag_of(await current.read(replace(self.call(), path=_read_path(path))))
+        return Undo(name, dict(path), None if body is None else dict(body), tag)
+
+    async def moved(self, path: str, *, said: str = "", undo: "Undo | None" = None) -> web.Response:
         """An answer that sends the browser on.
 
         Args:
             path: where to, below /console.
             said: what that page tells first: what was done.
+            undo: what the button beside that does; None: there is none.
         """
         if said:
-            await ConsoleSessions(self.sidecar.client, self.sidecar.keys).say(self.secret, said)
+            back = "" if undo is None else undo.write(path)
+            sessions = ConsoleSessions(self.sidecar.client, self.sidecar.keys)
+            await sessions.say(self.secret, said, back)
         return web.Response(status=303, headers={"Location": BASE + path})
+
+
+class Undo(NamedTuple):
+    """An operation that takes a change back.
+
+    Attributes:
+        name: its operationId.
+        path: the parts of its path.
+        body: what it takes.
+        tag: the ETag that the change has left, or None: what it changes has none.
+    """
+
+    name: str
+    path: dict[str, Any]
+    body: dict[str, Any] | None
+    tag: str | None
+
+    def write(self, then: str) -> str:
+        """As a session keeps it, with the page that shows what was done."""
+        return json.dumps([*self, then])
+
+
+async def take_back(visit: Visit) -> web.Response:
+    """Undo the last change of this session, if nobody has made another since."""
+    if not visit.session.undo:
+        raise NotDoneError(409, "there is nothing to undo, or it was undone already")
+    *parts, then = json.loads(visit.session.undo)
+    undo = Undo(*parts)
+    try:
+        await visit.ask(undo.name, path=undo.path, body=undo.body, unless_changed=undo.tag)
+    except NotDoneError as error:
+        if error.status == 412:
+            why = "it was changed by somebody else meanwhile; nothing was undone"
+            raise NotDoneError(409, why) from None
+        raise
+    return await visit.moved(then, said="Undone: it is as it was before.")
+
+
+def _read_path(path: Mapping[str, object]) -> dict[str, Any]:
+    return read_path({key: str(value) for key, value in path.items()})
 
 
 READ_ONLY: Final = (

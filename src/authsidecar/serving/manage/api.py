@@ -21,7 +21,13 @@ from authsidecar.observe.log import Log
 from authsidecar.serving.manage.access import Access, BadKey
 from authsidecar.serving.manage.models import Query
 from authsidecar.serving.manage.openapi import BASE, HEADER, OPERATIONS, PATH_PARAMETERS, text
-from authsidecar.serving.manage.operations import Call, NotDoneError, Operation, Sidecar
+from authsidecar.serving.manage.operations import (
+    Call,
+    CurrentState,
+    NotDoneError,
+    Operation,
+    Sidecar,
+)
 from authsidecar.serving.manage.problems import problem, refusal
 from authsidecar.store.audit import Origin, Via
 from authsidecar.store.changes import Precondition
@@ -133,15 +139,13 @@ async def _run(
     if operation.owned and await sidecar.owner() is not None:
         raise NotDoneError(409, OWNED)
     if operation.current is not None and (wanted := request.headers.get("If-Match")) is not None:
-        compare = partial(_compare, wanted, operation.current.read, call)
-        await compare()
-        call = replace(call, precondition=Precondition((operation.current.key(call),), compare))
+        call = await if_unchanged(operation.current, call, wanted)
     if operation.creates is not None and "Idempotency-Key" in request.headers:
         found = await _once(operation, call, key, request.headers["Idempotency-Key"])
     else:
         found = await whole(operation.run(call))
     body = found.model_dump_json(by_alias=True)
-    return _answer(operation.status, body, tag=_tag(found) if operation.tagged else None)
+    return _answer(operation.status, body, tag=tag_of(found) if operation.tagged else None)
 
 
 async def whole(work: Coroutine[Any, Any, BaseModel]) -> BaseModel:
@@ -187,6 +191,22 @@ def _check_header(name: str, given: str, longest: int) -> None:
         raise NotDoneError(400, f"{name}: is not 1 to {longest} printable ASCII characters")
 
 
+async def if_unchanged(current: CurrentState, call: Call, wanted: str) -> Call:
+    """The same call, which only changes what is still as an ETag says.
+
+    Args:
+        current: what is to be changed.
+        call: the call.
+        wanted: the ETag, or what an If-Match holds.
+
+    Raises:
+        NotDoneError: it is another already.
+    """
+    compare = partial(_compare, wanted, current.read, call)
+    await compare()
+    return replace(call, precondition=Precondition((current.key(call),), compare))
+
+
 async def _compare(wanted: str, current: Callable[[Call], Any], call: Call) -> None:
     """See that something is as the client has seen it.
 
@@ -195,14 +215,15 @@ async def _compare(wanted: str, current: Callable[[Call], Any], call: Call) -> N
     """
     _check_header("If-Match", wanted, 1000)
     try:
-        tag = _tag(await current(call))
+        tag = tag_of(await current(call))
     except NotDoneError as error:
         raise NotDoneError(412, error.why) from None
     if wanted.strip() != "*" and tag not in [one.strip() for one in wanted.split(",")]:
         raise NotDoneError(412, "If-Match: it was changed meanwhile; read it again")
 
 
-def _tag(found: BaseModel) -> str:
+def tag_of(found: BaseModel) -> str:
+    """The ETag of what was read."""
     text = found.model_dump_json(by_alias=True, exclude={"uses_spent"})  # requests change that
     digest = sha256(text.encode()).hexdigest()
     return f'"{digest[:32]}"'

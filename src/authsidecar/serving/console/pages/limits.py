@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from authsidecar.admin.pressed import pressed
-from authsidecar.serving.console.page import ConsolePage, PageRoute, Visit
+from authsidecar.serving.console.page import ConsolePage, PageRoute, Undo, Visit
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.times import UnixMs
@@ -73,17 +73,31 @@ async def set_one(visit: Visit) -> web.StreamResponse:
             "limit": _number("requests", visit.form.get("limit", "")),
             "window_seconds": _number("window", window) if window else None,
         }
-        found = await visit.ask("setLimit", path={"scope": scope, "id": number}, body=body)
+        where = {"scope": scope, "id": number}
+        before = await visit.ask("readLimit", path=where)
+        found = await visit.ask("setLimit", path=where, body=body)
     except NotDoneError as error:
         return await _shown(visit, wrong=error.why, status=error.status)
-    return await _back(visit, scope, f"{scope} {found.id} may make {_words(found)}")
+    undo = await _undo(visit, before)
+    return await _back(visit, scope, f"{scope} {found.id} may make {_words(found)}", undo)
 
 
 async def clear_one(visit: Visit) -> web.StreamResponse:
     """Take its own limit back."""
     scope, number = _holder(visit.path["scope"], visit.path["id"])
-    found = await visit.ask("clearLimit", path={"scope": scope, "id": number})
-    return await _back(visit, scope, f"{scope} {found.id} may make {_words(found)}, as configured")
+    where = {"scope": scope, "id": number}
+    before = await visit.ask("readLimit", path=where)
+    found = await visit.ask("clearLimit", path=where)
+    said = f"{scope} {found.id} may make {_words(found)}, as configured"
+    return await _back(visit, scope, said, await _undo(visit, before))
+
+
+async def _undo(visit: Visit, before: models.Limit) -> Undo:
+    where = {"scope": before.scope, "id": before.id}
+    if before.source != "override" or before.window_seconds is None:
+        return await visit.undo("clearLimit", where)
+    body = {"limit": before.limit, "window_seconds": int(before.window_seconds)}
+    return await visit.undo("setLimit", where, body)
 
 
 async def reset_one(visit: Visit) -> web.StreamResponse:
@@ -93,8 +107,8 @@ async def reset_one(visit: Visit) -> web.StreamResponse:
     return await _back(visit, scope, f"the counter of {scope} {found.id} is empty again")
 
 
-async def _back(visit: Visit, scope: str, said: str) -> web.Response:
-    return await visit.moved(f"/limits?{urlencode({'scope': scope})}", said=said)
+async def _back(visit: Visit, scope: str, said: str, undo: Undo | None = None) -> web.Response:
+    return await visit.moved(f"/limits?{urlencode({'scope': scope})}", said=said, undo=undo)
 
 
 def _words(found: models.Limit) -> str:

@@ -13,7 +13,7 @@ from authsidecar.decision.model import Permission, ResourceKind, TeamId, TokenId
 from authsidecar.decision.permissions import satisfies
 from authsidecar.decision.resources import environment_key
 from authsidecar.decision.restrictions import RestrictionError, as_mapping, parse
-from authsidecar.serving.console.page import PageRoute, Visit
+from authsidecar.serving.console.page import PageRoute, Undo, Visit
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.store.management_keys import Scope
@@ -192,15 +192,16 @@ def _environment(tree: Tree, project: str, name: str) -> Environment:
 async def change(visit: Visit) -> web.StreamResponse:
     """Narrow the token to what the form says."""
     number = visit.path["token"]
-    given = _given(visit)
+    given, where = _given(visit), {"scope": "token", "id": number}
     try:
         body = _parts(given) | {"force": "force" in visit.form}
-        done = await visit.ask("setRestriction", path={"scope": "token", "id": number}, body=body)
+        before = await visit.ask("readRestriction", path=where)
+        done = await visit.ask("setRestriction", path=where, body=body)
     except NotDoneError as error:
         why = error.why.replace("--force keeps it all the same", "“Keep it all the same” does that")
         return await _form(visit, given, widened=True, wrong=why, status=error.status)
     said = " ".join(["Narrowed, from the very next request on.", *done.warnings])
-    return await visit.moved(f"/tokens/{number}", said=said)
+    return await visit.moved(f"/tokens/{number}", said=said, undo=await _undo(visit, before))
 
 
 async def outlook(visit: Visit) -> web.StreamResponse:
@@ -248,8 +249,22 @@ def _uses(text: str) -> int:
 async def remove(visit: Visit) -> web.StreamResponse:
     """Take back what narrows the token."""
     number = visit.path["token"]
-    await visit.ask("removeRestriction", path={"scope": "token", "id": number})
-    return await visit.moved(f"/tokens/{number}", said="Nothing of its own narrows it any more.")
+    where = {"scope": "token", "id": number}
+    before = await visit.ask("readRestriction", path=where)
+    await visit.ask("removeRestriction", path=where)
+    said = "Nothing of its own narrows it any more."
+    return await visit.moved(f"/tokens/{number}", said=said, undo=await _undo(visit, before))
+
+
+async def _undo(visit: Visit, before: models.HeldRestriction) -> Undo | None:
+    """What makes the restriction what it was before, unless that could not be read."""
+    if before.damaged:
+        return None
+    where = {"scope": "token", "id": before.id}
+    if before.restriction is None:
+        return await visit.undo("removeRestriction", where)
+    body = before.restriction.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return await visit.undo("setRestriction", where, body | {"force": True})
 
 
 ROUTES: Final = (
