@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -321,6 +321,23 @@ def compare_receipts(servers: Servers, pairs: int, seconds: float) -> str:
     return "\n\n".join(texts)
 
 
+def compare_restricted(servers: Servers, pairs: int, seconds: float) -> str:
+    """Tokens that are restricted, and those with counters of their own, beside others: a table."""
+    server = servers.sidecar("restricted")
+    plain = Contestant.of(server, requests.allowed(), 200)
+    texts = []
+    for name, what in (("narrowed", requests.RESTRICTED), ("counted", requests.COUNTED)):
+        narrow = Contestant.of(server, requests.restricted(what), 200)
+        both: tuple[list[Round], list[Round]] = ([], [])
+        for one in (narrow, plain):
+            one.warm_up()
+        for turn in range(pairs):
+            for side in (0, 1) if turn % 2 else (1, 0):
+                both[side].append((narrow, plain)[side].round(MAIN, seconds))
+        texts.append(before.table((name, "plain"), {f"allowed, {MAIN} connections": both}))
+    return "\n\n".join(texts)
+
+
 def compare_console(servers: Servers, pairs: int, seconds: float) -> str:
     """The console's live view open in front of one sidecar, and closed: the table of both."""
     asked = {
@@ -356,6 +373,14 @@ def live_view(server: Server) -> Iterator[list[str]]:
     finally:
         over.set()
         reader.join()
+
+
+COMPARISONS: dict[str, Callable[[Servers, int, float], str]] = {
+    "workers": compare_workers,
+    "receipts": compare_receipts,
+    "restricted": compare_restricted,
+    "console": compare_console,
+}
 
 
 def compare_starts(servers: Servers, directory: Path, source: Path | None, rounds: int) -> str:
@@ -424,10 +449,10 @@ def main() -> None:
     parser.add_argument("--before", metavar="COMMIT", help="an earlier commit takes part, too")
     parser.add_argument(
         "--only",
-        choices=["before", "workers", "receipts", "console", "start"],
-        help="this tree and that commit alone; two workers and one; receipts at their default, of "
-        "a share of 0, and none; the console's live view open and closed; the time to the first "
-        "answer",
+        choices=["before", "start", *COMPARISONS],
+        help="this tree and that commit alone; the time to the first answer; two workers and one; "
+        "receipts at their default, of a share of 0, and none; restricted tokens and others; the "
+        "console's live view open and closed",
     )
     arguments = parser.parse_args()
     number = arguments.rounds or (2 if arguments.quick else 5)
@@ -446,14 +471,10 @@ def main() -> None:
                 parser.error("--only before: say --before COMMIT, too")
             case "before":
                 text = compare_before(servers, arguments.before, source, pairs, moment)
-            case "workers":
-                text = compare_workers(servers, pairs, moment)
-            case "receipts":
-                text = compare_receipts(servers, pairs, moment)
-            case "console":
-                text = compare_console(servers, pairs, moment)
             case "start":
                 text = compare_starts(servers, directory, source, pairs)
+            case str(name):
+                text = COMPARISONS[name](servers, pairs, moment)
         if text is not None:
             print(text)
             return
