@@ -473,8 +473,8 @@ def main() -> None:
                 text = compare_before(servers, arguments.before, source, pairs, moment)
             case "start":
                 text = compare_starts(servers, directory, source, pairs)
-            case str(name):
-                text = COMPARISONS[name](servers, pairs, moment)
+            case str():
+                text = COMPARISONS[arguments.only](servers, pairs, moment)
         if text is not None:
             print(text)
             return
