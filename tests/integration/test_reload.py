@@ -2,19 +2,27 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import signal
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
+from authsidecar.decision.model import Permission, Place, ResourceKind, TokenId
+from authsidecar.decision.restrictions import parse
+from authsidecar.store.keys import Keys, owner_bucket
+from authsidecar.store.records import write_place
 from tests.integration.test_life import GOOD as GOOD_REQUEST
 from tests.integration.test_life import children, load, populate
+from tests.support import seed
 from tests.support.broken_configs import BROKEN, GOOD, break_file, mend_file
 from tests.support.manage import Api, key
 from tests.support.seed import bearer
@@ -82,6 +90,48 @@ def reloaded(process: SidecarProcess, event: str) -> None:
     before = len(process.events(event))
     process.signal(signal.SIGHUP)
     until(lambda: len(process.events(event)) > before, event)
+
+
+def deployed(process: SidecarProcess) -> tuple[int, str | None]:
+    """What a restricted token is answered that deploys its application and sends a body."""
+    connection = HTTPConnection("127.0.0.1", process.port, timeout=10)
+    headers = {
+        "X-Forwarded-Method": "POST",
+        "X-Forwarded-Uri": "/api/v1/deploy?uuid=app1",
+        "X-Forwarded-For": "192.0.2.1",
+        "Authorization": bearer(1),
+        "Content-Type": "application/json",
+    }
+    with contextlib.closing(connection):
+        connection.request("POST", "/authz/traefik", b'{"force": true}', headers)
+        answer = connection.getresponse()
+        said = answer.read()
+        return answer.status, json.loads(said)["code"] if said else None
+
+
+async def test_bodies_are_looked_at_from_the_reload_on_that_says_so(
+    redis_client: Redis, ready_redis: str, path: Path
+) -> None:
+    """And no longer from the one on that says the contrary: the very next request each time."""
+    registry = seed.registry(redis_client)
+    token = await registry.token(TokenId(1))
+    assert token is not None
+    assert token.team is not None
+    place = write_place(Place(token.team, ResourceKind.APPLICATION))
+    await redis_client.hset(Keys().owners(owner_bucket("app1")), "app1", place)
+    await registry.put_tokens([replace(token, permissions=frozenset({Permission.DEPLOY}))])
+    await registry.set_restriction("token", TokenId(1), parse({"resources": ["app1"]}))
+    process = started(path, ready_redis, 1)
+    refused = (403, "token_restricted")
+    assert deployed(process) == refused
+    for _ in range(2):
+        mend_file(path, good(path, "restrictions: {body: forwarded}\n"))
+        reloaded(process, "config_reloaded")
+        assert deployed(process) == (200, None)
+        mend_file(path, good(path, "restrictions: {body: refused}\n"))
+        reloaded(process, "config_reloaded")
+        assert deployed(process) == refused
+    assert process.stop() == 0
 
 
 @WORKERS
