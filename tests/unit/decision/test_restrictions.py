@@ -22,11 +22,15 @@ from authsidecar.decision.model import (
 from authsidecar.decision.policy import Case, Judgement
 from authsidecar.decision.resources import named, with_body
 from authsidecar.decision.restrictions import (
+    LARGEST_RATE,
+    LONGEST_NAME,
+    LONGEST_NOTE,
     RestrictionError,
     as_mapping,
     narrowed,
     parse,
     parse_hours,
+    parse_rate,
     read,
     refusal_now,
     widened,
@@ -540,3 +544,80 @@ def test_what_lies_within_is_not_wider(
 ) -> None:
     """As far as it is known where it lies."""
     assert widened(parse(old), parse(new), TREE) == wider
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("1/1", Limit(1, 1000)),
+        ("5/s", Limit(5, 1000)),
+        ("5/m", Limit(5, 60_000)),
+        ("5/2h", Limit(5, 7_200_000)),
+        ("5/1d", Limit(5, 86_400_000)),
+        (f"{LARGEST_RATE}/60", Limit(LARGEST_RATE, 60_000)),
+        ("5/", None),
+        ("5/0s", None),
+        ("0/5s", None),
+        (f"{LARGEST_RATE + 1}/60", None),
+        ("5/2d", None),
+        ("5/86401s", None),
+        ("5/5x", None),
+        ("5", None),
+    ],
+)
+def test_a_rate_is_read_to_its_bounds(text: str, limit: Limit | None) -> None:
+    """One second to one day."""
+    if limit is not None:
+        assert parse_rate(text) == limit
+        return
+    with pytest.raises(ValueError, match=r"is not"):
+        parse_rate(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ({"rate": 5}, "rate"),
+        ({"note": 5}, "note"),
+        ({"uses": 5, "note": "x" * LONGEST_NOTE}, None),
+        ({"note": "x" * (LONGEST_NOTE + 1)}, "note"),
+        ({"note": "a\x07"}, "it holds a control character"),
+        ({"tags": ["x" * LONGEST_NAME]}, None),
+        ({"tags": ["x" * (LONGEST_NAME + 1)]}, "tags"),
+        ({"tags": [" x"]}, "tags"),
+        ({"tags": [" "]}, "tags"),
+        ({"environments": ["p/x"]}, None),
+        ({"environments": ["p/" + "x" * LONGEST_NAME]}, None),
+        ({"environments": ["p/" + "x" * (LONGEST_NAME + 1)]}, "environments"),
+        ({"environments": ["p/"]}, "environments"),
+        ({"environments": ["p"]}, "environments"),
+        ({"environments": ["/x"]}, "environments"),
+    ],
+)
+def test_a_part_is_read_to_its_bounds(given: dict[str, Any], wrong: str | None) -> None:
+    """What is wrong is named."""
+    if wrong is None:
+        assert as_mapping(parse(given)) == given
+        return
+    with pytest.raises(RestrictionError, match=wrong):
+        parse(given)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "part"),
+    [
+        ({"until": "2027-01-01T00:00:00Z"}, {"until": "2027-01-01T00:00:00Z"}, None),
+        ({"until": "2027-01-01T00:00:00Z"}, {"until": "2027-01-01T00:00:01Z"}, "until"),
+        ({"until": "2027-01-01T00:00:00Z"}, {"uses": 5}, "until"),
+        ({"not_before": "2027-01-01T00:00:00Z"}, {"not_before": "2027-01-01T00:00:00Z"}, None),
+        ({"not_before": "2027-01-01T00:00:01Z"}, {"not_before": "2027-01-01T00:00:00Z"}, "not"),
+        ({"not_before": "2027-01-01T00:00:00Z"}, {"uses": 5}, "not"),
+        ({"hours": ["Mon 08:00-18:00 UTC"]}, {"hours": ["Mon 08:00-18:00 UTC"]}, None),
+        ({"hours": ["Mon 08:00-18:00 UTC"]}, {"hours": ["Tue 08:00-18:00 UTC"]}, "hours"),
+        ({"hours": ["Mon 08:00-18:00 UTC"]}, {"uses": 5}, "hours"),
+    ],
+)
+def test_the_same_time_is_no_wider_and_another_one_is(old, new, part: str | None) -> None:
+    """To the second."""
+    found = widened(parse(old), parse(new))
+    assert found is None if part is None else found is not None and part in found

@@ -4,8 +4,18 @@ import re
 
 import pytest
 
+from authsidecar.decision.model import ResourceKind
+from authsidecar.decision.routes import Guard
 from authsidecar.decision.routes.naming import rows
-from authsidecar.decision.usage import Used, _used, names_of, used
+from authsidecar.decision.usage import (
+    Used,
+    _used,
+    application,
+    deployment,
+    names_of,
+    unnamed,
+    used,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +76,41 @@ def test_the_short_way_says_what_the_long_one_says(method: str, name: str) -> No
         for query, body in ((b"", False), (b"?uuid=abc", False), (b"", True)):
             asked = (method, template, path, path.encode() + query)
             assert used(*asked, body=body) == _used(*asked, body)
+
+
+def test_a_text_names_what_it_names_within_what_it_says() -> None:
+    """With the route whose path would name it, and by what it is found."""
+    found = names_of("=project/p/environment/prod")
+    assert found is not None
+    route, names = found
+    assert (route.method, route.guard) == ("GET", Guard.ORDINARY)
+    assert route.template.startswith("/api/v1/projects/{uuid}/")
+    assert "{environment_name_or_uuid}" in route.template
+    project, environment = names.resources
+    assert (project.kinds, project.text, project.project) == ({ResourceKind.PROJECT}, "p", None)
+    assert (environment.kinds, environment.text) == ({ResourceKind.ENVIRONMENT}, "prod")
+    assert environment.project == "p"
+    assert names.keys == ("p", "p/prod", "prod")
+
+
+@pytest.mark.parametrize(
+    ("text", "resources", "tags", "keys"),
+    [("=deploy/a", ("a",), (), ("a",)), ("=tag/blue/x", (), ("blue/x",), ())],
+)
+def test_what_was_deployed_is_named_by_that_route(text: str, resources, tags, keys) -> None:
+    """By uuid or by tag."""
+    found = names_of(text)
+    assert found is not None
+    route, names = found
+    assert route.template == "/api/v1/deploy"
+    assert (tuple(one.text for one in names.resources), names.tags) == (resources, tags)
+    assert names.keys == keys
+
+
+def test_a_deployment_s_text_gives_its_uuid() -> None:
+    """And an application's none; without names, a route is left."""
+    assert deployment("=deployment/d1") == "d1"
+    assert deployment("=application/d1") is None
+    assert application("a1") == "=application/a1"
+    assert unnamed("HEAD", "/api/v1/teams") == Used("GET /api/v1/teams")
+    assert unnamed("POST", "/api/v1/deploy") == Used("POST /api/v1/deploy")

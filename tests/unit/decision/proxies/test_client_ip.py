@@ -7,7 +7,13 @@ import pytest
 
 from authsidecar.decision.addresses import Networks, address_bucket, networks, parse_address
 from authsidecar.decision.model import Deny, Kind
-from authsidecar.decision.proxies.client_ip import CLIENT_ADDRESS_INVALID, _entry, client_address
+from authsidecar.decision.proxies.client_ip import (
+    CLIENT_ADDRESS_INVALID,
+    LONGEST_ENTRY,
+    MAX_HOPS,
+    _entry,
+    client_address,
+)
 
 NO_HOPS = Networks()
 HOPS = networks(["10.0.0.0/8", "2001:db8:cd::/48"])
@@ -128,3 +134,19 @@ def test_long_junk_is_not_kept_in_memory() -> None:
     _entry.cache_clear()
     assert isinstance(client_address([b"x" * 10_000], NO_HOPS), Deny)
     assert _entry.cache_info().currsize == 0
+
+
+def test_the_detail_says_which_entry_is_wrong() -> None:
+    """Counted from the right, where reading begins."""
+    found = client_address([b"1.1.1.1, junk, 10.0.0.1"], HOPS)
+    assert found == Deny(CLIENT_ADDRESS_INVALID, "entry 2 from the right is no address")
+    many = client_address([b",".join([b"10.0.0.1"] * (MAX_HOPS + 2))], HOPS)
+    assert many == Deny(CLIENT_ADDRESS_INVALID, f"more than {MAX_HOPS} trusted hops")
+
+
+def test_the_longest_entry_that_is_read() -> None:
+    """What is longer is no address, whatever it says."""
+    text = b"1:2:3:4:5:6:7:8%" + b"x" * LONGEST_ENTRY
+    assert isinstance(client_address([text], HOPS), Deny)
+    padded = b"0" * (LONGEST_ENTRY - 7) + b"1.1.1.1"
+    assert isinstance(client_address([padded], HOPS), Deny)

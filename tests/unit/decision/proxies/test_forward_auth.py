@@ -1,6 +1,6 @@
 """Reading a subrequest: row 0 of the order of checks, before anything is known of anybody."""
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_network
 
 import pytest
 
@@ -149,3 +149,61 @@ def test_an_odd_request_id_is_none(ids: list[str]) -> None:
 def test_the_front_controller_is_readable_and_has_no_route(uri: str) -> None:
     """So that the attempt is counted where unknown routes are."""
     assert accepted(fields(uri=uri)).path == "/index.php"
+
+
+@pytest.mark.parametrize(
+    ("given", "detail"),
+    [
+        (fields(("X_Auth_Id", "1")), "a name with _ or . that folds to a reserved one"),
+        (fields(uri=None), "X-Forwarded-Method and X-Forwarded-Uri, once each"),
+        (fields(method=""), "a forwarded header is missing or empty"),
+        (fields(method="FOO"), "not one of the seven methods, in upper case"),
+        (fields(("X-Http-Method-Override", "1")), "an X-HTTP-Method-Override header"),
+    ],
+)
+def test_the_detail_says_what_is_wrong(given: Fields, detail: str) -> None:
+    """For the log: the client is only told the reason."""
+    found = read(given, Proxy.TRAEFIK, NO_HOPS)
+    assert isinstance(found, Deny)
+    assert found.detail == detail
+
+
+def test_trusted_hops_are_skipped() -> None:
+    """The address before them is judged."""
+    hops = Networks.of([ip_network("10.0.0.0/8")])
+    found = read(fields(**{"for": "192.0.2.1, 10.0.0.1"}), Proxy.TRAEFIK, hops)
+    assert isinstance(found, AccessRequest)
+    assert found.client == IPv4Address("192.0.2.1")
+
+
+@pytest.mark.parametrize(
+    ("agents", "kept"), [((), b""), (("curl/8",), b"curl/8"), (("curl/8", "other"), b"")]
+)
+def test_one_user_agent_is_kept(agents: tuple[str, ...], kept: bytes) -> None:
+    """Of two, neither."""
+    request = accepted(fields(*(("User-Agent", agent) for agent in agents)))
+    assert request.user_agent == kept
+
+
+@pytest.mark.parametrize(
+    ("types", "makes"),
+    [
+        ((), False),
+        (("text/plain",), False),
+        (("Application/JSON; charset=utf-8",), True),
+        (("application/vnd.api+json",), True),
+        (("application/x-www-form-urlencoded",), True),
+        (("multipart/form-data; boundary=x",), True),
+        (("text/plain", "application/json"), True),
+    ],
+)
+def test_a_content_type_that_makes_input_is_told(types: tuple[str, ...], makes: bool) -> None:
+    """Such a body may name another resource."""
+    request = accepted(fields(*(("Content-Type", one) for one in types)))
+    assert request.body is makes
+
+
+def test_the_longest_request_id_is_one() -> None:
+    """As long as a proxy may make one."""
+    found = accepted(fields(("X-Authz-Request-Id", "x" * 128)), Proxy.NGINX)
+    assert found.request_id == "x" * 128
