@@ -20,10 +20,9 @@ from authsidecar.decision.model import (
     TeamId,
 )
 from authsidecar.decision.policy import Case, Judgement
-from authsidecar.decision.resources import named, with_body
+from authsidecar.decision.resources import LONGEST_NAME, named, with_body
 from authsidecar.decision.restrictions import (
     LARGEST_RATE,
-    LONGEST_NAME,
     LONGEST_NOTE,
     RestrictionError,
     as_mapping,
