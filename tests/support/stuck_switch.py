@@ -2,7 +2,7 @@
 
 from authsidecar.cli import main
 from authsidecar.decision.authorize import StoreError
-from authsidecar.run import sidecar
+from authsidecar.run import parts
 
 
 async def _stuck(*_: object) -> None:
@@ -10,5 +10,5 @@ async def _stuck(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    sidecar._switch = _stuck
+    parts._switch = _stuck
     main()

@@ -39,7 +39,7 @@ async def _once(session: Session) -> None:
 
     from authsidecar.coolify.status import read_owner
     from authsidecar.expiry.rounds import Rounds, WarningResult
-    from authsidecar.run.sidecar import logger
+    from authsidecar.run.parts import logger
     from authsidecar.store.keys import Keys
 
     options, keys = _options(session), Keys(session.settings.redis.prefix)
@@ -63,7 +63,7 @@ async def _for_ever(session: Session) -> None:
     from authsidecar.expiry.rounds import warning
     from authsidecar.observe.background import Background
     from authsidecar.run.life import log_ignored_signals
-    from authsidecar.run.sidecar import logger
+    from authsidecar.run.parts import logger
     from authsidecar.store.keys import Keys
 
     options, keys = _options(session), Keys(session.settings.redis.prefix)

@@ -69,9 +69,10 @@ def _serve(options: Options, workers: int | None) -> None:
         from authsidecar.observe.log import take_over
         from authsidecar.run.errors import StartError
         from authsidecar.run.life import run
+        from authsidecar.run.parts import logger
         from authsidecar.run.preconditions import problems
         from authsidecar.run.redis_at_start import preflight
-        from authsidecar.run.sidecar import logger, serve
+        from authsidecar.run.sidecar import serve
         from authsidecar.serving.listeners import ListenError, listening
         from authsidecar.serving.socket_activation import handed_over
 

@@ -80,7 +80,7 @@ async def _dry_run(session: Session, *, allow_empty: bool) -> None:
 @changing
 async def _once(session: Session, *, allow_empty: bool) -> None:
     from authsidecar.coolify.sync import Follower
-    from authsidecar.run.sidecar import logger
+    from authsidecar.run.parts import logger
     from authsidecar.store.keys import Keys
 
     options = _options(session, allow_empty=allow_empty)
@@ -101,7 +101,7 @@ async def _follow(session: Session, *, allow_empty: bool) -> None:
     from authsidecar.coolify.source import driver
     from authsidecar.coolify.sync import Follower
     from authsidecar.run.life import log_ignored_signals
-    from authsidecar.run.sidecar import logger
+    from authsidecar.run.parts import logger
     from authsidecar.store.keys import Keys
     from authsidecar.tasks import end
 

@@ -4,7 +4,7 @@ import pytest
 
 from authsidecar.config import load
 from authsidecar.run import descriptors
-from authsidecar.run.sidecar import connection_limits
+from authsidecar.run.parts import connection_limits
 
 
 @pytest.mark.parametrize("limit", [256, 1024, 20_000, 1_048_576])

@@ -17,8 +17,8 @@ from authsidecar.observe.log import Log
 from authsidecar.run.life import Life
 from authsidecar.run.notify_socket import NotifySocket
 from authsidecar.run.reload import CHANGEABLE, Reloaded, ReloadError, RunningConfig, reload
+from authsidecar.run.reload_on_signal import ReloadsOnSignal
 from authsidecar.run.shared_terms import SharedTerms
-from authsidecar.run.sidecar import ReloadsOnSignal
 from authsidecar.run.terms import terms
 from tests.support.broken_configs import BROKEN, GOOD, break_file, mend_file
 
