@@ -465,15 +465,16 @@ def main() -> None:
         source = before.source(arguments.before, directory) if arguments.before else None
         servers = stack.enter_context(Servers(directory))
         pairs, moment = arguments.rounds or PAIRS, arguments.seconds or 1
-        text = None
         match arguments.only:
+            case None:
+                text = None
             case "before" if source is None:
                 parser.error("--only before: say --before COMMIT, too")
             case "before":
                 text = compare_before(servers, arguments.before, source, pairs, moment)
             case "start":
                 text = compare_starts(servers, directory, source, pairs)
-            case str():
+            case _:
                 text = COMPARISONS[arguments.only](servers, pairs, moment)
         if text is not None:
             print(text)

@@ -4,12 +4,16 @@ from ipaddress import ip_address
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from authsidecar.decision.model import (
     DAMAGED,
     UNREADABLE_LIMIT,
     Limit,
     Permission,
+    Place,
+    ResourceKind,
     Restriction,
     Role,
     TeamId,
@@ -258,3 +262,50 @@ def test_an_old_secret_expires_no_later_than_its_overlap() -> None:
         assert (found.digest, found.expires_at, found.rotated_until) == (old.digest, expected, 5)
     found = of(DIGEST, b"9")
     assert (found.digest, found.expires_at, found.rotated_until) == (DIGEST, 9, None)
+
+
+PLACES = st.builds(
+    Place,
+    st.integers(0, 2**40).map(TeamId),
+    st.sampled_from(ResourceKind),
+    *[st.text(max_size=20)] * 4,
+)
+
+
+@given(place=PLACES)
+def test_a_place_is_read_as_it_was_written(place: Place) -> None:
+    """Whatever its names hold: blanks, per cents, any letter."""
+    written = records.write_place(place)
+    assert written.isascii()
+    assert records.place(written.encode()) == place
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, None),
+        (b"", None),
+        (b"x server", None),
+        (b"3", Place(TeamId(3))),
+        (b"3 nonsense p", Place(TeamId(3))),
+        (b"3 server p e n w", Place(TeamId(3), ResourceKind.SERVER, "p", "e", "n", "w")),
+        (b"3 server p e n w more", Place(TeamId(3))),
+        (b"3 server", Place(TeamId(3), ResourceKind.SERVER)),
+        (b"3 server a%20b\xff", Place(TeamId(3), ResourceKind.SERVER, "a b\ufffd")),
+    ],
+)
+def test_a_place_that_can_not_be_read_is_its_team_s_alone(text, expected) -> None:
+    """Nothing more is known of it, so no restriction to resources admits it."""
+    assert records.place(text) == expected
+    if expected is not None and text.isascii() and b"nonsense" not in text and b"more" not in text:
+        assert records.write_place(expected) == text.decode()
+
+
+def test_a_canary_is_read_as_it_is_kept() -> None:
+    """Its digest, when it was made, and why; of an odd time, 0."""
+    one = records.canary(TokenId(9), DIGEST + b"1800000000000 in the wiki")
+    assert one == records.Canary(TokenId(9), DIGEST, UnixMs(1_800_000_000_000), "in the wiki")
+    assert records.canary(TokenId(9), DIGEST + b"x y").created_at == 0
+    assert records.canary_digest(DIGEST + b"5 note") == DIGEST
+    assert records.canary_digest(None) == bytes(32)
+    assert records.canary_digest(b"d") == b"d" + bytes(31)

@@ -27,9 +27,21 @@ from authsidecar.decision.model import (
 from authsidecar.decision.policy import RATE_LIMITED, STORE_UNAVAILABLE, TOKEN_UNKNOWN
 from authsidecar.decision.proxies import auth_request
 from authsidecar.decision.proxies.headers import IDENTITY
-from authsidecar.decision.proxies.replies import Admission, Reply, refuse, render, tightest
+from authsidecar.decision.proxies.replies import (
+    EXPOSED,
+    VALID_UNTIL,
+    Admission,
+    Reply,
+    preflight,
+    refuse,
+    render,
+    served,
+    shown,
+    tightest,
+)
 from authsidecar.decision.routes import ROUTE_UNKNOWN
-from authsidecar.times import UnixMs
+from authsidecar.times import UnixMs, rfc3339
+from tests.support.cases import record
 
 NOW = UnixMs(1_000_000_000_500)
 CLIENT = ip_address("192.0.2.1")
@@ -223,3 +235,37 @@ def test_what_is_rendered_in_advance_is_what_is_rendered_at_once(quotas: list[Qu
     states = [number for one in quotas for number in (one.remaining, one.reset_at)]
     reply = Admission(allow, CLIENT, shown).reply("6b08", [*states, 7, NOW], NOW)
     assert reply == render(Outcome(allow, NOW, tuple(quotas)), CLIENT, "6b08")
+
+
+def test_a_preflight_is_told_the_methods_and_any_header() -> None:
+    """For a day; `*` stands for every header but Authorization (the Fetch standard)."""
+    reply = preflight(("GET", "HEAD"))
+    assert (reply.status, reply.body) == (200, b"")
+    assert dict(reply.headers) == {
+        "Access-Control-Allow-Methods": "GET, HEAD",
+        "Access-Control-Allow-Headers": "Authorization, *",
+        "Access-Control-Max-Age": "86400",
+        "Access-Control-Allow-Origin": "*",
+        "Access-Control-Expose-Headers": ", ".join(EXPOSED),
+        "Cache-Control": "no-store",
+    }
+
+
+def test_what_the_sidecar_says_itself_has_no_identity() -> None:
+    """JSON in one line of ASCII, with what is left of the limits, for any site to read."""
+    held = record(rotated_until=UnixMs(NOW + 1000))
+    outcome = Outcome(Allow(principal(Permission.READ)), NOW, (quota(7, 1),), record=held)
+    for reply, said in (
+        (served(outcome, "API enabled."), {"message": "API enabled."}),
+        (shown(outcome, {"name": "prüfung", "id": 7}), {"name": "prüfung", "id": 7}),
+    ):
+        assert reply.status == 200
+        assert reply.body.isascii()
+        assert json.loads(reply.body) == said
+        found = dict(reply.headers)
+        assert not [name for name in found if name.startswith("X-Auth-")]
+        assert found["Content-Type"] == "application/json"
+        assert found["Access-Control-Allow-Origin"] == "*"
+        assert found["Cache-Control"] == "no-store"
+        assert found["X-RateLimit-Remaining"] == "7"
+        assert found[VALID_UNTIL] == rfc3339(UnixMs(NOW + 1000))
