@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from authsidecar.decision.proxies.headers import IDENTITY, TOKEN_EXPIRES
-from authsidecar.demo.proxies import deploy_dir
+from authsidecar.demo.proxies import BODIES_MARK, deploy_dir
 from tests.support.custom_resources import KEPT, objections
 from tests.support.kustomize import Document, render
 
@@ -129,13 +129,22 @@ def test_only_the_proxys_namespace_may_ask(overlay, namespace):
     }
 
 
-def test_traefiks_resources_say_what_its_file_says():
+@pytest.mark.parametrize("bodies", [False, True])
+def test_traefiks_resources_say_what_its_file_says(bodies, tmp_path):
     """One source of truth: deploy/traefik/dynamic.yml, which the end-to-end tests boot."""
-    source = yaml.safe_load((deploy_dir() / "traefik/dynamic.yml").read_text())["http"]
-    source["middlewares"]["authsidecar"]["forwardAuth"]["address"] = (
-        "http://authsidecar.authsidecar.svc:4190/authz/traefik"
-    )
-    rendered = render(ROOT / "overlays/traefik")
+    text = (deploy_dir() / "traefik/dynamic.yml").read_text()
+    shutil.copytree(ROOT, tmp_path / "kubernetes")
+    overlay = tmp_path / "kubernetes/overlays/traefik"
+    if bodies:
+        text = text.replace(BODIES_MARK, "")
+        for file in overlay.glob("*.yaml"):
+            file.write_text(file.read_text().replace(BODIES_MARK, ""))
+    source = yaml.safe_load(text)["http"]
+    for name in ("authsidecar", *(["authsidecar-bodies"] if bodies else [])):
+        ask = source["middlewares"][name]["forwardAuth"]
+        ask["address"] = "http://authsidecar.authsidecar.svc:4190/authz/traefik"
+    rendered = render(overlay)
+    assert ("coolify-bodies" in source["routers"]) is bodies
     middlewares = {one["metadata"]["name"]: one["spec"] for one in of_kind(rendered, "Middleware")}
     assert middlewares == source["middlewares"]
     for one in of_kind(rendered, "IngressRoute"):

@@ -55,9 +55,11 @@ class MemoryStore:
         return self.state
 
     def known(self, credential: Credential) -> TokenRecord | None:
+        assert isinstance(credential, Credential)
         return self.record if self.cached else None
 
     async def load(self, credential: Credential, *, fresh: bool) -> TokenRecord | None:
+        assert isinstance(credential, Credential)
         self.calls.append(f"load fresh={fresh}")
         return self.record
 
