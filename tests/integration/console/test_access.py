@@ -104,6 +104,54 @@ async def test_one_that_nobody_keeps_is_taken_back(console, monkeypatch):
     assert await stored(console) == "198.51.100.1"
 
 
+async def test_a_setting_is_undone(console):
+    """For good or kept: it is as it was, unless somebody else has changed one meanwhile."""
+    before = {"api_enabled": True, "mcp_enabled": False, "allowlist": "198.51.100.1"}
+    await console.registry.set_instance(**before)
+
+    async def found() -> dict[str, object]:
+        now = await console.registry.instance()
+        return {
+            "api_enabled": now.api_enabled,
+            "mcp_enabled": now.mcp_enabled,
+            "allowlist": now.allowlist.text,
+        }
+
+    kept = {"within": "120"}
+    changes: list[tuple[tuple[str, dict[str, object]], ...]] = [
+        (("switch/mcp", {"on": 1}),),
+        (("switch/api", {"on": 0, "within": ""}),),
+        (("switch/api", {"on": 0, **kept}), ("api_enabled/confirm", {})),
+        (("allowlist", {**editor(within="")}),),
+        (("allowlist", {**editor()}), ("allowlist/confirm", {"my_ip": ME})),
+    ]
+    for steps in changes:
+        for path, fields in steps:
+            page = await console.post(f"/access/{path}", fields)
+            assert page.status == 303, page.text
+        assert await found() != before, steps
+        shown = await console.get("/access")
+        assert shown.has('action="/console/undo"'), steps
+        assert (await console.post("/undo", {}, csrf="0" * 64)).status == 403
+        done = await console.post("/undo", {})
+        assert done.status == 303, done.text
+        assert await found() == before, steps
+    await console.post("/access/switch/mcp", {"on": 1})
+    await console.registry.set_instance(api_enabled=False)
+    refused = await console.post("/undo", {})
+    assert (refused.status, refused.has("changed by somebody else meanwhile")) == (409, True)
+    assert (await found())["mcp_enabled"]
+
+
+async def test_what_is_tried_is_taken_back_and_not_undone(console):
+    """A change of what is tried can't make a state last that was to pass."""
+    await console.post("/access/allowlist", editor())
+    assert not (await console.get("/access")).has('action="/console/undo"')
+    await console.post("/access/allowlist", editor("192.0.2.7", within=""))
+    assert not (await console.get("/access")).has('action="/console/undo"')
+    assert (await console.post("/undo", {})).status == 409
+
+
 def _within() -> dict[str, str]:
     from authsidecar.serving.console.pages.access import WITHIN  # as pages are
 

@@ -23,7 +23,7 @@ from authsidecar.admin.settings import (
 )
 from authsidecar.decision.addresses import parse_address
 from authsidecar.decision.model import Address
-from authsidecar.serving.console.page import ConsolePage, PageRoute, Visit, together
+from authsidecar.serving.console.page import ConsolePage, PageRoute, Undo, Visit, together
 from authsidecar.serving.manage.models import LONGEST_ALLOWLIST
 from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.store.management_keys import Scope
@@ -178,6 +178,7 @@ async def save(visit: Visit) -> web.StreamResponse:
         await _must_be_ours(visit)
         text, caller = _list(visit), _caller(visit)
         registry, sidecar = visit.call().registry, visit.sidecar
+        before = await _before(visit, "allowlist")
         saved = _done(
             await set_allowlist(
                 registry,
@@ -194,16 +195,17 @@ async def save(visit: Visit) -> web.StreamResponse:
         text = visit.form.get("allowlist", "")
         return await _shown(visit, text=text, look=True, wrong=error.why, status=error.status)
     said = "; ".join(("the allowlist is saved", *saved.warnings))
-    return await _back(visit, said, saved.trial)
+    return await _back(visit, said, saved.trial, before)
 
 
 async def confirm(visit: Visit) -> web.StreamResponse:
     """Keep the allowlist that is tried."""
     try:
-        _done(await confirm_allowlist(visit.call().registry, _caller(visit)))
+        kept = _done(await confirm_allowlist(visit.call().registry, _caller(visit)))
     except NotDoneError as error:
         return await _shown(visit, wrong=error.why, status=error.status)
-    return await visit.moved("/access", said="the allowlist stays")
+    back = await _undo(visit, {"allowlist": kept.before or ""})
+    return await visit.moved("/access", said="the allowlist stays", undo=back)
 
 
 async def undo(visit: Visit) -> web.StreamResponse:
@@ -227,16 +229,19 @@ async def switch(visit: Visit) -> web.StreamResponse:
     registry, on = visit.call().registry, visit.form.get("on") == "1"
     word = "on" if on else "off"
     if visit.path["switch"] == "mcp":
+        before = await _before(visit, "mcp_enabled")
         await switch_mcp(registry, on=on, team=None)
-        return await visit.moved("/access", said=f"MCP is {word}")
+        return await visit.moved("/access", said=f"MCP is {word}", undo=await _undo(visit, before))
+    before = await _before(visit, "api_enabled")
     trial = await switch_api(registry, on=on, within_ms=_within_ms(visit))
-    return await _back(visit, f"the API is {word}", trial)
+    return await _back(visit, f"the API is {word}", trial, before)
 
 
 async def confirm_switch(visit: Visit) -> web.StreamResponse:
     """Keep the API as it was switched."""
-    _done(await confirm_api(visit.call().registry))
-    return await visit.moved("/access", said="the API stays as it is")
+    kept = _done(await confirm_api(visit.call().registry))
+    back = await _undo(visit, {"api_enabled": kept.before == "1"})
+    return await visit.moved("/access", said="the API stays as it is", undo=back)
 
 
 async def _must_be_ours(visit: Visit) -> None:
@@ -244,14 +249,34 @@ async def _must_be_ours(visit: Visit) -> None:
         raise NotDoneError(409, OWNED)
 
 
-async def _back(visit: Visit, said: str, trial: Trial | None) -> web.Response:
-    """To the page, which then has a form that confirms."""
-    if trial is not None:
+async def _before(visit: Visit, setting: str) -> dict[str, Any] | None:
+    """How a setting is, or None: it is tried, so that it is not to be put back for good."""
+    if any(one.setting == setting for one in await visit.call().registry.trials.pending()):
+        return None
+    found = await visit.ask("readSettings")
+    return {setting: found.allowlist.text if setting == "allowlist" else getattr(found, setting)}
+
+
+async def _undo(visit: Visit, before: Mapping[str, Any] | None) -> Undo | None:
+    """What makes a setting what it was before."""
+    if before is None:
+        return None
+    # A list that was there before is put back whomever it admits.
+    return await visit.undo("changeSettings", {}, {**before, "force": True})
+
+
+async def _back(
+    visit: Visit, said: str, trial: Trial | None, before: Mapping[str, Any] | None
+) -> web.Response:
+    """To the page, which then has a form that confirms, or a button that undoes."""
+    back = None
+    if trial is None:
+        back = await _undo(visit, before)
+    else:
         said += f", until {rfc3339(trial.until)} unless you keep it below"
     own = _own(visit)
-    return await visit.moved(
-        f"/access?{urlencode({'my_ip': own})}" if own else "/access", said=said
-    )
+    path = f"/access?{urlencode({'my_ip': own})}" if own else "/access"
+    return await visit.moved(path, said=said, undo=back)
 
 
 def _caller(visit: Visit) -> Address | None:
