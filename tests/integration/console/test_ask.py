@@ -1,11 +1,15 @@
 """Ask in the console: one request explained, and a change tried on the decisions that were made."""
 
+import asyncio
 import time
 from ipaddress import ip_address
 
 import pytest
 
 from authsidecar.decision.model import Proxy
+from authsidecar.serving.console import page as page_module
+from authsidecar.serving.manage import decisions
+from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.store.management_keys import Scope
 from tests.integration.test_receipts import STATE, outcome, receipts, request
 from tests.support import seed
@@ -72,6 +76,36 @@ async def test_a_change_is_tried_on_the_decisions_that_were_made(people):
     assert page.has("address_not_allowed")
     assert '<td data-label="Decisions" class="number">2</td>' in page.text
     assert (await people.registry.instance()).allowlist.everyone
+
+
+async def test_what_takes_long_is_asked_once_and_told_once_it_is_known(people, monkeypatch):
+    """The page is there at once, and asks again by itself; the next time it is judged anew."""
+    monkeypatch.setattr(page_module, "PATIENCE_S", 0.01)
+    known, answer = asyncio.Event(), decisions._ask
+    asked = []
+
+    async def slowly(call, question):
+        asked.append(question)
+        await known.wait()
+        if len(asked) == 2:
+            raise NotDoneError(409, "others ask at this moment")
+        return await answer(call, question)
+
+    monkeypatch.setattr(decisions, "_ask", slowly)
+    for _ in range(2):
+        page = await people.post("/ask/what-if", {"limit-user": "off"})
+        assert page.has("The decisions are being judged")
+        assert "data-again" in page.text
+    assert len(asked) == 1
+    known.set()
+    monkeypatch.setattr(page_module, "PATIENCE_S", 5)
+    page = await people.post("/ask/what-if", {"limit-user": "off"})
+    assert page.has("No receipts of that time are kept")
+    assert "data-again" not in page.text
+    page = await people.post("/ask/what-if", {"limit-user": "off"})
+    assert (page.status, page.has("others ask at this moment")) == (409, True)
+    page = await people.post("/ask/what-if", {"limit-user": "off"})
+    assert (page.status, len(asked)) == (200, 3)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
 """Access: the switches of the API and MCP, and the allowlist; tried before they stay."""
 
 import asyncio
-import time
 from collections.abc import Mapping
-from math import inf
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
@@ -23,7 +21,15 @@ from authsidecar.admin.settings import (
 )
 from authsidecar.decision.addresses import parse_address
 from authsidecar.decision.model import Address
-from authsidecar.serving.console.page import ConsolePage, PageRoute, Undo, Visit, together
+from authsidecar.serving.console.page import (
+    ConsolePage,
+    NotYetError,
+    PageRoute,
+    SlowAnswers,
+    Undo,
+    Visit,
+    together,
+)
 from authsidecar.serving.manage.models import LONGEST_ALLOWLIST
 from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.store.management_keys import Scope
@@ -41,45 +47,8 @@ CLIENTS_S: Final = 300.0
 """For how long the addresses of the last day are taken as read, in seconds."""
 
 
-PATIENCE_S: Final = 0.2
-"""How long a page waits for these addresses, in seconds: a full stream takes some to read."""
-
-
-class NotReadYetError(Exception):
-    """The addresses of the last day are still being read."""
-
-
-class LastDay:
-    """The addresses that were admitted in the last day: read once while somebody types."""
-
-    def __init__(self) -> None:
-        """Nothing is read yet."""
-        self._whose: object = None
-        self._until = 0.0
-        self._reading: asyncio.Task[Mapping[str, float]] | None = None
-
-    async def clients(self, visit: Visit) -> Mapping[str, float]:
-        """How often each was admitted, about.
-
-        Raises:
-            NotReadYetError: it is being found out; ask again.
-            UnansweredError, RedisError: nobody can say.
-        """
-        now, whose, reading = time.monotonic(), visit.sidecar.client, self._reading
-        if reading is None or whose is not self._whose or (reading.done() and now > self._until):
-            reading = asyncio.ensure_future(visit.sidecar.ask(AdmittedClients(DAY_MS)))
-            self._whose, self._reading, self._until = whose, reading, inf
-        done, _ = await asyncio.wait({reading}, timeout=PATIENCE_S)
-        if not done:
-            raise NotReadYetError
-        if reading.cancelled() or reading.exception() is not None:
-            self._reading = None  # the next one tries again
-        elif self._until == inf:
-            self._until = time.monotonic() + CLIENTS_S
-        return reading.result()
-
-
-_LAST_DAY: Final = LastDay()
+_LAST_DAY: Final = SlowAnswers[Mapping[str, float]](CLIENTS_S)
+"""How often each address was admitted in the last day, about."""
 
 
 async def show(visit: Visit) -> web.StreamResponse:
@@ -133,8 +102,8 @@ async def _preview(visit: Visit) -> dict[str, Any]:
     clients: Mapping[str, float] = {}
     unknown, again = "", False
     try:
-        clients = await _LAST_DAY.clients(visit)
-    except NotReadYetError:
+        clients = await _LAST_DAY.of(visit, lambda: visit.sidecar.ask(AdmittedClients(DAY_MS)))
+    except NotYetError:
         unknown, again = (
             "the addresses of the last day are being read; look again in a moment",
             True,

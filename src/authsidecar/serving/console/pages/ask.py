@@ -1,18 +1,29 @@
 """Ask: what a request would be answered, and what a change of the settings would have done."""
 
+import json
 from typing import Final
 
 from aiohttp import web
 
 from authsidecar.decision.ratelimit.charges import SCOPES
 from authsidecar.decision.routes import RELEASES
-from authsidecar.serving.console.page import ConsolePage, PageRoute, Visit
+from authsidecar.serving.console.page import (
+    ConsolePage,
+    NotYetError,
+    PageRoute,
+    SlowAnswers,
+    Visit,
+)
 from authsidecar.serving.console.pages.decisions import TIMES
+from authsidecar.serving.manage.decision_models import Simulated
 from authsidecar.serving.manage.models import LONGEST_ALLOWLIST
 from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.store.management_keys import Scope
 
 _NOTHING: Final = "nothing is to be another: change the allowlist, a limit or the routes"
+
+_CHANGES: Final = SlowAnswers[Simulated]()
+"""What changes would have done: a full stream takes long to judge."""
 
 METHODS: Final = ("GET", "POST", "PATCH", "PUT", "DELETE")
 
@@ -56,7 +67,11 @@ async def what_if(visit: Visit) -> web.StreamResponse:
     if not (body["limits"] or "allowlist" in body or "routes" in body):
         return await _shown(visit, wrong_change=_NOTHING, status=422)
     try:
-        found = await visit.ask("simulateChange", body=body)
+        found = await _CHANGES.of(
+            visit, lambda: visit.ask("simulateChange", body=body), json.dumps(body)
+        )
+    except NotYetError:
+        return await _shown(visit, again=True)
     except NotDoneError as error:
         return await _shown(visit, wrong_change=error.why, status=error.status)
     return await _shown(visit, change=found)
@@ -68,7 +83,7 @@ async def _shown(visit: Visit, *, status: int = 200, **found: object) -> web.Str
         "ask.html",
         status=status,
         **{
-            "answer": None, "change": None, "wrong_request": "", "wrong_change": "",
+            "answer": None, "change": None, "again": False, "wrong_request": "", "wrong_change": "",
             "form": visit.form, "settings": settings, "methods": METHODS, "scopes": SCOPES,
             "releases": RELEASES, "now": visit.sidecar.routes(), "times": TIMES,
             "configured": visit.sidecar.rules().limits, "longest": LONGEST_ALLOWLIST,

@@ -18,7 +18,7 @@ SCOPES: Final = ("token", "user", "team")
 SPAN_MS: Final = 10 * 60_000
 """For how long somebody who came near a limit is shown, in milliseconds."""
 
-SEARCHING_S: Final = 0.15
+SEARCHING_S: Final = 0.1
 """How long overrides are looked for before a page is shown, in seconds."""
 
 SHOWN: Final = 50

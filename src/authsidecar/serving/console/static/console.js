@@ -31,7 +31,16 @@ function typedNames() {
   }
 }
 
+/** Send a form again whose answer is not there yet, unless somebody changes it: <form data-again>. */
+function sentAgain() {
+  const form = document.querySelector("form[data-again]");
+  if (!form) return;
+  const wait = setTimeout(() => form.requestSubmit(), 2000);
+  document.addEventListener("input", () => clearTimeout(wait));
+}
+
 localTimes(document);
 document.addEventListener("added", (event) => localTimes(event.target));  // told by other scripts
 copyButtons();
 typedNames();
+sentAgain();
