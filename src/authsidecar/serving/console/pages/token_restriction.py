@@ -1,5 +1,6 @@
 """What narrows a token: a form with the tree of Coolify's resources, and the way back."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -9,7 +10,7 @@ from aiohttp import web
 from authsidecar.admin.advice import TokenAdvice, advise_on
 from authsidecar.admin.restriction_trial import RestrictionTrial, try_restriction
 from authsidecar.admin.restrictions import GUARDED, RESOURCES
-from authsidecar.decision.model import Permission, ResourceKind, TeamId, TokenId
+from authsidecar.decision.model import Permission, Place, ResourceKind, TeamId, TokenId
 from authsidecar.decision.permissions import satisfies
 from authsidecar.decision.resources import environment_key
 from authsidecar.decision.restrictions import RestrictionError, as_mapping, parse
@@ -20,6 +21,9 @@ from authsidecar.store.management_keys import Scope
 
 MOST_OFFERED: Final = 2000
 """Resources of a team that the form offers; where there are more, uuids are typed."""
+
+AT_ONCE: Final = 100
+"""How many of them are read at once: requests are decided between two trips."""
 
 ADVICE_DAYS: Final = 90
 """How many days of a token's use its advice looks at; `token advise` does the same."""
@@ -141,7 +145,8 @@ async def _form(
             environment_key(p, name) for p, es in tree.projects.items() for name in es
         },
     }
-    return visit.page(
+    return await asyncio.to_thread(  # thousands of resources take some time
+        visit.page,
         "token_restrict.html",
         status=status,
         wrong=wrong,
@@ -169,7 +174,10 @@ async def resource_tree(visit: Visit, team: int | None) -> Tree:
     tree = Tree(known=len(keys), whole=len(keys) <= MOST_OFFERED)
     if not tree.whole or team is None:
         return tree
-    for key, place in sorted((await registry.places(keys)).items()):
+    places: dict[str, Place | None] = {}
+    for start in range(0, len(keys), AT_ONCE):
+        places |= await registry.places(keys[start : start + AT_ONCE])
+    for key, place in sorted(places.items()):
         if place is None or place.team != TeamId(team) or place.kind is None or "/" in key:
             continue
         if place.kind is ResourceKind.PROJECT:
