@@ -5,7 +5,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.client import HTTPConnection
+from itertools import cycle
 
 import pytest
 from redis.asyncio import Redis
@@ -13,17 +15,20 @@ from redis.asyncio import Redis
 from authsidecar.decision.checks import PERMISSION_MISSING
 from authsidecar.decision.model import Deny, Place, Proxy, ResourceKind, Role, TeamId, UserId
 from authsidecar.observe.receipts import Decided, receipt, write
+from authsidecar.serving.console.pages.decisions import SHOWN_LIVE
 from authsidecar.serving.console.pages.token_restriction import MOST_OFFERED
 from authsidecar.store.bulk import Bulk, Owner
 from authsidecar.store.entities import Member, Team, User
 from authsidecar.store.epoch import Fence
 from authsidecar.store.keys import Keys
 from authsidecar.store.receipts import streams
+from benchmarks.load import Seen, clients
 from tests.integration.test_receipts import ORIGIN, STATE, outcome, request
 from tests.support import seed
 from tests.support.operator import Operator, signed_in
 from tests.support.redis import start_redis
 from tests.support.sidecar import SidecarProcess, start_sidecar
+from tests.support.wire import subrequest
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.any_python]
 
@@ -176,6 +181,35 @@ def test_what_a_change_had_done_is_said_once_it_is_known(operator: Operator) -> 
             break
         time.sleep(0.5)  # as the page does
     assert f"({RECEIPTS} receipts), these would have been others" in text
+
+
+def test_two_thousand_refusals_a_second_are_seen_as_a_sample(
+    sidecar: SidecarProcess, operator: Operator, tell
+) -> None:
+    """So many rows a second and no more, each answer at once; it says that it is a sample."""
+    seen, looks = Seen(), []
+
+    async def flood() -> None:
+        requests = cycle([subrequest(authorization="Bearer 1|" + "x" * 40)])
+        async with clients(sidecar.port, requests, 16, seen, per_second=2000):
+            last = ""
+            for _ in range(4):
+                await asyncio.sleep(1)  # as a browser does
+                look = partial(operator.get, "/decisions/live", **{"Last-Event-ID": last})
+                status, text, took = await asyncio.to_thread(look)
+                assert status == 200, text
+                looks.append((text, took))
+                last = text.partition("\nid: ")[2].partition("\n")[0]
+
+    asyncio.run(flood())
+    texts = [text for text, _ in looks[1:]]  # the first one says from when on it looks
+    assert all("\nevent: sample\n" in text for text in texts), texts[-1][:80]
+    assert all(0 < text.count("<tr") <= SHOWN_LIVE for text in texts)
+    longest = max(took for _, took in looks)
+    refused = sum(count for status, count in seen.statuses.items() if status >= 400)
+    tell(f"live beside {refused / 4:.0f} refusals a second: at most {longest * 1000:.0f} ms")
+    assert set(seen.statuses) <= {401, 429}
+    assert min(took for _, took in looks) < MOST_S
 
 
 @pytest.mark.parametrize("path", [*PAGES, *FORMS])
