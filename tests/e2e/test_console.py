@@ -1,17 +1,30 @@
 """The console in a real Chromium: by keyboard, light and dark, on a phone."""
 
+import asyncio
+import json
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
+import redis
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from authsidecar.decision.model import Proxy
+from authsidecar.demo.proxies import RunningProxy, start_proxy
+from authsidecar.store.keys import Keys
+from authsidecar.store.trials import trial_field
 from tests.support.cli import invoke
+from tests.support.proxies import Backend, need
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.sidecar import SidecarProcess, start_sidecar
 
@@ -109,6 +122,14 @@ def people(desk: Desk) -> int:
     return user
 
 
+def made_by(desk: Desk, name: str) -> dict[str, Any]:
+    """A token of such a user that may read: its id, its secret, its user."""
+    user = people(desk)
+    made = ("token", "create", "--user", user, "--team", user, "--name", name)
+    found = desk.cli(*made, "--permission", "read", "--expires", "30", "--json").json
+    return {**found, "user": user}
+
+
 def test_a_token_from_its_making_to_its_end(desk: Desk) -> None:
     """By keyboard alone: made, used, narrowed, refused, revoked; each on the very next request."""
     user = people(desk)
@@ -204,6 +225,151 @@ def test_an_allowlist_is_looked_at_while_it_is_typed_and_tried(desk: Desk) -> No
     page.get_by_role("button", name="Take it back now").click()
     expect(page.get_by_role("heading", name="Allowlist")).to_contain_text("everyone may call")
     assert [line for line in desk.complaints if "422" not in line] == []
+
+
+def test_a_trial_ends_by_itself_once_the_tab_is_closed(desk: Desk) -> None:
+    """Whoever tried a list and is gone has changed nothing; two minutes are over at once here."""
+    bearer = f"Bearer {made_by(desk, 'tried')['token']}"
+    desk.cli("allowlist", "set", "")
+    desk.sign_in()
+    page = desk.page
+
+    def ask() -> int:
+        """From an address that the list leaves out."""
+        return desk.sidecar.ask("GET", "/api/v1/teams", authorization=bearer).status
+
+    page.get_by_role("link", name="Access", exact=True).click()
+    page.get_by_label("Your address").fill("192.0.2.7")
+    page.get_by_label("Addresses and networks, one a line").fill("192.0.2.7")
+    page.get_by_role("button", name="Save the list").click()
+    expect(page.get_by_text("This is tried")).to_be_visible()
+    assert ask() == 403
+    page.close()
+    with redis.Redis.from_url(desk.url) as client:
+        field = trial_field("allowlist")
+        trial = json.loads(client.hget(Keys().instance, field))
+        client.hset(Keys().instance, field, json.dumps(trial | {"until": 1}))
+    until = time.monotonic() + 10
+    while desk.cli("allowlist", "show", "--quiet").out.strip():
+        assert time.monotonic() < until, "the list before is not back"
+    assert ask() == 200
+
+
+def test_a_refusal_by_a_real_proxy_is_explained(desk: Desk, tmp_path: Path) -> None:
+    """From the id in the client's answer, through the overview's figure, to what to do."""
+    desk.cli("api", "enable")
+    with behind_nginx(desk.sidecar, tmp_path) as url:
+        with pytest.raises(HTTPError) as refused:
+            urlopen(f"{url}/api/v1/teams", timeout=10)  # of this very test
+        with refused.value as answer:
+            assert answer.code == 401
+            decision = json.loads(answer.read())["decision_id"]
+    desk.sign_in()
+    page = desk.page
+    expect(page.get_by_role("heading", name="Processes")).to_be_visible()
+    page.get_by_role("link", name="Decisions", exact=True).click()
+    shown = page.locator(f'#decisions a[href$="/{decision}"]').first
+    until = time.monotonic() + 10
+    while not shown.count():  # receipts are written a moment after the answer
+        assert time.monotonic() < until, "the refusal is not in the list"
+        page.reload()
+    shown.click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("Refused: token_missing")
+    expect(page.get_by_role("heading", name="What to do")).to_be_visible()
+    assert desk.complaints == []
+
+
+@contextmanager
+def behind_nginx(sidecar: SidecarProcess, directory: Path) -> Iterator[str]:
+    """A real nginx in front of a sidecar, in a loop of its own: Playwright has this thread's."""
+    need(Proxy.NGINX)
+    loop = asyncio.new_event_loop()
+    thread = Thread(target=loop.run_forever)
+    thread.start()
+
+    def run(work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(30)
+
+    async def start() -> RunningProxy:
+        address = (await stack.enter_async_context(Backend())).address
+        authz = f"127.0.0.1:{sidecar.port}"
+        running = await start_proxy(Proxy.NGINX, authz=authz, backend=address, directory=directory)
+        stack.push_async_callback(running.stop)
+        return running
+
+    stack = AsyncExitStack()
+    try:
+        yield run(start()).url
+    finally:
+        run(stack.aclose())
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def test_a_limit_is_given_met_and_taken_back(desk: Desk) -> None:
+    """On the very next request; who met it is shown, and what was done can be undone."""
+    token = made_by(desk, "limited")
+    user = token["user"]
+    desk.sign_in()
+    page = desk.page
+    page.get_by_role("link", name="Limits", exact=True).click()
+    give = page.locator('form[aria-labelledby="give"]')
+    give.get_by_label("Whose").select_option("user")
+    give.get_by_label("Id").fill(str(user))
+    give.get_by_label("Requests").fill("1")
+    give.get_by_label("In seconds").fill("600")
+    give.get_by_role("button", name="Give it").click()
+    expect(page.get_by_role("status")).to_contain_text(f"user {user} may make 1 requests")
+
+    def ask() -> int:
+        bearer = f"Bearer {token['token']}"
+        return desk.sidecar.ask("GET", "/api/v1/teams", authorization=bearer).status
+
+    assert [ask(), ask()] == [200, 429]
+    near = page.locator('section[aria-labelledby="near"] tr', has_text=f"user {user}")
+    until = time.monotonic() + 10
+    while not near.count():  # receipts are written a moment after the answer
+        assert time.monotonic() < until, "who met the limit is not shown"
+        page.get_by_role("link", name="Look again").click()
+    page.get_by_role("link", name="Users").click()
+    page.get_by_role("button", name=f"Take back the limit of user {user}").click()
+    expect(page.get_by_role("status")).to_contain_text("as configured")
+    assert ask() == 200
+    page.get_by_role("button", name="Undo").click()
+    expect(page.get_by_role("status")).to_contain_text("Undone")
+    assert ask() == 429
+    assert desk.complaints == []
+
+
+def test_a_request_and_a_change_are_asked_about_and_found_in_the_audit(desk: Desk) -> None:
+    """What a token would be answered, what a list would have done; and who made the token."""
+    token = made_by(desk, "asked")
+    desk.cli("allowlist", "set", "")
+    desk.sidecar.ask("GET", "/api/v1/teams", authorization=f"Bearer {token['token']}")
+    desk.sign_in()
+    page = desk.page
+    page.get_by_role("link", name="Ask", exact=True).click()
+    page.get_by_label("Path").fill("/api/v1/projects")
+    page.get_by_label("Method").select_option("POST")
+    page.get_by_label("Token id").fill(str(token["id"]))
+    page.get_by_label("From address").fill("192.0.2.7")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(page.locator("#answer")).to_contain_text("permission_missing")
+    page.get_by_label("another one").check()
+    page.get_by_label("Addresses and networks, one a line").fill("203.0.113.0/24")
+    page.get_by_role("button", name="Try it").click()
+    # The page asks again by itself until the process beside has judged all receipts.
+    others = page.get_by_text("these would have been others")
+    expect(others).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("table").last).to_contain_text("address_not_allowed")
+    page.get_by_role("link", name="Audit", exact=True).click()
+    page.get_by_label("What, who, from where").fill("token.add")
+    page.get_by_role("button", name="Show").click()
+    expect(page.get_by_role("table")).to_contain_text(f"token {token['id']}")
+    page.get_by_role("table").get_by_role("link").first.click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("token.add")
+    assert desk.complaints == []
 
 
 @pytest.mark.parametrize(
