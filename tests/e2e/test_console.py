@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import time
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
@@ -27,6 +26,7 @@ from tests.support.cli import invoke
 from tests.support.proxies import Backend, need
 from tests.support.redis import RedisProcess, start_redis
 from tests.support.sidecar import SidecarProcess, start_sidecar
+from tests.support.waiting import until
 
 CHROMIUM = Path("/usr/bin/chromium")
 
@@ -249,10 +249,7 @@ def test_a_trial_ends_by_itself_once_the_tab_is_closed(desk: Desk) -> None:
         field = trial_field("allowlist")
         trial = json.loads(client.hget(Keys().instance, field))
         client.hset(Keys().instance, field, json.dumps(trial | {"until": 1}))
-    until = time.monotonic() + 10
-    while desk.cli("allowlist", "show", "--quiet").out.strip():
-        assert time.monotonic() < until, "the list before is not back"
-    assert ask() == 200
+    until(lambda: ask() == 200, "the list before", patience_s=20)
 
 
 def test_a_refusal_by_a_real_proxy_is_explained(desk: Desk, tmp_path: Path) -> None:
@@ -269,10 +266,13 @@ def test_a_refusal_by_a_real_proxy_is_explained(desk: Desk, tmp_path: Path) -> N
     expect(page.get_by_role("heading", name="Processes")).to_be_visible()
     page.get_by_role("link", name="Decisions", exact=True).click()
     shown = page.locator(f'#decisions a[href$="/{decision}"]').first
-    until = time.monotonic() + 10
-    while not shown.count():  # receipts are written a moment after the answer
-        assert time.monotonic() < until, "the refusal is not in the list"
+
+    def listed() -> bool:
+        """Receipts are written a moment after the answer."""
         page.reload()
+        return bool(shown.count())
+
+    until(listed, "the refusal in the list")
     shown.click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("Refused: token_missing")
     expect(page.get_by_role("heading", name="What to do")).to_be_visible()
@@ -328,10 +328,13 @@ def test_a_limit_is_given_met_and_taken_back(desk: Desk) -> None:
 
     assert [ask(), ask()] == [200, 429]
     near = page.locator('section[aria-labelledby="near"] tr', has_text=f"user {user}")
-    until = time.monotonic() + 10
-    while not near.count():  # receipts are written a moment after the answer
-        assert time.monotonic() < until, "who met the limit is not shown"
+
+    def listed() -> bool:
+        """Receipts are written a moment after the answer."""
         page.get_by_role("link", name="Look again").click()
+        return bool(near.count())
+
+    until(listed, "who met the limit")
     page.get_by_role("link", name="Users").click()
     page.get_by_role("button", name=f"Take back the limit of user {user}").click()
     expect(page.get_by_role("status")).to_contain_text("as configured")
