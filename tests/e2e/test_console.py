@@ -424,3 +424,66 @@ def test_everybody_can_read_every_page(desk: Desk) -> None:
     ]
     assert serious == []
     assert [line for line in desk.complaints if "404" not in line] == []
+
+
+FOCUSABLE = "a[href], button, input, select, textarea, summary"
+"""Whatever can be pressed or filled in."""
+
+
+def test_everything_is_reached_by_keyboard(desk: Desk) -> None:
+    """The Tab key comes to all that a page shows, and each says visibly that it has the focus."""
+    page = desk.page
+    token = made_by(desk, "reached")["id"]
+    desk.sidecar.ask("GET", "/api/v1/teams")
+    desk.sign_in()
+    links = page.get_by_role("navigation").get_by_role("link").all()
+    paths = [str(link.get_attribute("href")).removeprefix("/console") for link in links]
+    for path in [*paths, "/tokens/new", f"/tokens/{token}", f"/tokens/{token}/restrict"]:
+        desk.open(path)
+        wanted = page.evaluate(MARK, FOCUSABLE)
+        assert wanted > 8, path
+        for _ in range(wanted + 2):
+            page.keyboard.press("Tab")
+            page.evaluate(REACHED)
+        missed = page.evaluate(
+            "[...document.querySelectorAll('[data-wanted]:not([data-reached])')]"
+            ".map((one) => one.outerHTML.slice(0, 120))"
+        )
+        assert missed == [], path
+        assert page.locator("[data-unseen]").count() == 0, path
+
+
+MARK = """(which) => {
+  const shown = [...document.querySelectorAll(which)].filter(
+    (one) => one.checkVisibility() && !one.disabled && one.type !== "hidden");
+  for (const one of shown) one.dataset.wanted = "";
+  return shown.length;
+}"""
+
+REACHED = """() => {
+  const one = document.activeElement;
+  one.dataset.reached = "";
+  const style = getComputedStyle(one);
+  if (one !== document.body && style.outlineStyle === "none" && style.boxShadow === "none")
+    one.dataset.unseen = "";
+}"""
+
+
+@pytest.mark.alone
+def test_a_page_is_painted_at_once(desk: Desk, tell) -> None:
+    """The first content stands there within 100 ms of the click: the best of ten."""
+    desk.sign_in()
+    for path in ("", "/decisions", "/tokens", "/access", "/limits", "/ask", "/audit"):
+        painted = min(first_paint_ms(desk, path) for _ in range(10))
+        tell(f"/console{path}: first paint after {painted:.0f} ms")
+        assert painted < 100, path
+
+
+def first_paint_ms(desk: Desk, path: str) -> float:
+    desk.open(path)
+    return float(desk.page.evaluate(PAINTED))
+
+
+PAINTED = """new Promise((found) => new PerformanceObserver((list) => {
+  for (const one of list.getEntriesByName("first-contentful-paint")) found(one.startTime);
+}).observe({type: "paint", buffered: true}))"""
