@@ -124,14 +124,19 @@ class ConsoleSessions:
             await pipe.execute()
         return secret
 
-    async def find(self, secret: str) -> SignedIn | None:
-        """The session of a secret, which then lives for IDLE_MS more; None: there is none."""
+    async def find(self, secret: str, *, used: bool = True) -> SignedIn | None:
+        """The session of a secret, which then lives for IDLE_MS more; None: there is none.
+
+        Args:
+            secret: as the cookie holds it.
+            used: False if a page asks by itself: the session then ends as if it had not.
+        """
         key = self._keys.console_session(_digest(secret))
         actor, scope, number, began_at, said, undo = await self._client.hmget(key, _FIELDS)
         if actor is None:
             return None
         left = (records.number(began_at) or 0) + LONGEST_MS - _now()
-        if left <= 0 or not await self._client.pexpire(key, min(left, IDLE_MS)):
+        if left <= 0 or (used and not await self._client.pexpire(key, min(left, IDLE_MS))):
             return None
         return SignedIn(
             records.text(actor),

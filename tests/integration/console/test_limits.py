@@ -45,6 +45,9 @@ async def test_who_is_near_or_over_is_shown_with_the_last_decision(people):
     assert '<td data-label="Refused" class="number">2</td>' in page.text
     assert "/console/decisions/03" in page.text
     assert 'class="meter over"' in page.text
+    part = await people.get("/limits/near/part")
+    assert part.has("10 of 10")
+    assert "<h1" not in part.text, "the rows alone, for who has the page open"
 
 
 async def test_who_has_room_is_not_shown(people):

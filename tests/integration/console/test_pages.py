@@ -93,7 +93,7 @@ async def test_what_is_no_form_is_no_defect(console, body, kind, status) -> None
 async def test_redis_away_is_a_page_too(console, monkeypatch) -> None:
     """In plain words, without a traceback."""
 
-    async def away(*_: object) -> None:
+    async def away(*_: object, **__: object) -> None:
         raise ConnectionError
 
     monkeypatch.setattr(ConsoleSessions, "find", away)

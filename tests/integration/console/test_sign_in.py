@@ -76,6 +76,10 @@ async def test_links_and_sessions_live_so_long_and_redis_knows_only_digests(
     await stranger.redis.pexpire(name, 60_000)
     assert (await stranger.get("")).status == 200
     assert IDLE_MS - 5000 < await stranger.redis.pttl(name) <= IDLE_MS
+    await stranger.redis.pexpire(name, 60_000)
+    for polled in ("/decisions/live", "/limits/near/part"):
+        assert (await stranger.get(polled)).status == 200
+        assert await stranger.redis.pttl(name) <= 60_000, "an open page keeps no session alive"
     await stranger.redis.hset(name, "began_at", 1)
     assert (await stranger.get("")).status == 303, "twelve hours at the most"
 

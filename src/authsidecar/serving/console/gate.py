@@ -62,6 +62,9 @@ class Gate:
         self._sign_in = SignIn(sidecar, access, self._sessions)
         self._router = web.UrlDispatcher()
         self._routes: dict[web.AbstractRoute, PageRoute] = {}
+        self._polled = {
+            BASE + route.path for page in pages for route in page.routes if route.polled
+        }
         undo = PageRoute("POST", "/undo", take_back)
         for route in (undo, *(route for page in pages for route in page.routes)):
             path = BASE if route.path == "/" else BASE + route.path
@@ -96,7 +99,8 @@ class Gate:
             return _static(request, name)
         form = await _form(request)
         secret = request.cookies.get(cookie_name(request), "")
-        session = await self._session(secret) if secret else None
+        used = request.path not in self._polled
+        session = await self._session(secret, used=used) if secret else None
         own = await self._sign_in.answer(request, form, session, secret)
         if own is not None:
             return own
@@ -142,9 +146,9 @@ class Gate:
         except (RedisError, OSError):
             return  # it is told once more
 
-    async def _session(self, secret: str) -> SignedIn | None:
+    async def _session(self, secret: str, *, used: bool) -> SignedIn | None:
         """The session that holds; what was made from a key ends with the key."""
-        found = await self._sessions.find(secret)
+        found = await self._sessions.find(secret, used=used)
         if found is None or found.key is None:
             return found
         keys = ManagementKeys(self._sidecar.client, self._sidecar.keys)

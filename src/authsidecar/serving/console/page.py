@@ -255,12 +255,14 @@ class PageRoute:
         path: below /console, with {names} as aiohttp reads them.
         run: does it.
         scope: what a session must have for it; None: READ for GET, else WRITE.
+        polled: an open page asks for it by itself, which keeps no session from ending.
     """
 
     method: str
     path: str
     run: Run
     scope: Scope | None = None
+    polled: bool = False
 
     @property
     def needed(self) -> Scope:

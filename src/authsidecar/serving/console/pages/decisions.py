@@ -123,7 +123,7 @@ PAGE = ConsolePage(
     "/decisions",
     (
         PageRoute("GET", "/decisions", show),
-        PageRoute("GET", "/decisions/live", live),
+        PageRoute("GET", "/decisions/live", live, polled=True),
         PageRoute("GET", "/decisions/{decision}", show_one),
     ),
 )

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from authsidecar.admin.pressed import pressed
+from authsidecar.admin.pressed import Pressed, pressed
 from authsidecar.serving.console.page import ConsolePage, PageRoute, Undo, Visit
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import NotDoneError
@@ -30,11 +30,22 @@ async def show(visit: Visit) -> web.StreamResponse:
     return await _shown(visit)
 
 
+async def show_near(visit: Visit) -> web.StreamResponse:
+    """Who is near or over, alone: asked for every few seconds."""
+    answer = visit.page("limits_near.html", near=await _near(visit))
+    visit.shown = False  # a notice is told by the whole page
+    return answer
+
+
+async def _near(visit: Visit) -> tuple[Pressed, ...]:
+    now = await visit.call().registry.now()
+    return await pressed(visit.sidecar.client, visit.sidecar.keys, UnixMs(now - SPAN_MS))
+
+
 async def _shown(visit: Visit, *, wrong: str = "", status: int = 200) -> web.StreamResponse:
     scope = visit.query.get("scope", "token")
     scope = scope if scope in SCOPES else "token"
-    now = await visit.call().registry.now()
-    near = await pressed(visit.sidecar.client, visit.sidecar.keys, UnixMs(now - SPAN_MS))
+    near = await _near(visit)
     found, following = await _overrides(visit, scope)
     return visit.page(
         "limits.html",
@@ -135,6 +146,7 @@ PAGE = ConsolePage(
     "/limits",
     (
         PageRoute("GET", "/limits", show),
+        PageRoute("GET", "/limits/near/part", show_near, polled=True),
         PageRoute("POST", "/limits", set_one),
         PageRoute("POST", "/limits/{scope}/{id}/clear", clear_one),
         PageRoute("POST", "/limits/{scope}/{id}/reset", reset_one),
