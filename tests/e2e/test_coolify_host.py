@@ -160,6 +160,27 @@ def test_the_middlewares_are_those_that_are_tested_behind_every_traefik():
         assert rules[0]["rule"] == rules[1]["rule"]
 
 
+def test_bodies_are_shown_as_by_a_traefik_of_one_s_own():
+    """By the same lines, taken in by the same command; nobody is shown one before."""
+    ours, theirs = (
+        yaml.safe_load(path.read_text().replace("#bodies# ", ""))["http"]
+        for path in (HERE / "authsidecar.yaml", deploy_dir() / "traefik/dynamic.yml")
+    )
+    router, other = ours["routers"]["authsidecar-bodies"], theirs["routers"]["coolify-bodies"]
+    assert router["rule"] == other["rule"]
+    assert router["middlewares"] == ["authsidecar-gzip", *other["middlewares"]]
+    assert router["tls"] == ours["routers"]["authsidecar-api"]["tls"]
+    assert router["priority"] > ours["routers"]["authsidecar-api"]["priority"]
+    shown, unseen = (
+        ours["middlewares"][name]["forwardAuth"] for name in ("authsidecar-bodies", "authsidecar")
+    )
+    assert shown == unseen | {"forwardBody": True, "maxBodySize": 99999}
+    other = theirs["middlewares"]["authsidecar-bodies"]["forwardAuth"]
+    assert shown["maxBodySize"] == other["maxBodySize"]
+    plain = yaml.safe_load((HERE / "authsidecar.yaml").read_text())["http"]
+    assert not any("bodies" in name for part in plain.values() for name in part)
+
+
 def test_the_page_shows_the_proxy_s_lines_and_every_file():
     """A reader who copies them gets what is booted here."""
     for line in (HERE / "proxy-command.txt").read_text().splitlines():
