@@ -257,7 +257,7 @@ async def install(bench: Bench) -> AsyncIterator[Setting]:
                 },
                 says=(
                     *("GRANT", "10.0.1.0/24,", "token_put", "API is on", '"token": 2'),
-                    *('"token_missing"', "pass  asked", "\n5\n", "DROP ROLE"),
+                    *('"token_missing"', "pass  asked", "\n6\n", "DROP ROLE"),
                 ),
             )
     finally:
