@@ -220,22 +220,28 @@ def test_of_many_writers_with_one_etag_one_passes(api: Api) -> None:
     for number in range(3):
         answers = []
         for path, body in (
-            ("/settings", {"mcp_enabled": number % 2 == 0}),
-            ("/restrictions/user/1", {"note": f"{number}", "permissions": ["read"]}),
+            ("/settings", {"mcp_enabled": number % 2 == 0, "force": True}),
+            (
+                "/restrictions/user/1",
+                {"note": f"{number}", "permissions": ["read"], "force": True},
+            ),
+            ("/limits/user/1", {"limit": 5 + number}),
         ):
             tag = api.ask("GET", path).header("ETag")
             method = "PATCH" if path == "/settings" else "PUT"
             headers = {"If-Match": tag or ""}
             with ThreadPoolExecutor(8) as pool:
                 asked = [
-                    pool.submit(api.ask, method, path, body | {"force": True}, headers=headers)
-                    for _ in range(8)
+                    pool.submit(api.ask, method, path, body, headers=headers) for _ in range(8)
                 ]
                 answers.append(sorted(one.result().status for one in asked))
-        assert answers[1] == [200] + [412] * 7
+        assert answers[1] == answers[2] == [200] + [412] * 7
         # Who finds that it is already as wanted has changed nothing.
         assert answers[0].count(200) in ({1, 8} if number == 0 else {1})
-    assert api.ask("DELETE", "/restrictions/user/1").status == 200
+    for path in ("/restrictions/user/1", "/limits/user/1"):
+        headers = {"If-Match": api.ask("GET", path).header("ETag") or ""}
+        assert api.ask("DELETE", path, headers=headers).status == 200
+        refused(api.ask("DELETE", path, headers=headers), 412)
 
 
 def test_idempotency_keys(api: Api) -> None:

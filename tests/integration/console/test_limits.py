@@ -112,6 +112,12 @@ async def test_a_limit_is_undone(people):
     await people.post("/limits", fields)
     await people.post("/undo", {})
     assert not await own()
+    await people.post("/limits", fields)
+    await people.registry.set_limit("token", 40, Limit(1, 1000))
+    refused = await people.post("/undo", {})
+    assert refused.status == 409
+    assert refused.has("changed by somebody else meanwhile; nothing was undone")
+    assert (await own())[40] == Limit(1, 1000), "the stricter one of somebody else stays"
 
 
 async def test_who_may_only_look_has_no_buttons(stranger):

@@ -37,6 +37,9 @@ from authsidecar.store.management_keys import ManagementKey, Scope
 LARGEST_BODY: Final = 128 * 1024
 """Bytes of the largest body that is read."""
 
+_COUNTED: Final = {"uses_spent", "used", "remaining", "free_at"}
+"""What requests change: an ETag says nothing of it."""
+
 _JSON: Final = "application/json"
 _RETRY: Final = (("Retry-After", "1"),)
 _ENDPOINTS: Final = [
@@ -224,7 +227,7 @@ async def _compare(wanted: str, current: Callable[[Call], Any], call: Call) -> N
 
 def tag_of(found: BaseModel) -> str:
     """The ETag of what was read."""
-    text = found.model_dump_json(by_alias=True, exclude={"uses_spent"})  # requests change that
+    text = found.model_dump_json(by_alias=True, exclude=_COUNTED)
     digest = sha256(text.encode()).hexdigest()
     return f'"{digest[:32]}"'
 

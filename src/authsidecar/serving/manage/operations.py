@@ -14,7 +14,7 @@ from authsidecar.admin.refusal import Refusal, absent
 from authsidecar.admin.what_if import RoutesNow
 from authsidecar.decision.addresses import Networks, parse_address
 from authsidecar.decision.authorize import Rules
-from authsidecar.decision.model import Address
+from authsidecar.decision.model import Address, TeamId, TokenId, UserId
 from authsidecar.serving.manage.models import Query
 from authsidecar.store.audit import Origin, Trail
 from authsidecar.store.changes import Precondition
@@ -191,6 +191,18 @@ class Operation:
     current: CurrentState | None = None
     creates: Run | None = None
     tags: tuple[str, ...] = field(default=())
+
+
+def holder_key(call: Call) -> str:
+    """The key of the token, user or team that a path names: its limit and restriction are there."""
+    keys, number = call.sidecar.keys, call.path["id"]
+    match call.path["scope"]:
+        case "token":
+            return keys.token(TokenId(number))
+        case "user":
+            return keys.user(UserId(number))
+        case _:
+            return keys.team(TeamId(number))
 
 
 def read_address(name: str, text: str) -> Address:

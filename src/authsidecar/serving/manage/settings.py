@@ -9,6 +9,7 @@ from authsidecar.serving.manage.operations import (
     NotDoneError,
     Operation,
     done,
+    holder_key,
     page_of,
     present,
     read_address,
@@ -140,6 +141,8 @@ def _limit(scope: models.ScopeName, number: int, found: Standing) -> models.Limi
     )
 
 
+_LIMIT = CurrentState(read_limit, holder_key)
+
 OPERATIONS = (
     Operation(
         method="GET",
@@ -189,6 +192,7 @@ OPERATIONS = (
         summary="Read what holds for a user, token or team, and how much of it is used.",
         run=read_limit,
         answer=models.Limit,
+        tagged=True,
     ),
     Operation(
         method="PUT",
@@ -198,6 +202,7 @@ OPERATIONS = (
         run=set_limit,
         body=models.NewLimit,
         answer=models.Limit,
+        current=_LIMIT,
         scope=Scope.WRITE,
     ),
     Operation(
@@ -207,6 +212,7 @@ OPERATIONS = (
         summary="Take it back; the configured one applies again.",
         run=clear_limit,
         answer=models.Limit,
+        current=_LIMIT,
         scope=Scope.WRITE,
     ),
     Operation(

@@ -16,6 +16,7 @@ from authsidecar.serving.manage.operations import (
     NotDoneError,
     Operation,
     done,
+    holder_key,
     page_of,
     place_in_set,
     present,
@@ -260,19 +261,7 @@ def _restriction(found: Narrowing | None) -> models.Restriction | None:
     return models.Restriction.model_validate_json(json.dumps(as_mapping(found)))
 
 
-def _holder(call: Call) -> str:
-    """The key that has the restriction of a token, user or team."""
-    keys, number = call.sidecar.keys, call.path["id"]
-    match call.path["scope"]:
-        case "token":
-            return keys.token(TokenId(number))
-        case "user":
-            return keys.user(UserId(number))
-        case _:
-            return keys.team(TeamId(number))
-
-
-_RESTRICTION = CurrentState(read_restriction, _holder)
+_RESTRICTION = CurrentState(read_restriction, holder_key)
 
 OPERATIONS = (
     Operation(
