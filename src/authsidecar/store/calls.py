@@ -104,22 +104,25 @@ Waiting = tuple[Waiter, Part]
 """A request whose part is not answered yet."""
 
 
-def packed(command: str, script: str, parts: Sequence[Part]) -> bytes:
+_OWN_CLOCK: Final = bulk("")
+"""The ARGV that says that Redis's own clock counts."""
+
+
+def packed(call: bytes, parts: Sequence[Part]) -> bytes:
     """A script call for all of these as it is sent.
 
     Args:
-        command: EVALSHA or EVAL.
-        script: its digest or its text.
+        call: the words before the number of keys: EVALSHA and a digest, or EVAL and a text.
         parts: in the order in which they are answered.
     """
     keys = sum([part.keys for part in parts])
     args = sum([part.args for part in parts])
+    number = b"%d" % keys
     return b"".join(
         [
-            b"*%d\r\n" % (4 + keys + args),
-            bulk(command, script, keys),
+            b"*%d\r\n%b$%d\r\n%b\r\n" % (4 + keys + args, call, len(number), number),
             *[part.packed_keys for part in parts],
-            bulk(""),  # Redis's own clock
+            _OWN_CLOCK,
             *[part.packed_args for part in parts],
         ]
     )
@@ -158,8 +161,10 @@ class ChargeCalls:
         self._direct: list[DirectConnection] = []
         self._trips = trips
         self._deadlines = trips.deadlines
-        self._script = charge_script()
-        self._sha = sha1(self._script.encode()).hexdigest()  # noqa: S324  # Redis names it so
+        script = charge_script()
+        digest = sha1(script.encode()).hexdigest()  # noqa: S324  # Redis names it so
+        self._by_digest = bulk("EVALSHA", digest)
+        self._with_text = bulk("EVAL", script)
         self._waiting: list[Waiting] = []
         self._taken = 0
         self._under_way: dict[asyncio.Task[None] | _Call, tuple[int, list[Waiting]]] = {}
@@ -247,16 +252,14 @@ class ChargeCalls:
             call = _Call(self, connection, start)
             self._under_way[call] = first, batch
             self._deadlines.at_end(call.expire)
-            connection.send(
-                packed("EVALSHA", self._sha, [part for _, part in batch]), call.answered
-            )
+            connection.send(packed(self._by_digest, [part for _, part in batch]), call.answered)
             return True
         return False
 
     def repeat_with_text(self, call: "_Call") -> None:
         """Redis has lost the script, so nothing ran: send its text."""
         parts = [part for _, part in self._under_way[call][1]]
-        call.connection.send(packed("EVAL", self._script, parts), call.answered)
+        call.connection.send(packed(self._with_text, parts), call.answered)
 
     def end(self, call: "_Call", answer: Any) -> None:
         """A call is over.
@@ -392,9 +395,9 @@ class ChargeCalls:
         """Run the script; load it where Redis lost it, never run an unclear call again."""
         parts = [part for _, part in batch]
         try:
-            answer: list[Any] = await run(connection, packed("EVALSHA", self._sha, parts))
+            answer: list[Any] = await run(connection, packed(self._by_digest, parts))
         except exceptions.NoScriptError:  # nothing ran
-            answer = await run(connection, packed("EVAL", self._script, parts))
+            answer = await run(connection, packed(self._with_text, parts))
         return answer
 
     async def _connection(self) -> Any:

@@ -120,7 +120,7 @@ class _NodeCalls(ChargeCalls):
         try:
             await run(connection, b"*1\r\n" + bulk("ASKING"))
             # The script's text: the node may not have it.
-            now, result = await run(connection, packed("EVAL", self._script, [part]))
+            now, result = await run(connection, packed(self._with_text, [part]))
         finally:
             await connection.disconnect(nowait=True)
         return now, result
@@ -149,10 +149,10 @@ class _NodeCalls(ChargeCalls):
         for _, part in batch:
             slots.setdefault(slot_of(part.key), []).append(part)
         answers = await _sent(
-            connection, {slot: packed("EVALSHA", self._sha, parts) for slot, parts in slots.items()}
+            connection, {slot: packed(self._by_digest, parts) for slot, parts in slots.items()}
         )
         lost = {
-            slot: packed("EVAL", self._script, slots[slot])
+            slot: packed(self._with_text, slots[slot])
             for slot, reply in answers.items()
             if isinstance(reply, exceptions.NoScriptError)  # nothing ran
         }

@@ -87,9 +87,12 @@ class Deadlines:
         self.tick += 1
         self._counted += 1 if now - self._timer.when() < LATE_S else -1
         due = self._due
+        crowded: bool | None = None  # looked at once a tick, not for each deadline
         while due and (due[0][0] <= self._counted or due[0][1] <= now):
-            if now < due[0][1] and is_crowded():
-                break  # the next tick looks again
+            if now < due[0][1]:
+                crowded = is_crowded() if crowded is None else crowded
+                if crowded:
+                    break  # the next tick looks again
             # After whoever was woken by what the loop has just read.
             self._loop.call_soon(due.popleft()[2])
         self._timer = self._loop.call_later(self._tick_s, self._count) if due else None
