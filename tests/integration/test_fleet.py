@@ -6,7 +6,8 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from authsidecar.admin.fleet import read_series
-from authsidecar.observe.metrics import BOUNDS_S, Sums
+from authsidecar.observe.metrics import Sums
+from authsidecar.observe.tallies import BOUNDS_S
 from authsidecar.store.fleet import SPANS, FleetWriter, read_processes
 from authsidecar.store.keys import Keys
 from authsidecar.store.kinds import kind_of

@@ -9,7 +9,6 @@ import asyncio
 import os
 import struct
 import time
-from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -38,13 +37,11 @@ from authsidecar.observe.decision_line import DecisionLine, decided
 from authsidecar.observe.log import Log
 from authsidecar.observe.log_pace import LogPace
 from authsidecar.observe.process import Process
+from authsidecar.observe.tallies import BOUNDS_S, Tally, Times
 from authsidecar.tasks import end
 
 NEAR_LIMIT = 10
 """A counter is near its limit when less than one in NEAR_LIMIT of it is left."""
-
-BOUNDS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-"""The upper bounds of the buckets that times are counted in, in seconds."""
 
 LAG_EVERY_S: Final = 0.1
 """The time between two looks at how late the event loop is, in seconds."""
@@ -109,40 +106,6 @@ class _OfAll(MultiProcessCollector):
         return found
 
 
-class Tally:
-    """Decisions of one kind that its series do not have yet: plain numbers cost no lock."""
-
-    __slots__ = ("count", "counted", "decisions", "seconds", "timed", "times", "total")
-
-    def __init__(self, decisions: Counter, seconds: BatchHistogram) -> None:
-        self.decisions = decisions
-        self.seconds = seconds
-        self.counted = 0
-        self.timed = [0] * (len(BOUNDS_S) + 1)
-        self._clear()
-
-    def add(self, seconds: float | None) -> None:
-        """One more, that took so long if that was measured."""
-        self.count += 1
-        if seconds is not None:
-            self.times[bisect_left(BOUNDS_S, seconds)] += 1
-            self.total += seconds
-
-    def write(self) -> None:
-        """Have them in the series."""
-        if self.count:
-            self.decisions.inc(self.count)
-            self.seconds.add(self.times, self.total)
-            self.counted += self.count
-            self.timed = list(map(add, self.timed, self.times))
-            self._clear()
-
-    def _clear(self) -> None:
-        self.count = 0
-        self.times = [0] * (len(BOUNDS_S) + 1)
-        self.total = 0.0
-
-
 @dataclass(frozen=True, slots=True)
 class Sums:
     """What this process has decided since its start.
@@ -182,6 +145,7 @@ class Telemetry:
         self._log = log
         self._decisions = decisions
         self._tallies: dict[tuple[Proxy | None, str], Tally] = {}
+        self._trip_times: dict[str, Times] = {}
         self._looked_up = dict.fromkeys(("hit", "miss", "stale"), 0)
         self._refusals = LogPace(self._line)
         self._unreadables = LogPace(self._line, lines=UNREADABLE_LINES)
@@ -232,7 +196,7 @@ class Telemetry:
 
     def _register_redis(self, registry: CollectorRegistry, kinds: Iterable[str]) -> None:
         """How Redis answers, and what is known without asking it."""
-        self._trips = Histogram(
+        self._trips = BatchHistogram(
             "authsidecar_store_trip_seconds",
             "Time of one trip to Redis.",
             ["operation"],
@@ -316,6 +280,8 @@ class Telemetry:
         """Write down what was counted; the registry asks for it before it reads the series."""
         for tally in self._tallies.values():
             tally.write()
+        for times in self._trip_times.values():
+            times.write()
         for result, count in self._looked_up.items():
             if count:
                 self._lookups.labels(result).inc(count)
@@ -336,8 +302,8 @@ class Telemetry:
         times = [0] * (len(BOUNDS_S) + 1)
         for (_, reason), tally in self._tallies.items():
             tally.write()
-            reasons[reason] = reasons.get(reason, 0) + tally.counted
-            times = list(map(add, times, tally.timed))
+            reasons[reason] = reasons.get(reason, 0) + tally.written
+            times = list(map(add, times, tally.times.written))
         return Sums(reasons, times)
 
     def record_ready(self, ready: bool) -> None:
@@ -460,9 +426,10 @@ class Telemetry:
             record=record,
         )
 
-    def tally_of_admissions(self, proxy: Proxy) -> Tally:
+    def times_of_admissions(self, proxy: Proxy) -> Times:
         """What counts the admissions at an endpoint, but for what is told of a near limit."""
-        return self._tallies.get((proxy, "none")) or self._tally(proxy, "allow", "none")
+        tally = self._tallies.get((proxy, "none")) or self._tally(proxy, "allow", "none")
+        return tally.times
 
     def unreadable(self, proxy: Proxy | None, deny: Deny, decision_id: str, peer: str) -> None:
         """Count and log a request that was refused before it could be read.
@@ -497,7 +464,10 @@ class Telemetry:
             seconds: how long it took.
             error: the closed kind of what went wrong, or None.
         """
-        self._trips.labels(operation).observe(seconds)
+        times = self._trip_times.get(operation)
+        if times is None:
+            times = self._trip_times[operation] = Times(self._trips.labels(operation))
+        times.add(seconds)
         if error is not None:
             self._errors.labels(error).inc()
         if error != self._redis and time.monotonic() - self._redis_since >= SETTLED_S:
@@ -525,7 +495,10 @@ class Telemetry:
         if tally is None:
             outcome = "allow" if isinstance(verdict, Allow) else "deny"
             tally = self._tally(proxy, outcome, reason)
-        tally.add(seconds)
+        if seconds is None:
+            tally.unmeasured += 1
+        else:
+            tally.times.add(seconds)
 
     def _tally(self, proxy: Proxy | None, outcome: str, reason: str) -> Tally:
         """A new tally of decisions of one kind."""

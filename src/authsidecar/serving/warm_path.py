@@ -45,7 +45,7 @@ from authsidecar.times import UnixMs
 
 
 class Asker(Protocol):
-    """Who waits for an answer; one of the three is called in the end.
+    """Who waits for an answer; one of the four is called in the end.
 
     Attributes:
         peer: the address that called.
@@ -55,6 +55,9 @@ class Asker(Protocol):
 
     def answered_later(self, reply: Reply, /) -> None:
         """The answer is there."""
+
+    def admitted_later(self, fields: str, /) -> None:
+        """It is a plain admission, with these header fields."""
 
     def failed_later(self, error: BaseException, /) -> None:
         """It raised instead."""
@@ -106,7 +109,7 @@ class _Prepared:
         changes: whether time may change the judgement.
         repeat_tail: what follows the proxy's id in what makes a request a repeat.
         admission: renders the answer.
-        tally: counts its admissions.
+        times: counts its admissions.
         line: renders the log line; None: it gets none.
         used: what it uses.
         noted_until: until when that is noted.
@@ -125,7 +128,7 @@ class _Prepared:
         "record",
         "repeat_tail",
         "route",
-        "tally",
+        "times",
         "used",
     )
 
@@ -153,7 +156,7 @@ class _Prepared:
         self._enough = tuple([-(-one.limit.requests // NEAR_LIMIT) for one in shown])
         self._expires_from = inf if expires_at is None else expires_at - expiry_ms
         self.admission = Admission(allow, access.client, [(one.scope, one.limit) for one in shown])
-        self.tally = telemetry.tally_of_admissions(access.proxy)
+        self.times = telemetry.times_of_admissions(access.proxy)
         self.line = telemetry.line_of_admissions(access, route.template, record)
         asked = (access.method, route.template, access.path, access.target)
         self.used = used(*asked, body=access.body)
@@ -248,10 +251,8 @@ class WarmPath:
     def _prepared(self, remembered: Remembered, store: DecisionStore) -> _Prepared | None:
         """What was prepared, if it still holds, or is prepared now; None: the plain way."""
         prepared: _Prepared | None = remembered.prepared
-        if (
-            prepared is None
-            or not store.holds(prepared.instance, prepared.record)
-            or not store.holds_places(prepared.claim.places)
+        if prepared is None or not store.holds(
+            prepared.instance, prepared.record, prepared.claim.places
         ):
             prepared = remembered.prepared = self._prepare(remembered, store)
         if prepared is not None and prepared.changes and not holds(prepared.judged, store.now()):
@@ -285,7 +286,8 @@ class WarmPath:
         """The answer to what was charged; None: the asker has it, or will have it."""
         prepared = charge.prepared
         if charge.charging.admitted(prepared.claim, result):
-            now, (_, _, *states) = result
+            now, numbers = result
+            states = numbers[2:]
             if not prepared.is_special(states, now):
                 record, template = prepared.record, prepared.route.template
                 if self._uses is not None:
@@ -299,10 +301,12 @@ class WarmPath:
                     if weight:
                         self._keep_receipt(charge, result, decision_id, weight)
                 seconds = time.perf_counter() - charge.start
-                prepared.tally.add(seconds)
+                prepared.times.add(seconds)
                 if prepared.line is not None:
                     self._telemetry.write(prepared.line, decision_id, charge.request_id, seconds)
-                return prepared.admission.reply(decision_id, states, now)
+                fields = prepared.admission.fields(decision_id, states, now)
+                charge.asker.admitted_later(fields)
+                return None
         charged = charge.charging.read(prepared.claim, result)
         if isinstance(charged, Stale):
             charge.asker.run(

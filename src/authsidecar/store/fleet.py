@@ -23,7 +23,8 @@ from prometheus_client import CollectorRegistry, Counter
 from redis import exceptions
 
 from authsidecar.observe.background import Background
-from authsidecar.observe.metrics import BOUNDS_S, Sums
+from authsidecar.observe.metrics import Sums
+from authsidecar.observe.tallies import BOUNDS_S
 from authsidecar.store.keys import Keys
 from authsidecar.times import UnixMs
 

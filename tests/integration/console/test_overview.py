@@ -2,7 +2,8 @@
 
 import pytest
 
-from authsidecar.observe.metrics import BOUNDS_S, Sums
+from authsidecar.observe.metrics import Sums
+from authsidecar.observe.tallies import BOUNDS_S
 from authsidecar.store.fleet import FleetWriter
 from tests.support.console import HOSTILE, Browser
 
