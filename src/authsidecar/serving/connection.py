@@ -21,7 +21,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 
 from authsidecar.decision.proxies.replies import Reply
 from authsidecar.serving.connection_limits import ConnectionLimits, Room
-from authsidecar.serving.encoding import encoded
+from authsidecar.serving.encoding import encoded, encoded_admission
 from authsidecar.serving.lingering_close import Lingerers, Lingering
 from authsidecar.serving.memo import Look, Memo, Remembered
 from authsidecar.serving.shown_body import ShownBody
@@ -522,16 +522,18 @@ class QuickConnection(BaseProtocol):
 
     def answered_later(self, reply: Reply) -> None:
         """What had to be waited for is there."""
-        if (
-            isinstance(self._answering, Remembered)
-            and not self._requests
-            and not self._ending
-            and not self._connections.draining
-        ):  # as nearly always
+        self._answered(reply)
+        if self._buffer_paused:
+            self._go_on()
+
+    def admitted_later(self, fields: str) -> None:
+        """What is remembered is admitted, by an answer of these header fields."""
+        if self._requests or self._ending or self._connections.draining:
+            self._answered(Reply(200, fields))
+        else:  # as nearly always
+            data = encoded_admission(fields)
             self._answering = None
-            self._connections.send(self, self._encoded(reply, None, head=False), last=False)
-        else:
-            self._answered(reply)
+            self._connections.send(self, data, last=False)
         if self._buffer_paused:
             self._go_on()
 

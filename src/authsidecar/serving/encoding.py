@@ -16,6 +16,29 @@ _STATUS_LINES: Final = {
 }
 
 
+_OK: Final = _STATUS_LINES[200]
+
+
+class _LastFields:
+    """The fields that every answer ends with: rendered once a second."""
+
+    __slots__ = ("_from", "_text")
+
+    def __init__(self) -> None:
+        self._from = 0
+        self._text = ""
+
+    def __call__(self) -> str:
+        now = time.time()
+        if not 0 <= now - self._from < 1:
+            self._from = int(now)
+            self._text = f"Date: {rfc822_formatted_time()}\r\nServer: {SERVER}\r\n\r\n"
+        return self._text
+
+
+_last_fields = _LastFields()
+
+
 def encoded(reply: Reply, *, connection: str | None, head: bool) -> bytes:
     """Status line, header fields and body.
 
@@ -27,9 +50,18 @@ def encoded(reply: Reply, *, connection: str | None, head: bool) -> bytes:
     said = "" if connection is None else f"Connection: {connection}\r\n"
     text = (
         f"{_STATUS_LINES[reply.status]}{reply.fields}{said}Content-Length: {len(reply.body)}\r\n"
-        f"Date: {rfc822_formatted_time()}\r\nServer: {SERVER}\r\n\r\n"
+        f"{_last_fields()}"
     ).encode("latin-1")
     return text if head else text + reply.body
+
+
+def encoded_admission(fields: str) -> bytes:
+    """The same of an answer of 200 without a body, on a connection that stays.
+
+    Args:
+        fields: its header fields.
+    """
+    return f"{_OK}{fields}Content-Length: 0\r\n{_last_fields()}".encode("latin-1")
 
 
 class DecisionIds:

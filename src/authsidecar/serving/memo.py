@@ -107,7 +107,7 @@ class Memo:
         """
         self._most = entries // 2
         self._most_bytes = total_bytes // 2
-        self._key = secrets.token_bytes(32)
+        self._keyed = blake2b(digest_size=16, key=secrets.token_bytes(32))
         self._young: dict[bytes, Remembered] = {}
         self._old: dict[bytes, Remembered] = {}
         self._bytes = 0
@@ -121,7 +121,7 @@ class Memo:
     def look(self, data: bytes) -> Look | None:
         """What is known of these bytes; None where they are not the head of one subrequest."""
         size = len(data)
-        if size > LONGEST or not self._most or data.find(_HEAD_END) != size - 4:
+        if size > LONGEST or not self._most or not data.endswith(_HEAD_END):
             return None
         request_id = None
         start = -1
@@ -146,10 +146,14 @@ class Memo:
             if len(value) <= _LONGEST_TRACEPARENT and value.replace(b"-", b"").isalnum():
                 traceparent = value
                 data = data[:start] + data[end:]
-        digest = blake2b(data, digest_size=16, key=self._key).digest()
+        hashed = self._keyed.copy()  # hashing the key again costs a quarter more
+        hashed.update(data)
+        digest = hashed.digest()
         found = self._young.get(digest)
-        if found is None and (found := self._old.pop(digest, None)) is not None:
-            self._put(digest, found)
+        if found is None:
+            if data.find(_HEAD_END) != len(data) - 4:  # more than one head: never remembered
+                return None
+            found = self._renewed(digest)
         return Look(digest, request_id, traceparent, size, found)
 
     def learn(self, look: Look, endpoint: Endpoint, access: AccessRequest, path: str) -> None:
@@ -173,6 +177,13 @@ class Memo:
         """Forget all: what followed from the bytes may be something else now."""
         self._young, self._old, self._bytes = {}, {}, 0
         self._seen, self._seen_before = set(), set()
+
+    def _renewed(self, digest: bytes) -> Remembered | None:
+        """What the old generation has of it, which is young again."""
+        found = self._old.pop(digest, None)
+        if found is not None:
+            self._put(digest, found)
+        return found
 
     def _put(self, digest: bytes, remembered: Remembered) -> None:
         if len(self._young) >= self._most or self._bytes + remembered.size > self._most_bytes:

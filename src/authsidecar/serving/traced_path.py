@@ -111,6 +111,9 @@ class _TracedAsker:
     def answered_later(self, reply: Reply) -> None:
         self._asker.answered_later(reply)
 
+    def admitted_later(self, fields: str) -> None:
+        self._asker.admitted_later(fields)
+
     def failed_later(self, error: BaseException) -> None:
         self._asker.failed_later(error)
 

@@ -164,10 +164,18 @@ class DecisionStore:
         self._looked_up("miss" if record is None else "hit")
         return record
 
-    def holds(self, instance: Instance, record: TokenRecord) -> bool:
-        """Whether this process holds exactly these, and neither need be read again yet."""
-        return self._instance.current() is instance and self._records.holds(
-            record, time.monotonic()
+    def holds(
+        self,
+        instance: Instance,
+        record: TokenRecord,
+        places: tuple[tuple[str, Place | None], ...] = (),
+    ) -> bool:
+        """Whether this process holds exactly these, and none need be read again yet."""
+        now = time.monotonic()
+        return (
+            self._instance.holds(instance, now)
+            and self._records.holds(record, now)
+            and (not places or self._holds_places(places))
         )
 
     def held(self, credential: Credential) -> TokenRecord | None:
@@ -216,10 +224,8 @@ class DecisionStore:
             found[key] = known[0]
         return found
 
-    def holds_places(self, places: tuple[tuple[str, Place | None], ...]) -> bool:
+    def _holds_places(self, places: tuple[tuple[str, Place | None], ...]) -> bool:
         """Whether this process still holds each of these as it is here."""
-        if not places:
-            return True
         held = self.held_places(tuple([key for key, _ in places]))
         return held is not None and all(held[key] == place for key, place in places)
 

@@ -33,6 +33,11 @@ class InstanceCache:
         held = self._held
         return held[0] if held and time.monotonic() - held[1] <= self._max_age_s else None
 
+    def holds(self, instance: Instance, now: float) -> bool:
+        """Whether `current` gives this very state at this monotonic moment."""
+        held = self._held
+        return held is not None and held[0] is instance and now - held[1] <= self._max_age_s
+
     def outdate(self, instance: Instance) -> None:
         """Use this very state no more."""
         if self._held and self._held[0] is instance:

@@ -136,7 +136,7 @@ def render(
 class Admission:
     """Renders admissions of one token from one address: what they share is rendered once."""
 
-    __slots__ = ("_before", "_limits", "_policies", "_scopes")
+    __slots__ = ("_before", "_limits", "_one", "_policies", "_scopes")
 
     def __init__(
         self, allow: Allow, client: Address, counters: Sequence[tuple[str, Limit]]
@@ -157,9 +157,10 @@ class Admission:
         policies = ", ".join([_policy(scope, limit) for scope, limit in counters])
         self._policies = f"\r\nRateLimit-Policy: {policies}\r\nRateLimit: "
         self._scopes = [f'"{scope}";r=' for scope, _ in counters]
+        self._one = f"\r\n{self._limits[0]}" if len(counters) == 1 else ""
 
-    def reply(self, decision_id: str, states: Sequence[int], now: UnixMs) -> Reply:
-        """What `render` answers to one of them, unless the token expires soon.
+    def fields(self, decision_id: str, states: Sequence[int], now: UnixMs) -> str:
+        """The header fields that `render` gives one of them, unless the token expires soon.
 
         Args:
             decision_id: names the decision.
@@ -167,15 +168,14 @@ class Admission:
                 counters that nothing is told of.
             now: Redis's clock.
         """
-        if len(self._limits) == 1:
-            remaining, reset_at = states[0], states[1]
-            quota = (
-                f"{self._limits[0]}{remaining}{self._policies}{self._scopes[0]}{remaining}"
-                f";t={_seconds(reset_at - now)}\r\n"
+        if self._one:  # as nearly always
+            left, wait = str(states[0]), states[1] - now
+            return (
+                f"{self._before}{decision_id}{self._one}{left}{self._policies}{self._scopes[0]}"
+                f"{left};t={-(-wait // 1000) if wait > 0 else 0}\r\n{NO_STORE}"
             )
-        else:
-            quota = self._quota(states, now) if self._limits else ""
-        return Reply(200, f"{self._before}{decision_id}\r\n{quota}{NO_STORE}")
+        quota = self._quota(states, now) if self._limits else ""
+        return f"{self._before}{decision_id}\r\n{quota}{NO_STORE}"
 
     def _quota(self, states: Sequence[int], now: UnixMs) -> str:
         """What is told of several counters, the tightest first."""

@@ -233,8 +233,8 @@ def test_what_is_rendered_in_advance_is_what_is_rendered_at_once(quotas: list[Qu
     allow = Allow(principal(Permission.READ))
     shown = [(one.scope, one.limit) for one in quotas]
     states = [number for one in quotas for number in (one.remaining, one.reset_at)]
-    reply = Admission(allow, CLIENT, shown).reply("6b08", [*states, 7, NOW], NOW)
-    assert reply == render(Outcome(allow, NOW, tuple(quotas)), CLIENT, "6b08")
+    fields = Admission(allow, CLIENT, shown).fields("6b08", [*states, 7, NOW], NOW)
+    assert Reply(200, fields) == render(Outcome(allow, NOW, tuple(quotas)), CLIENT, "6b08")
 
 
 def test_a_preflight_is_told_the_methods_and_any_header() -> None:
