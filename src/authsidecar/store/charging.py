@@ -10,7 +10,7 @@ from authsidecar.decision.ratelimit.charges import Charge, slot_of_user
 from authsidecar.store.calls import ChargeCalls, Part, Result, Waiter, bulk
 from authsidecar.store.clock import RedisClock
 from authsidecar.store.cluster_calls import ClusterCalls
-from authsidecar.store.keys import Keys, owner_bucket
+from authsidecar.store.keys import Keys, owner_bucket, repeat_digest
 from authsidecar.store.records import write_place
 from authsidecar.store.refusals import Refusals
 from authsidecar.times import UnixMs
@@ -190,21 +190,23 @@ class Charging:
             return self._packed(claim, repeat_key, "charge")
         if repeat_key is None:
             return self._remembered(claim)
-        home, before, after = self._repeatable(claim)
-        marker = bulk(self._keys.repeat(home, repeat_key))
-        return after._replace(packed_keys=before + marker + after.packed_keys)
+        before, after, (key, keys, args, _, packed_args) = self._repeatable(claim)
+        packed_keys = before + repeat_digest(repeat_key).encode("ascii") + after
+        return Part(key, keys, args, packed_keys, packed_args)
 
     def _plain(self, claim: Claim) -> Part:
         return self._packed(claim, None, "charge")
 
-    def _pieces(self, claim: Claim) -> tuple[str, bytes, Part]:
-        """A token's claim with a repeat key left out: its slot, the KEYS before it, the rest."""
+    def _pieces(self, claim: Claim) -> tuple[bytes, bytes, Part]:
+        """A token's claim with a repeat key: the KEYS before its digest, those after it, all."""
         assert claim.record is not None  # noqa: S101  # it is a token's
-        whole = self._packed(claim, b"", "charge")
-        before = bulk(*self._proofs(claim)[0])
-        marker = bulk(self._keys.repeat(slot_of_user(claim.record.user), b""))
-        after = whole.packed_keys[len(before) + len(marker) :]
-        return slot_of_user(claim.record.user), before, whole._replace(packed_keys=after)
+        some = b""
+        whole = self._packed(claim, some, "charge")
+        proofs = bulk(*self._proofs(claim)[0])
+        marker = bulk(self._keys.repeat(slot_of_user(claim.record.user), some))
+        at = len(proofs) + marker.index(repeat_digest(some).encode("ascii"))
+        after = at + len(repeat_digest(some))
+        return whole.packed_keys[:at], whole.packed_keys[after:], whole
 
     def _proofs(self, claim: Claim) -> tuple[list[str], list[str | bytes | int]]:
         """The keys of what proves that a claim's state is current, and what they should hold."""

@@ -25,6 +25,11 @@ def owner_bucket(uuid: str) -> int:
     return sha256(uuid.encode()).digest()[0]
 
 
+def repeat_digest(repeat_key: bytes) -> str:
+    """What names a client request: half of its SHA-256 in hexadecimal digits."""
+    return sha256(repeat_key).hexdigest()[:32]
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """Key names under one prefix."""
@@ -218,4 +223,4 @@ class Keys:
 
     def repeat(self, tag: str, repeat_key: bytes) -> str:
         """STRING, empty: this client request was charged already; lives for ten seconds."""
-        return f"{self.prefix}repeat:{{{tag}}}:{sha256(repeat_key).hexdigest()[:32]}"
+        return f"{self.prefix}repeat:{{{tag}}}:{repeat_digest(repeat_key)}"
