@@ -8,7 +8,7 @@ import pytest
 
 from authsidecar.decision.authorize import StoreError
 from authsidecar.store import deadlines
-from authsidecar.store.calls import BATCH, ChargeCalls, Part
+from authsidecar.store.calls import BATCH, BESIDE, ChargeCalls, Part
 from authsidecar.store.deadlines import LONGEST
 from authsidecar.store.trips import Trips
 
@@ -38,6 +38,50 @@ async def asked(redis: Redis, number: int) -> list[Any]:
     return await asyncio.gather(
         *(redis.charge(PART) for _ in range(number)), return_exceptions=True
     )
+
+
+class Held(ChargeCalls):
+    """Its calls are answered when the test says; `sizes` are how many share each."""
+
+    def __init__(self) -> None:
+        super().__init__(None, Trips(60, lambda *_: None))  # type: ignore[arg-type]
+        self.answer = asyncio.Event()
+        self.sizes: list[int] = []
+
+    async def _evaluate(self, batch: list[Any]) -> list[Any]:
+        self.sizes.append(len(batch))
+        await self.answer.wait()
+        return [0, *[[]] * len(batch)]
+
+
+@pytest.mark.parametrize(
+    ("first", "waiting", "sizes"),
+    [
+        (1, 1, [1, 1]),
+        (3, 2, [3]),
+        (3, 3, [3, 3]),
+        (BESIDE + 1, BESIDE - 1, [BESIDE + 1]),
+        (BESIDE + 1, BESIDE, [BESIDE + 1, BESIDE]),
+    ],
+)
+async def test_a_call_is_made_beside_another_once_as_many_wait(
+    first: int, waiting: int, sizes: list[int]
+) -> None:
+    """So the two take turns; more than BESIDE wait for no other. There is no third one."""
+    redis = Held()
+    answers = [redis.charge(PART) for _ in range(first)]
+    await asyncio.sleep(0.001)
+    for _ in range(waiting):
+        answers.append(redis.charge(PART))
+        await asyncio.sleep(0.001)
+    assert redis.sizes == sizes
+    if len(sizes) == 2:
+        answers += [redis.charge(PART) for _ in range(BATCH)]
+        await asyncio.sleep(0.001)
+        assert redis.sizes == sizes
+    redis.answer.set()
+    await asyncio.gather(*answers)
+    await redis.close()
 
 
 async def test_a_queue_that_moves_is_longer_than_the_budget_for_nobody() -> None:
