@@ -35,6 +35,7 @@ from authsidecar.config.values import (
     parse_network,
     postgres_url,
 )
+from authsidecar.decision.routes.loading import WITHIN, Release, serves
 
 
 def default_data_dir(environ: Mapping[str, str]) -> Path:
@@ -321,7 +322,7 @@ class Redis(Section):
 class Coolify(Section):
     """Which Coolify stands behind."""
 
-    routes: Literal["4.0", "4.1", "4.3", "4.4"] = Field(
+    routes: Release = Field(
         default="4.3",
         description="Release line of Coolify, whose route table is used; for a 4.2 use 4.3.",
     )
@@ -345,8 +346,8 @@ class Coolify(Section):
     @field_validator("routes", mode="before")
     @classmethod
     def _served(cls, value: object) -> object:
-        if value == "4.2":  # routes.loading.WITHIN
-            raise ValueError("has no table: use that of 4.3, the stricter of its neighbours")
+        if isinstance(value, str) and value in WITHIN:
+            raise ValueError(f"has no table: {serves(value)}")
         return value
 
 

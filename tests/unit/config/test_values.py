@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from authsidecar.config import ConfigError, load, loading
 from authsidecar.config.catalogue import SETTINGS
 from authsidecar.decision.ratelimit.charges import SCOPES
-from authsidecar.decision.routes.loading import serves
+from authsidecar.decision.routes.loading import RELEASES, serves
 
 RUN = {
     "listen.address": ("0.0.0.0:8080", "0.0.0.0:8080"),
@@ -305,8 +305,8 @@ WRONG = [
     ("trusted_peers", "[[1]]", NETWORKS),
     ("trusted_hops", "0.0.0.0/0", NETWORKS),
     ("trusted_hops", "::/0", NETWORKS),
-    ("coolify.routes", "4.2", "one of 4.0, 4.1, 4.3, 4.4"),
-    ("coolify.routes", "latest", "one of 4.0, 4.1, 4.3, 4.4"),
+    ("coolify.routes", "4.2", f"one of {', '.join(RELEASES)}"),
+    ("coolify.routes", "latest", f"one of {', '.join(RELEASES)}"),
     ("coolify.outside", "allow", "one of deny, pass"),
     ("restrictions.body", "seen", "one of refused, forwarded"),
     ("coolify.instance_team", "-1", "a whole number from 0 to 9223372036854775807"),
@@ -494,7 +494,7 @@ def test_a_release_line_without_a_table_is_told_which_one_serves_it():
     with pytest.raises(ConfigError) as caught:
         load(None, {"AUTHSIDECAR_COOLIFY__ROUTES": "4.2"})
     told = caught.value.problems[0]
-    assert 'got "4.2", which has no table: use that of 4.3, the stricter' in told
-    assert "; allowed: one of 4.0, 4.1, 4.3, 4.4" in told
+    assert 'got "4.2", which has no table: use the table of 4.3, the stricter' in told
+    assert f"; allowed: one of {', '.join(RELEASES)}" in told
     assert "use the table of 4.3" in serves("4.2")
     assert load(None, {"AUTHSIDECAR_COOLIFY__ROUTES": "4.4"}).coolify.routes == "4.4"

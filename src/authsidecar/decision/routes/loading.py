@@ -1,18 +1,20 @@
 """Route tables from text: Coolify's own, and the operator's rows in front of them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 from authsidecar.decision.model import METHODS, Permission
 from authsidecar.decision.routes.table import Guard, Route, RouteTable, is_parameter
 
-TABLES: Final = {"4.0": "4.0", "4.1": "4.1", "4.3": "4.3", "4.4": "4.3"}
-"""The Coolify release lines whose routes are known, and the table of each. 4.4 has the routes of
-4.3, as of its first release candidate."""
+Release = Literal["4.0", "4.1", "4.3", "4.4"]
+"""A Coolify release line whose routes are known."""
 
-RELEASES: Final = tuple(TABLES)
+RELEASES: Final[tuple[Release, ...]] = get_args(Release)
+
+TABLES: Final[Mapping[Release, str]] = {"4.0": "4.0", "4.1": "4.1", "4.3": "4.3", "4.4": "4.3"}
+"""The table of each. 4.4 has the routes of 4.3, as of its first release candidate."""
 
 WITHIN: Final = {"4.2": "4.3"}
 """Release lines without a table of their own, and the table to use: the stricter of both
@@ -91,10 +93,11 @@ def released(release: str) -> tuple[Row, ...]:
     Raises:
         RouteError: the release is not known.
     """
-    if release not in RELEASES:
+    known = next((one for one in RELEASES if one == release), None)
+    if known is None:
         use = f": {serves(release)}" if release in WITHIN else ""
         raise RouteError(f"no routes for Coolify {release!r}{use}; known: {', '.join(RELEASES)}")
-    table = f"coolify-{TABLES[release]}.tsv"
+    table = f"coolify-{TABLES[known]}.tsv"
     return rows(files("authsidecar.decision.routes").joinpath(table).read_text("ascii"))
 
 
