@@ -1,7 +1,8 @@
 """Rows 4 to 11: everything that can refuse an authenticated request, one row for each check.
 
 CHECKS is the one place that lists them. The order of the decision, the rows and hints of
-`authsidecar explain` and the tests of README and docs/reference/reason-codes.md all follow it.
+`authsidecar explain`, what `whoami` tells of, and the tests of README and
+docs/reference/reason-codes.md all follow it.
 """
 
 from collections.abc import Callable
@@ -82,6 +83,8 @@ class Check(NamedTuple):
         name: its row in `authsidecar explain`.
         reason: what it denies with; the message may be completed for the request.
         denial: the refusal, or None.
+        of_all: the refusal of the token whatever it asks, or None; None itself: what is checked
+            depends on the route, the permission or the rate. `whoami` tells of it.
         passed: what is said where `denial` is None.
         hint: what an operator can do about a refusal.
     """
@@ -89,6 +92,7 @@ class Check(NamedTuple):
     name: str
     reason: Reason
     denial: Callable[[Case], Deny | None]
+    of_all: Callable[[Case], Deny | None] | None
     passed: Callable[[Case], Passed]
     hint: str
 
@@ -117,13 +121,9 @@ def denial_of_all(case: Case) -> Deny | None:
 
     Only what depends on neither route nor permission is looked at, at the time of the case.
     """
-    for check in (_team_member, _team_role, _api_enabled, _address):
-        if (denial := check(case)) is not None:
+    for check in CHECKS:
+        if check.of_all is not None and (denial := check.of_all(case)) is not None:
             return denial
-    for holder, narrower in case.record.restrictions.items():
-        why = refusal_of_all(narrower, case.client, case.now)
-        if why is not None:
-            return Deny(TOKEN_RESTRICTED, f"the {holder}'s restriction {why}")
     return None
 
 
@@ -239,6 +239,14 @@ def restriction(case: Case) -> Deny | None:
     return None
 
 
+def _restriction_of_all(case: Case) -> Deny | None:
+    for holder, narrower in case.record.restrictions.items():
+        why = refusal_of_all(narrower, case.client, case.now)
+        if why is not None:
+            return Deny(TOKEN_RESTRICTED, f"the {holder}'s restriction {why}")
+    return None
+
+
 def _restriction_passed(case: Case) -> Passed:
     holders = case.record.restrictions
     if not holders:
@@ -303,12 +311,14 @@ CHECKS: Final = (
         "team_member",
         NOT_TEAM_MEMBER,
         _team_member,
+        _team_member,
         _team_member_passed,
         "`authsidecar member set` makes the user a member again",
     ),
     Check(
         "team_role",
         TEAM_ROLE_REQUIRED,
+        _team_role,
         _team_role,
         _team_role_passed,
         "make the user owner or admin, or use a token with read alone",
@@ -317,12 +327,14 @@ CHECKS: Final = (
         "api_enabled",
         API_DISABLED,
         _api_enabled,
+        _api_enabled,
         _api_enabled_passed,
         "`authsidecar api enable` switches it on",
     ),
     Check(
         "address",
         ADDRESS_NOT_ALLOWED,
+        _address,
         _address,
         _address_passed,
         "`authsidecar allowlist show` shows who may call",
@@ -331,6 +343,7 @@ CHECKS: Final = (
         "team_mcp",
         TEAM_MCP_DISABLED,
         _team_mcp,
+        None,
         _team_mcp_passed,
         "`authsidecar mcp enable --team ID` switches it on",
     ),
@@ -338,6 +351,7 @@ CHECKS: Final = (
         "permission",
         PERMISSION_MISSING,
         _permission,
+        None,
         _permission_passed,
         "use a token that holds it; `authsidecar token create` makes one",
     ),
@@ -345,6 +359,7 @@ CHECKS: Final = (
         "restriction",
         TOKEN_RESTRICTED,
         restriction,
+        _restriction_of_all,
         _restriction_passed,
         "`authsidecar token show ID` shows what narrows it",
     ),
@@ -352,6 +367,7 @@ CHECKS: Final = (
         "instance_team",
         INSTANCE_TEAM_REQUIRED,
         _instance_team,
+        None,
         _instance_team_passed,
         "use a token of the instance team (coolify.instance_team)",
     ),
@@ -359,6 +375,7 @@ CHECKS: Final = (
         "team_isolation",
         RESOURCE_NOT_FOUND,
         _team_isolation,
+        None,
         _team_isolation_passed,
         "use a token of the team that owns it",
     ),

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 import authsidecar
 from authsidecar.decision import checks
+from authsidecar.decision.checks import CHECKS
 from authsidecar.decision.model import Limit, Proxy, Reason, TeamId, TokenId, UserId
 from authsidecar.decision.proxies import headers
 from authsidecar.decision.ratelimit import charges, sliding_window
@@ -315,6 +316,9 @@ def test_the_page_of_whoami_has_the_fields_of_its_schema():
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(schema["properties"])
     assert schema["required"] == list(schema["properties"])
     [example] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    # Who is no member of the token's team gets a 401.
+    codes = [check.reason.code for check in CHECKS if check.of_all is not None]
+    assert schema["properties"]["refused_with"]["enum"] == [*codes[1:], None]
     checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
     validator = jsonschema.Draft202012Validator(schema, format_checker=checker)
     validator.check_schema(schema)
