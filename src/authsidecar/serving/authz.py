@@ -239,7 +239,7 @@ class AuthzServer:
             return await self._describe(asked)
         access: AccessRequest | Deny = _NOT_READ
         try:
-            fields = Fields(asked.headers)
+            fields = endpoint.fields(asked.headers)
             line = endpoint.line(asked.method, asked.target)
             access = read(fields, proxy, self._trusted_hops, line)
             if _is_plain(access, endpoint):
@@ -321,8 +321,10 @@ class AuthzServer:
         access: AccessRequest,
     ) -> None:
         """Remember what was read, unless an id was cut out that is not the only one."""
+        if self._memo is None or not endpoint.native_admissions:
+            return
         cut = [] if look.request_id is None else [look.request_id.encode("ascii")]
-        if self._memo is not None and fields.request_id == cut:
+        if fields.request_id == cut:
             self._memo.learn(look, endpoint, access, asked.target)
 
     async def _describe(self, asked: Subrequest) -> Reply:

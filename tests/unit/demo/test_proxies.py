@@ -23,6 +23,11 @@ from authsidecar.demo.proxies import (
 )
 
 
+def test_every_proxy_has_a_recipe() -> None:
+    """Without one, no end-to-end test would run it, and none would say so."""
+    assert set(RECIPES) == set(Proxy) - {Proxy.DIRECT}
+
+
 @pytest.mark.parametrize("proxy", list(RECIPES))
 def test_every_declared_literal_is_in_its_file(proxy, tmp_path):
     """File and code cannot drift apart, and no production value is left in a directive."""

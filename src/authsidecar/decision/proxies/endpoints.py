@@ -12,6 +12,7 @@ from typing import Final
 
 from authsidecar.decision.model import Proxy
 from authsidecar.decision.proxies import auth_request
+from authsidecar.decision.proxies.headers import Fields
 from authsidecar.decision.proxies.replies import Reply
 
 RequestLine = tuple[bytes, bytes]
@@ -39,6 +40,9 @@ class Endpoint:
         target: where the client's request target is.
         request_id: whether the proxy sets X-Authz-Request-Id; else it is the client's invention.
         write: puts a native answer into the proxy's dialect; None: it takes the native one.
+        native_admissions: whether the proxy takes a native admission as it is. Only then are its
+            requests remembered (ADR 13): the short way writes no other.
+        fields: reads the headers, where the proxy sends others than those of headers.py.
         enables: what an admitted request sets the API switch to; None: it sets nothing.
     """
 
@@ -47,6 +51,8 @@ class Endpoint:
     target: Target = Target.FORWARDED
     request_id: bool = True
     write: Callable[[Reply], Reply] | None = None
+    native_admissions: bool = True
+    fields: type[Fields] = Fields
     enables: bool | None = None
 
     def line(self, method: str, target: str) -> RequestLine | None:

@@ -75,6 +75,9 @@ _FIELDS: Final = {
     METHOD_OVERRIDE.lower().encode(): Field.OVERRIDE,
     b"user-agent": Field.USER_AGENT,
 }
+"""Read at every endpoint, so each proxy's file sets or removes them all. A name that one proxy
+alone sets must not be here, since clients could send it past the others: its endpoint's `fields`
+reads it."""
 
 
 class Fields:

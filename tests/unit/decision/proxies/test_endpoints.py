@@ -4,6 +4,7 @@ import pytest
 
 from authsidecar.decision.model import Proxy
 from authsidecar.decision.proxies.endpoints import ENDPOINTS, NOWHERE, find, guess
+from authsidecar.decision.proxies.replies import Reply
 
 
 def test_every_proxy_has_an_endpoint() -> None:
@@ -17,6 +18,14 @@ def test_an_endpoint_is_found_by_its_path(endpoint) -> None:
     assert find(endpoint.path) is endpoint
     assert find(endpoint.path + "?a=1") is (endpoint if endpoint.enables is None else NOWHERE)
     assert find(endpoint.path + "x") is NOWHERE
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda one: one.path)
+def test_only_native_admissions_are_remembered(endpoint) -> None:
+    """The short way of a request that was seen before does not ask `write`."""
+    admission = Reply(200, "X-Auth-User-Id: 1\r\nCache-Control: no-store\r\n")
+    written = admission if endpoint.write is None else endpoint.write(admission)
+    assert endpoint.native_admissions is (written == admission)
 
 
 @pytest.mark.parametrize("target", ["", "/", "/authz", "/authz/", "/authz/direct", "/api/v1/me"])
