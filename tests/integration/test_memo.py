@@ -10,19 +10,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
 
-from authsidecar.decision.model import Limit, Restriction, TokenId, UserId
+from authsidecar.decision.model import Limit, Proxy, Restriction, TokenId, UserId
 from authsidecar.store.refusals import RECHECK_MS
 from authsidecar.store.registry import Registry
 from tests.support import seed
 from tests.support.redis import RedisProcess, start_redis
-from tests.support.sidecar import Answer, SidecarProcess, start_sidecar
+from tests.support.sidecar import Answer, SidecarProcess, get, start_sidecar
 from tests.support.wire import Wire, subrequest
 
 USERS = range(1, 7)
 URIS = ("/api/v1/teams", "/api/v1/servers/abc", "/api/v1/deploy?uuid=1", "/api/v1/nowhere", "/mcp")
-PROXIES = ("traefik", "nginx", "caddy", "haproxy", "envoy")
+PROXIES = tuple(proxy.value for proxy in Proxy if proxy is not Proxy.DIRECT)
 
 
 @dataclass
@@ -191,3 +192,51 @@ async def test_the_lines_are_alike_too(sidecars, servers) -> None:
             logged.append(lines)
     assert logged[0] == logged[1]
     assert len(logged[0]) == 5
+
+
+MAY_DIFFER = {
+    "authsidecar_cache_lookups",
+    "authsidecar_store_trip_seconds",
+    "authsidecar_event_loop_lag_seconds",
+    "authsidecar_receipts_dropped",
+    "authsidecar_receipts_written",
+}
+"""What says how an answer was found, or when."""
+
+
+def counted(side: Side) -> dict[tuple[object, ...], float]:
+    """What a sidecar has counted of decisions, by series."""
+    text = get(side.sidecar.management_port, "/metrics", {}).body.decode()
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        if family.name.startswith("authsidecar_") and family.name not in MAY_DIFFER
+        for sample in family.samples
+        if sample.name.endswith(("_total", "_count"))
+    }
+
+
+async def test_the_metrics_are_alike_too(sidecars, servers) -> None:
+    """Whatever counts decisions counts those that were seen before as well, of every proxy."""
+    async with both(sidecars, servers) as (one, other):
+        grown = []
+        for side in (one, other):
+            await side.registry.set_limit("user", UserId(2), Limit(30, 3_600_000))
+            before = counted(side)
+            for proxy in PROXIES:
+                for uri in ("/api/v1/teams", "/api/v1/servers/" + "x" * 1500):
+                    line = f"GET /authz/envoy{uri} HTTP/1.1" if proxy == "envoy" else None
+                    for number in (1, 2):
+                        request = subrequest(
+                            uri=uri, authorization=seed.bearer(number), proxy=proxy, line=line
+                        )
+                        for _ in range(6):
+                            await side.wire.ask(request)
+            after = counted(side)
+            grown.append({key: after[key] - before.get(key, 0) for key in after})
+    assert {k: v for k, v in grown[0].items() if v} == {k: v for k, v in grown[1].items() if v}
+    sums: dict[object, float] = {}
+    for (name, *_), value in grown[0].items():
+        sums[name] = sums.get(name, 0) + value
+    assert sums["authsidecar_decisions_total"] == 120
+    assert sums["authsidecar_near_limit_total"] > 0

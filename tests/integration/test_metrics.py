@@ -13,6 +13,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import authsidecar
+from authsidecar.decision.model import Proxy
 from authsidecar.expiry.rounds import WarningResult
 from authsidecar.store.trips import KINDS
 from tests.integration.test_order_of_checks import ELSEWHERE_TESTED, REFUSALS
@@ -57,7 +58,7 @@ SYNC = {
 }
 """What is told of a synchronisation with Coolify's database."""
 
-PROXIES = ("traefik", "nginx", "caddy", "haproxy", "envoy")
+PROXIES = tuple(proxy.value for proxy in Proxy if proxy is not Proxy.DIRECT)
 SEED = 20261124
 
 
