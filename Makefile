@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Each run would compile our sources and rewrite the tests' asserts anew: seconds in each process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak dashboard docs lock clean release-check screenshots sbom image-test test-aiohttp test-memo coverage mutate bench-proxies
+.PHONY: help install demo serve lint format test test-unit test-failed test-pythons test-slow bench bench-report soak generate docs lock clean release-check screenshots sbom image-test test-aiohttp test-memo coverage mutate bench-proxies
 
 help: ## Say what each task does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -116,8 +116,14 @@ bench-report: install ## bench with growth, bench-proxies, and the pages of docs
 soak: install ## Ten minutes at half of capacity: is memory flat?
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
-dashboard: install ## Write deploy/grafana/authsidecar.json from generate.py beside it
+generate: install ## Write anew what is made from the code: example, reference, man page, dashboard
+	$(BIN)/python -m authsidecar config example > config.example.yaml
+	$(BIN)/python -m authsidecar.config.describe docs/reference/configuration.md
+	$(BIN)/python -m authsidecar.cli.reference docs/reference/cli.md
+	$(BIN)/python -m authsidecar.serving.manage.openapi docs/reference/manage.openapi.json
+	$(BIN)/python -m authsidecar.cli.manual man/authsidecar.1
 	$(BIN)/python deploy/grafana/generate.py
+	TESTS_REWRITE=1 $(BIN)/pytest -q -n 2 tests/integration/test_cli_explain.py -k for_people
 
 screenshots: install ## Write docs/images from a demo that runs; needs /usr/bin/chromium
 	$(BIN)/python -m tests.support.screenshots docs/images

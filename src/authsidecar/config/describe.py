@@ -1,14 +1,21 @@
-"""The configuration described for people and editors, from the model alone."""
+"""The configuration described for people and editors, from the model alone.
+
+`python -m authsidecar.config.describe docs/reference/configuration.md` brings that page up to date.
+"""
 
 import inspect
 import json
+import sys
 import textwrap
 from collections.abc import Iterator
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Final
 
 from authsidecar.config.catalogue import SETTINGS, Setting
 from authsidecar.config.sections import Settings
+
+MARK: Final = "<!-- Below: written by `python -m authsidecar.config.describe`; a test holds it. -->\n"
 
 _EXAMPLE_HEAD: Final = """\
 # Every setting of authsidecar with its default. All of them are optional.
@@ -101,3 +108,8 @@ def _default(setting: Setting) -> str:
     if setting.kind == "bucket" and setting.default is not None:
         return f"{setting.default.limit} in {setting.default.window_seconds:g} s"
     return _yaml(setting.default)
+
+
+if __name__ == "__main__":
+    page = Path(sys.argv[1])
+    page.write_text(f"{page.read_text().partition(MARK)[0]}{MARK}\n{reference()}")
