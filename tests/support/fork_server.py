@@ -4,7 +4,7 @@
 package before. The new process is what a fresh interpreter would be: a child of who asks, with
 arguments, environment, directory, descriptors and session of its own. prometheus_client reads the
 environment while it is imported, so it and what needs it are imported afresh. Another command, or
-unusual variables that a start reads, get a fresh interpreter; so do benchmarks.
+unusual variables that a start reads, get a fresh interpreter; so do benchmarks and `make coverage`.
 """
 
 import atexit
@@ -100,6 +100,7 @@ class Process(subprocess.Popen):
         variables = _read_at_start(environ) if module else USUAL[0]
         if (
             "PYTEST_VERSION" in os.environ
+            and "COVERAGE_PROCESS_CONFIG" not in environ  # a fresh interpreter measures itself
             and (module or words[0] != sys.executable)
             and variables in USUAL
             and (executable, preexec_fn, startup, flags, shell) == (None, None, None, 0, False)
