@@ -41,6 +41,9 @@ from authsidecar.store.registry import Registry
 from authsidecar.store.usage import DAY_MS, Days, Usage, usage_of, usage_since
 from authsidecar.times import UnixMs
 
+DAYS: Final = 90
+"""How many days are looked at where nobody says otherwise, today included."""
+
 _OPTIONS: Final = {
     "permissions": "permission",
     "routes": "route",

@@ -15,7 +15,9 @@ from typing import Any, Final
 from authsidecar.config.catalogue import SETTINGS, Setting
 from authsidecar.config.sections import Settings
 
-MARK: Final = "<!-- Below: written by `python -m authsidecar.config.describe`; a test holds it. -->\n"
+MARK: Final = (
+    "<!-- Below: written by `python -m authsidecar.config.describe`; a test holds it. -->\n"
+)
 
 _EXAMPLE_HEAD: Final = """\
 # Every setting of authsidecar with its default. All of them are optional.

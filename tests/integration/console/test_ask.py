@@ -7,7 +7,7 @@ from ipaddress import ip_address
 import pytest
 
 from authsidecar.decision.model import Proxy
-from authsidecar.serving.console import page as page_module
+from authsidecar.serving.console import slow_answers
 from authsidecar.serving.manage import decisions
 from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.store.management_keys import Scope
@@ -80,7 +80,7 @@ async def test_a_change_is_tried_on_the_decisions_that_were_made(people):
 
 async def test_what_takes_long_is_asked_once_and_told_once_it_is_known(people, monkeypatch):
     """The page is there at once, and asks again by itself; the next time it is judged anew."""
-    monkeypatch.setattr(page_module, "PATIENCE_S", 0.01)
+    monkeypatch.setattr(slow_answers, "PATIENCE_S", 0.01)
     known, answer = asyncio.Event(), decisions._ask
     asked = []
 
@@ -98,7 +98,7 @@ async def test_what_takes_long_is_asked_once_and_told_once_it_is_known(people, m
         assert "data-again" in page.text
     assert len(asked) == 1
     known.set()
-    monkeypatch.setattr(page_module, "PATIENCE_S", 5)
+    monkeypatch.setattr(slow_answers, "PATIENCE_S", 5)
     page = await people.post("/ask/what-if", {"limit-user": "off"})
     assert page.has("No receipts of that time are kept")
     assert "data-again" not in page.text

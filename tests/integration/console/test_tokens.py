@@ -235,8 +235,10 @@ async def test_hostile_names_are_text(people: Browser) -> None:
     """Markup, bidirectional characters, formulas: in every list, form and message."""
     registry = people.registry
     await registry.add_user(HOSTILE, "x@example.com", UserId(8))
-    await registry.set_member(TeamId(5), UserId(8), Role.OWNER)
-    made = await people.post("/tokens/new", {**NEW, "name": HOSTILE, "user": "8", "once": "h"})
+    await registry.add_team(HOSTILE, TeamId(9))
+    await registry.set_member(TeamId(9), UserId(8), Role.OWNER)
+    of_them = {"name": HOSTILE, "user": "8", "team": "9", "once": "h"}
+    made = await people.post("/tokens/new", {**NEW, **of_them})
     assert made.status == 200, made.text
     (number,) = await registry.token_ids_of(UserId(8))
     note = await people.post(f"/tokens/{number}/restrict", {"uses": "3", "note": MARKUP})

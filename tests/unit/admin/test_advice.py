@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from authsidecar.admin.advice import TokenAdvice, advise, named_keys
+from authsidecar.admin.advice import DAYS, TokenAdvice, advise, named_keys
+from authsidecar.cli.advice import advise as command
 from authsidecar.decision.model import Permission, Restriction
 from authsidecar.decision.restrictions import parse
 from authsidecar.decision.routes import coolify
@@ -107,3 +108,9 @@ def test_days_without_use_are_counted() -> None:
         advice = advise(table, token, None, found, {}, known_since=SINCE, now=NOW, days=90)
         assert (advice.days_without_use, advice.used is not None) == (expected, known)
         assert advice.proposal is None
+
+
+def test_the_command_looks_at_as_many_days_as_the_console() -> None:
+    """Its default stands by itself, since a command's help must not wait for imports."""
+    (days,) = [one.default for one in command.params if one.name == "days"]
+    assert days == DAYS

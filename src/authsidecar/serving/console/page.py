@@ -5,11 +5,9 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from hashlib import sha256
 from hmac import compare_digest
-from math import inf
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from aiohttp import web
 from multidict import MultiDict, MultiMapping
@@ -27,7 +25,6 @@ from authsidecar.store.console_sessions import ConsoleSessions, SignedIn
 from authsidecar.store.management_keys import Scope
 
 M = TypeVar("M", bound=BaseModel)
-T = TypeVar("T")
 
 _OPERATIONS: Final = {operation.name: operation for operation in OPERATIONS}
 
@@ -312,68 +309,6 @@ def validated(model: type[M], fields: Mapping[str, object]) -> M:
         return model.model_validate(fields)
     except ValidationError as error:
         raise NotDoneError(422, InvalidError(error).why) from None
-
-
-PATIENCE_S: Final = 0.2
-"""How long a page waits for an answer that may take seconds, in seconds."""
-
-FORGOTTEN_S: Final = 300.0
-"""When an answer that nobody has come for is forgotten, in seconds."""
-
-
-class NotYetError(Exception):
-    """The answer is still being found; ask again."""
-
-
-@dataclass(slots=True)
-class _Asked(Generic[T]):
-    """One question: who finds its answer, and how long that holds once it is found."""
-
-    finding: "asyncio.Task[T]"
-    until: float = inf
-
-
-class SlowAnswers(Generic[T]):
-    """Answers that may take seconds: a page waits for a moment, and is asked again."""
-
-    def __init__(self, kept_s: float = 0) -> None:
-        """Nothing is asked yet.
-
-        Args:
-            kept_s: how long an answer is given again, in seconds; 0: it is given once.
-        """
-        self._kept_s = kept_s
-        self._asked: dict[tuple[object, str], _Asked[T]] = {}
-
-    async def of(self, visit: Visit, ask: Callable[[], Awaitable[T]], what: str = "") -> T:
-        """The answer, if it is there in a moment.
-
-        Args:
-            visit: whose.
-            ask: finds it; called if nobody has asked the same.
-            what: what is asked.
-
-        Raises:
-            NotYetError: it is being found out; ask again.
-            Exception: what the finding has raised; the next one tries again.
-        """
-        now, key = time.monotonic(), (visit.sidecar.client, what)
-        self._asked = {of: one for of, one in self._asked.items() if one.until > now}
-        asked = self._asked.get(key)
-        if asked is None:
-            asked = self._asked[key] = _Asked(asyncio.ensure_future(ask()))
-            asked.finding.add_done_callback(partial(self._found, asked))
-        done, _ = await asyncio.wait({asked.finding}, timeout=PATIENCE_S)
-        if not done:
-            raise NotYetError
-        if not self._kept_s or asked.finding.cancelled() or asked.finding.exception() is not None:
-            self._asked.pop(key, None)
-        return asked.finding.result()
-
-    def _found(self, asked: _Asked[T], finding: "asyncio.Task[T]") -> None:
-        asked.until = time.monotonic() + (self._kept_s or FORGOTTEN_S)
-        if not finding.cancelled():
-            finding.exception()  # it is seen, should nobody come for it
 
 
 async def together(*asked: Awaitable[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from authsidecar.admin.tokens import DAY_MS
 from authsidecar.serving.console import BASE
 from authsidecar.serving.console.charts import draw, legend, meter, short
-from authsidecar.times import UnixMs, for_people, parse_rfc3339, rfc3339
+from authsidecar.times import UnixMs, date_of, for_people, parse_rfc3339, rfc3339
 
 _HERE: Final = Path(__file__).parent
 
@@ -125,7 +125,7 @@ def _environment() -> Environment:
         auto_reload=False,
     )
     environment.globals |= {"base": BASE, "static": _url}
-    environment.filters |= {"words": _words, "moment": _moment}
+    environment.filters |= {"words": _words, "moment": _moment, "day": date_of}
     environment.filters |= {
         "time": _time,
         "text": _text,

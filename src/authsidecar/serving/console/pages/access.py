@@ -23,13 +23,12 @@ from authsidecar.decision.addresses import parse_address
 from authsidecar.decision.model import Address
 from authsidecar.serving.console.page import (
     ConsolePage,
-    NotYetError,
     PageRoute,
-    SlowAnswers,
     Undo,
     Visit,
     together,
 )
+from authsidecar.serving.console.slow_answers import NotYetError, SlowAnswers
 from authsidecar.serving.manage.models import LONGEST_ALLOWLIST
 from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.store.management_keys import Scope
@@ -102,7 +101,9 @@ async def _preview(visit: Visit) -> dict[str, Any]:
     clients: Mapping[str, float] = {}
     unknown, again = "", False
     try:
-        clients = await _LAST_DAY.of(visit, lambda: visit.sidecar.ask(AdmittedClients(DAY_MS)))
+        clients = await _LAST_DAY.of(
+            visit.sidecar.client, lambda: visit.sidecar.ask(AdmittedClients(DAY_MS))
+        )
     except NotYetError:
         unknown, again = (
             "the addresses of the last day are being read; look again in a moment",

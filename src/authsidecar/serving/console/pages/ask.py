@@ -9,12 +9,11 @@ from authsidecar.decision.ratelimit.charges import SCOPES
 from authsidecar.decision.routes import RELEASES
 from authsidecar.serving.console.page import (
     ConsolePage,
-    NotYetError,
     PageRoute,
-    SlowAnswers,
     Visit,
 )
 from authsidecar.serving.console.pages.decisions import TIMES
+from authsidecar.serving.console.slow_answers import NotYetError, SlowAnswers
 from authsidecar.serving.manage.decision_models import Simulated
 from authsidecar.serving.manage.models import LONGEST_ALLOWLIST
 from authsidecar.serving.manage.operations import NotDoneError
@@ -68,7 +67,7 @@ async def what_if(visit: Visit) -> web.StreamResponse:
         return await _shown(visit, wrong_change=_NOTHING, status=422)
     try:
         found = await _CHANGES.of(
-            visit, lambda: visit.ask("simulateChange", body=body), json.dumps(body)
+            visit.sidecar.client, lambda: visit.ask("simulateChange", body=body), json.dumps(body)
         )
     except NotYetError:
         return await _shown(visit, again=True)

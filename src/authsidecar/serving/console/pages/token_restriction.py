@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from authsidecar.admin.advice import TokenAdvice, advise_on
+from authsidecar.admin.advice import DAYS, TokenAdvice, advise_on
 from authsidecar.admin.restriction_trial import RestrictionTrial, try_restriction
 from authsidecar.admin.restrictions import GUARDED, RESOURCES
 from authsidecar.decision.model import Permission, Place, ResourceKind, TeamId, TokenId
@@ -24,9 +24,6 @@ MOST_OFFERED: Final = 2000
 
 AT_ONCE: Final = 100
 """How many of them are read at once: requests are decided between two trips."""
-
-ADVICE_DAYS: Final = 90
-"""How many days of a token's use its advice looks at; `token advise` does the same."""
 
 LISTS: Final = {
     "permissions": "Permissions",
@@ -96,7 +93,7 @@ async def show(visit: Visit) -> web.StreamResponse:
     held = await visit.ask("readRestriction", path={"scope": "token", "id": number})
     given = as_fields(held.restriction)
     if "advised" in visit.query:
-        advice = await advice_on(visit, (await visit.ask("readToken", path={"token": number})).id)
+        advice = await advice_on(visit, held.id)
         if advice is not None and advice.proposal is not None:
             given = as_fields(models.Restriction.model_validate(as_mapping(advice.proposal)))
     return await _form(visit, given, widened=held.restriction is not None)
@@ -109,9 +106,7 @@ async def advice_on(visit: Visit, number: int) -> TokenAdvice | None:
     if token is None:
         return None
     routes = sidecar.rules().policy.routes
-    found = await advise_on(
-        registry, sidecar.client, sidecar.keys, routes, [token], days=ADVICE_DAYS
-    )
+    found = await advise_on(registry, sidecar.client, sidecar.keys, routes, [token], days=DAYS)
     return found[0]
 
 

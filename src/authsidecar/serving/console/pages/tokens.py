@@ -14,7 +14,6 @@ from authsidecar.serving.console.pages import token_restriction
 from authsidecar.serving.manage import models
 from authsidecar.serving.manage.operations import NotDoneError
 from authsidecar.store.idempotency import Idempotency
-from authsidecar.times import date_of
 
 OFFERED: Final = 200
 """How many users and teams a form offers; any other is typed."""
@@ -91,7 +90,6 @@ async def _one(visit: Visit, *, wrong: str = "", status: int = 200) -> web.Strea
         rows=token_restriction.as_rows(held.restriction),
         limit=limit,
         advice=advice,
-        date_of=date_of,
         names=names,
         disabled=bool(await registry.disabled([TokenId(token.id)])),
         owned=await visit.sidecar.owner() is not None,
