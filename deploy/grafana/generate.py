@@ -1,4 +1,4 @@
-"""Writes the dashboard beside it, authsidecar.json: `make dashboard`.
+"""Writes the dashboard beside it, authsidecar.json: `make generate`.
 
 A dashboard's JSON is long and says everything many times. What is worth reading is here: which
 panels there are, and what each asks. No name of a data source or instance is in it: they are

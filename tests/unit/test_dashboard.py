@@ -18,7 +18,7 @@ def panels() -> list[dict]:
 
 
 def test_the_file_is_what_the_generator_writes() -> None:
-    """Else: make dashboard."""
+    """Else: make generate."""
     assert FILE.read_text() == runpy.run_path(str(GRAFANA / "generate.py"))["text"]()
 
 
