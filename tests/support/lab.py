@@ -157,6 +157,14 @@ class Lab:
         await self.reset()
 
 
+class _Booted(dict[Proxy, RunningProxy]):
+    """The proxies of this machine; a test of one that it does not have is skipped."""
+
+    def __missing__(self, proxy: Proxy) -> RunningProxy:
+        need(proxy)
+        raise KeyError(proxy)
+
+
 @asynccontextmanager
 async def laboratory(
     redis: RedisProcess,
@@ -180,7 +188,7 @@ async def laboratory(
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(Redis.from_url(redis.url))
         backend = await stack.enter_async_context(Backend())
-        running = {}
+        running = _Booted()
         if proxies is None:
             proxies = [proxy for proxy in RECIPES if not is_missing(proxy)]
         for proxy in proxies:

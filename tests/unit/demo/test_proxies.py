@@ -21,6 +21,7 @@ from authsidecar.demo.proxies import (
     start_proxy,
     write_files,
 )
+from tests.support.proxies import need
 
 
 def test_every_proxy_has_a_recipe() -> None:
@@ -62,6 +63,7 @@ def test_the_deploy_files_are_those_of_the_checkout_or_of_the_wheel(tmp_path, mo
 @pytest.mark.parametrize("proxy", list(RECIPES))
 def test_the_binary_of_a_wheel_is_found(proxy):
     """An executable file of the proxy's name."""
+    need(proxy)
     binary = find_binary(proxy)
     assert binary.name == RECIPES[proxy].binary
     assert os.access(binary, os.X_OK)
