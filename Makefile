@@ -123,6 +123,8 @@ generate: install ## Write anew what is made from the code: example, reference, 
 	$(BIN)/python -m authsidecar.serving.manage.openapi docs/reference/manage.openapi.json
 	$(BIN)/python -m authsidecar.cli.manual man/authsidecar.1
 	$(BIN)/python deploy/grafana/generate.py
+	$(BIN)/python -m tests.e2e.scenarios > docs/reference/scenarios.md
+	$(BIN)/python -m tests.e2e.own_answers > docs/reference/proxy-answers.md
 	TESTS_REWRITE=1 $(BIN)/pytest -q -n 2 tests/integration/test_cli_explain.py -k for_people
 
 screenshots: install ## Write docs/images from a demo that runs; needs /usr/bin/chromium
