@@ -4,10 +4,13 @@ import re
 
 import pytest
 
+from authsidecar.decision import usage
 from authsidecar.decision.model import ResourceKind
+from authsidecar.decision.resources import MOST_NAMED
 from authsidecar.decision.routes import Guard
 from authsidecar.decision.routes.naming import rows
 from authsidecar.decision.usage import (
+    LONGEST,
     Used,
     _used,
     application,
@@ -17,6 +20,10 @@ from authsidecar.decision.usage import (
     used,
 )
 
+LONG = "s" * (LONGEST - len("=server/"))
+UUIDS = [f"a{n}" for n in range(MOST_NAMED)]
+DEPLOYED = tuple(f"=deploy/{uuid}" for uuid in UUIDS)
+
 
 @pytest.mark.parametrize(
     ("template", "path", "query", "expected"),
@@ -24,6 +31,10 @@ from authsidecar.decision.usage import (
         ("/api/v1/teams", "/api/v1/teams", "uuid=1", ()),
         ("/api/v1/servers/{uuid}", "/api/v1/servers/s", "", ("=server/s",)),
         ("/api/v1/servers/{uuid}", "/api/v1/servers/s", "u%75id=x", ("?query",)),
+        ("/api/v1/servers/{uuid}", f"/api/v1/servers/{LONG}", "", (f"=server/{LONG}",)),
+        ("/api/v1/servers/{uuid}", f"/api/v1/servers/{LONG}", "lines=5", (f"=server/{LONG}",)),
+        ("/api/v1/servers/{uuid}", f"/api/v1/servers/{LONG}s", "", ("?query",)),
+        ("/api/v1/servers/{uuid}", f"/api/v1/servers/{LONG}s", "lines=5", ("?query",)),
         ("/api/v1/servers/{uuid}", f"/api/v1/servers/{'s' * 200}", "", ("?query",)),
         ("/api/v1/servers/{uuid}", f"/api/v1/servers/{'s' * 300}", "", ("?query",)),
         ("/api/v1/servers/{uuid}", "/api/v1/servers/a\nb", "", ("?query",)),
@@ -32,6 +43,8 @@ from authsidecar.decision.usage import (
             *("/api/v1/deploy", "/api/v1/deploy", "uuid=a,b&tag=blue/x"),
             ("=deploy/a", "=deploy/b", "=tag/blue/x"),
         ),
+        ("/api/v1/deploy", "/api/v1/deploy", f"uuid={','.join(UUIDS)}", DEPLOYED),
+        ("/api/v1/deploy", "/api/v1/deploy", f"uuid={','.join(UUIDS)},b", ("?query",)),
         (
             "/api/v1/projects/{uuid}/{environment_name_or_uuid}",
             *("/api/v1/projects/p/a b", "", ("=project/p/environment/a b",)),
@@ -51,7 +64,7 @@ def test_what_a_request_has_used(
     found = used("HEAD", template, path, f"{path}?{query}".encode(errors="replace"))
     assert found == Used(f"GET {template}", expected)
     body = used("PATCH", template, path, b"/", body=True)
-    assert body.names == ("?body",)
+    assert body == Used(f"PATCH {template}", ("?body",))
     for text in expected:
         if text[0] == "=":
             read_again = names_of(text)
@@ -59,6 +72,34 @@ def test_what_a_request_has_used(
             _, names = read_again
             last = [*(one.text for one in names.resources), *names.tags][-1]
             assert text.endswith(f"/{last}")
+
+
+@pytest.mark.parametrize(
+    ("method", "template", "names"),
+    [
+        ("POST", "/api/v1/applications/public", ("?body",)),
+        ("POST", "/api/v1/services", ("?body",)),
+        ("GET", "/api/v1/services", ()),
+        ("HEAD", "/api/v1/services", ()),
+    ],
+)
+def test_a_creation_says_where_by_its_body(
+    method: str, template: str, names: tuple[str, ...]
+) -> None:
+    """Whether it sends one that can be seen or not; the list under the same template names none."""
+    route = f"{'GET' if method == 'HEAD' else method} {template}"
+    for target in (template.encode(), template.encode() + b"?x=1"):
+        assert used(method, template, template, target) == Used(route, names)
+
+
+@pytest.mark.parametrize(
+    ("path", "target", "kept"), [(256, 256, 1), (257, 256, 0), (256, 257, 0), (257, 257, 0)]
+)
+def test_only_a_short_request_is_remembered(path: int, target: int, kept: int) -> None:
+    """By path and by target, so that nobody fills the memory."""
+    usage._remembered.cache_clear()
+    used("GET", "/api/v1/deploy", "/" * path, b"?".ljust(target, b"x"))
+    assert usage._remembered.cache_info().currsize == kept
 
 
 @pytest.mark.parametrize("text", ["=", "=x/y", "=application", "=project/p/environment", "=//"])
@@ -91,6 +132,17 @@ def test_a_text_names_what_it_names_within_what_it_says() -> None:
     assert (environment.kinds, environment.text) == ({ResourceKind.ENVIRONMENT}, "prod")
     assert environment.project == "p"
     assert names.keys == ("p", "p/prod", "prod")
+
+
+def test_a_part_of_a_service_is_looked_for_by_its_uuid_alone() -> None:
+    """Only an environment is named within a project."""
+    found = names_of("=service/s/service-application/a")
+    assert found is not None
+    service, part = found[1].resources
+    assert (service.kinds, service.text, service.project) == ({ResourceKind.SERVICE}, "s", None)
+    assert (part.kinds, part.text) == ({ResourceKind.SERVICE_APPLICATION}, "a")
+    assert part.project is None
+    assert found[1].keys == ("s", "a")
 
 
 @pytest.mark.parametrize(
