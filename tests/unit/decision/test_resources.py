@@ -1,7 +1,10 @@
 """Which resources a request names, on every row of every release line, and by any spelling."""
 
+from collections.abc import Sequence
+
 import pytest
 
+from authsidecar.decision import resources
 from authsidecar.decision.model import Place, ResourceKind, TeamId
 from authsidecar.decision.resources import (
     LONGEST_NAME,
@@ -137,6 +140,9 @@ def test_a_path_names_all_of_its_resources() -> None:
     assert ask("/api/v1/applications") == NOTHING
 
 
+OTHERWISE = "a key of the query stands for the path's uuid and says something else"
+ANOTHER = "a key of the query may name another resource"
+
 SPELLINGS = (
     "uuid=b",
     "u%75id=b",
@@ -157,13 +163,19 @@ SPELLINGS = (
     "uuid=a%00",
     "uuid=A",
     "uuid[]=a",
+    "uuid[x][y=a",
+    "uuid%00x%00y=b",
+    "uuid=a=b",
+    "uuid=%ff",
+    "uuid=" + "x" * 256,
 )
 
 
 @pytest.mark.parametrize("query", SPELLINGS)
 def test_a_key_that_says_something_else_is_unclear(query: str) -> None:
     """However PHP lets it be spelled, and whatever trimming would make of it."""
-    assert ask("/api/v1/applications/a", query).unclear is not None
+    for more in (query, f"lines=1&{query}&lines=1", f"{query}&server_uuid=s"):
+        assert ask("/api/v1/applications/a", more).unclear == OTHERWISE
 
 
 @pytest.mark.parametrize("query", ["uuid=a", "u%75id=a", "uuid=a&uuid=a", "+uuid=a", "lines=100"])
@@ -184,7 +196,8 @@ def test_a_key_that_says_the_same_is_clear(query: str) -> None:
 )
 def test_every_parameter_of_a_path_can_be_replaced(path: str, query: str) -> None:
     """Not the first alone; `.`, a blank and an open bracket are `_`."""
-    assert ask(path, query.replace(" ", "%20")).unclear is not None
+    name = {"a": "app_uuid", "e": "environment_name_or_uuid", "t": "task_uuid"}[query[0]]
+    assert ask(path, query.replace(" ", "%20")).unclear == OTHERWISE.replace("uuid", name)
 
 
 @pytest.mark.parametrize(
@@ -193,11 +206,13 @@ def test_every_parameter_of_a_path_can_be_replaced(path: str, query: str) -> Non
         *("project_uuid", "environment_uuid", "environment_name", "server_uuid", "tags", "id"),
         *("destination_uuid", "destination", "resource_uuid", "s3_storage_uuid"),
         *("private_key_uuid", "github_app_id", "environment[name]", "server.uuid", "PROJECT_UUID"),
+        *("uuid+", "docker_tag[uuid]", "lines[uuid"),
     ],
 )
 def test_a_key_that_may_name_another_resource_is_unclear(key: str) -> None:
     """A query is input on every method: POST /move?environment_uuid= moves."""
-    assert ask("/api/v1/applications/a/move", f"{key}=b", "POST").unclear is not None
+    for query in (f"{key}=b", f"lines=1&{key}=b", f"{key}=b&lines=1", f"lines=1;{key}=b"):
+        assert ask("/api/v1/applications/a/move", query, "POST").unclear == ANOTHER
 
 
 @pytest.mark.parametrize("key", ["force", "lines", "skip", "take", "docker_tag", "pull_request_id"])
@@ -216,13 +231,75 @@ def test_deploy_names_what_its_query_says() -> None:
     assert ask("/api/v1/deploy", "uuid=", "POST") == NOTHING
 
 
+READ_AS = "a key of the query may be read as uuid or tag"
+NO_UUIDS = "the query's uuid is no list of uuids with commas between them"
+NO_TAGS = "the query's tag is no list of tags with commas between them"
+
+
 @pytest.mark.parametrize(
-    "query",
-    ["uuid[]=a", "uuid[0]=a", "uuid=a,+b", "uuid=a%00", "tag[]=x", "tag=x,+y", "uuids=a", "tags=x"],
+    ("query", "uuids", "tags", "why"),
+    [
+        ("uuid[]=a", "a", (), READ_AS),
+        ("uuid[0]=a&force=1", "a", (), READ_AS),
+        ("server_uuid=s&uuid[]=a", "a", (), READ_AS),
+        ("uuid=a,+b", ("a", " b"), (), NO_UUIDS),
+        ("uuid=a%00", ("a\0",), (), NO_UUIDS),
+        ("uuid=a&uuid=b+&tag=x", ("a", "b "), ("x",), NO_UUIDS),
+        ("uuid=a," + "x" * 256, "a", (), NO_UUIDS),
+        ("tag[]=x", (), ("x",), READ_AS),
+        ("tag=x,+y", (), ("x", " y"), NO_TAGS),
+        ("tag=x,y+&force=1", (), ("x", "y "), NO_TAGS),
+        ("tag=x%07y", (), ("x\ay",), NO_TAGS),
+        ("uuids=a", (), (), ANOTHER),
+        ("uuids=a&uuid=b&force=1", "b", (), ANOTHER),
+        ("force=1&tags=x", (), (), ANOTHER),
+    ],
 )
-def test_what_deploy_may_read_in_two_ways_is_unclear(query: str) -> None:
+def test_what_deploy_may_read_in_two_ways_is_unclear(
+    query: str, uuids: Sequence[str], tags: tuple[str, ...], why: str
+) -> None:
     """Arrays, blanks in a list, keys of nearly the same name."""
-    assert ask("/api/v1/deploy", query, "POST").unclear is not None
+    targets = tuple(Named(DEPLOYABLE, text) for text in uuids)
+    found = ask("/api/v1/deploy", query, "POST")
+    assert found == Names(targets, tags=tags, unclear=why, keys=tuple(uuids))
+
+
+def test_deploy_names_each_once() -> None:
+    """However often the query does, in its order; what is empty between commas is nothing."""
+    found = ask("/api/v1/deploy", "uuid=b,,a&tag=y,x,&uuid=a,c&tag=x y,y", "POST")
+    targets = tuple(Named(DEPLOYABLE, text) for text in "bac")
+    assert found == Names(targets, tags=("y", "x", "x y"), keys=("b", "a", "c"))
+
+
+def test_what_stands_for_a_project_moves_its_environment() -> None:
+    """What is named in its place is found within it; what the path names is not named again."""
+    for query in ("uuid=q", "uuid=q&uuid=p&environment_name_or_uuid=prod", "uuid=q&uuid=q"):
+        assert ask("/api/v1/projects/p/prod", query) == Names(
+            (one(ResourceKind.PROJECT, "p"), one(ResourceKind.ENVIRONMENT, "prod", "p")),
+            (one(ResourceKind.PROJECT, "q"), one(ResourceKind.ENVIRONMENT, "prod", "q")),
+            unclear=OTHERWISE,
+            keys=("p", "p/prod", "prod", "q", "q/prod"),
+        )
+
+
+@pytest.mark.parametrize(
+    ("query", "others"),
+    [
+        ("uuid=b%00", "b\0"),
+        ("uuid=a=b", "a=b"),
+        ("uuid=%ff", "\ufffd"),
+        ("uuid=b+c%2B", "b c+"),
+        ("uuid=", None),
+        ("uuid=" + "x" * 256, None),
+        ("uuid=" + "x" * 255, "x" * 255),
+    ],
+)
+def test_what_stands_for_a_parameter_is_decoded_as_php_does(query: str, others: str | None) -> None:
+    """What is nobody's uuid is looked for nowhere."""
+    found = ask("/api/v1/applications/a/envs/e", query, method="DELETE")
+    named_too = () if others is None else (one(ResourceKind.APPLICATION, others),)
+    assert found.others == named_too
+    assert found.unclear == OTHERWISE
 
 
 def test_what_a_query_names_in_place_of_the_path_is_told() -> None:
@@ -233,12 +310,36 @@ def test_what_a_query_names_in_place_of_the_path_is_told() -> None:
         assert one(ResourceKind.APPLICATION, "b") in names.others, spelling
 
 
+TOO_LONG = "a part of the path is too long for a name"
+
+
 def test_a_text_that_is_too_long_is_nobodys_uuid() -> None:
     """So nothing that long is ever looked up or kept."""
     route = Route("GET", "/api/v1/servers/{uuid}", Guard.ORDINARY)
-    for length, there in ((LONGEST_NAME, True), (LONGEST_NAME + 1, False)):
-        path = "/api/v1/servers/" + "x" * length
-        assert bool(named(route, path, b"").resources) is there
+    path = "/api/v1/servers/"
+    text = "x" * LONGEST_NAME
+    assert named(route, path + text, b"") == Names((one(ResourceKind.SERVER, text),), keys=(text,))
+    for nobodys in (text + "x", ""):
+        for target in (b"", b"/?lines=1", b"/?server_uuid=s"):
+            assert named(route, path + nobodys, target) == Names(unclear=TOO_LONG)
+    prod = one(ResourceKind.ENVIRONMENT, "prod")
+    found = ask(f"/api/v1/projects/{text}x/prod")
+    assert found == Names((prod,), unclear=TOO_LONG, keys=("prod",))
+    app = one(ResourceKind.APPLICATION, "a")
+    found = ask(f"/api/v1/applications/a/envs/{text}x", method="DELETE")  # is looked for in it
+    assert found == Names((app,), keys=("a",))
+
+
+@pytest.mark.parametrize(
+    ("path", "target", "kept"), [(256, 256, 1), (257, 256, 0), (256, 257, 0), (257, 257, 0)]
+)
+def test_only_a_short_request_is_remembered(path: int, target: int, kept: int) -> None:
+    """By path and by target, so that nobody fills the memory; it is judged all the same."""
+    resources._remembered.cache_clear()
+    route = Route("GET", "/api/v1/deploy", Guard.ORDINARY)
+    found = named(route, "/" * path, b"/?uuid=a&x=".ljust(target, b"x"))
+    assert found.resources == (Named(DEPLOYABLE, "a"),)
+    assert resources._remembered.cache_info().currsize == kept
 
 
 def test_every_kind_has_a_noun() -> None:
