@@ -2,13 +2,15 @@
 
 import json
 import random
-import re
+from typing import Any
 
 import pytest
 
 from authsidecar.decision.bodies import Body, read
-from authsidecar.decision.resources import Names, named, with_body
+from authsidecar.decision.model import ResourceKind
+from authsidecar.decision.resources import Named, Names, named, with_body
 from authsidecar.decision.routes import coolify
+from authsidecar.decision.routes.naming import DEPLOYABLE
 from authsidecar.demo.laravel import inputs, parameters, route
 
 JSON, FORM = "application/json", "application/x-www-form-urlencoded"
@@ -174,6 +176,10 @@ def test_a_body_names_what_must_lie_inside_too() -> None:
         ),
         ("PATCH", f"{APP}/envs/bulk", {"data": [{"key": "UUID", "value": "b"}]}),
         ("POST", "/api/v1/deploy", {"uuid": "app", "tag": None, "pull_request_id": 3}),
+        ("POST", "/api/v1/deploy", {"uuid": None, "tag": "a b,c", "force": True}),
+        ("PATCH", APP, {"x": {"docker_tag": "v1", "is_build_server": True}}),
+        ("POST", f"{APP}/move", {"environment_name": "x" * 255, "project_uuid": "y" * 255}),
+        ("POST", f"{APP}/move", {"environment_name": "ä"}),
         ("POST", f"{APP}/move", {"environment_uuid": "e", "project_uuid": None}),
     ],
 )
@@ -181,45 +187,144 @@ def test_what_names_nothing_else_is_clear(method: str, target: str, said: object
     assert ask(method, target, said).unclear is None
 
 
+STANDS = "the body's uuid stands for the path's and says something else"
+ANOTHER = "a key of the body may name another resource"
+WITHIN = "a key inside the body may name another resource"
+
+
 @pytest.mark.parametrize(
-    ("method", "target", "said"),
+    ("method", "target", "said", "why"),
     [
         *[
-            ("PATCH", APP, {"uuid": said})
+            ("PATCH", APP, {"uuid": said}, STANDS)
             for said in ("b", "app ", "APP", "", None, 1, True, ["app"], {"x": "app"})
         ],
-        ("PATCH", APP, {"_method": "DELETE"}),
-        ("PATCH", APP, {"destination_uuid": "d"}),
-        ("PATCH", APP, {"environment_id": 1}),
-        ("PATCH", APP, {"Server_Uuid": "s"}),
-        ("PATCH", APP, {"a": [{"b": {"resource_uuid": "b"}}]}),
-        ("POST", f"{APP}/clone", {"destination_uuid": "d", "name": "x"}),
-        ("POST", f"{APP}/migrate", {"server_uuid": "s"}),
-        ("POST", f"{APP}/destinations", {"destination_uuid": "d"}),
-        ("POST", f"{APP}/tags", {"tag_name": "shop"}),
-        ("PATCH", f"{APP}/storages", {"uuid": "storage", "name": "x"}),
-        ("POST", f"{APP}/move", {"environment_uuid": "e "}),
-        ("POST", f"{APP}/move", {"project_uuid": ["p"]}),
-        ("POST", f"{APP}/move", {"environment_name": {"a": "b"}}),
-        ("POST", "/api/v1/databases/db/backups", {"s3_storage_uuid": "s"}),
-        ("PATCH", "/api/v1/servers/s", {"private_key_uuid": "k"}),
-        ("POST", "/api/v1/deploy", {"uuid": "a, b"}),
-        ("POST", "/api/v1/deploy", {"uuid": ["a"]}),
-        ("POST", "/api/v1/deploy", {"uuid": "a,"}),
-        ("POST", "/api/v1/deploy", {"tag": " x"}),
-        ("POST", "/api/v1/deploy", {"uuid": ""}),
-        ("POST", CREATION, {"private_key_uuid": "k"}),
-        ("POST", f"{CREATION}?server_uuid=s", {"name": "x"}),
-        ("POST", "/api/v1/deploy", b"[]"),
+        ("PATCH", "/api/v1/applications/a b", {"uuid": "a b"}, STANDS),
+        ("PATCH", f"{APP}/storages", {"uuid": "storage", "name": "x"}, STANDS),
+        (
+            *("PATCH", APP, {"_method": "DELETE"}),
+            "the body has a _method, which makes the request another one",
+        ),
+        ("PATCH", APP, {"destination_uuid": "d"}, ANOTHER),
+        ("PATCH", APP, {"environment_id": 1}, ANOTHER),
+        ("PATCH", APP, {"Server_Uuid": "s"}, ANOTHER),
+        ("PATCH", APP, {"a": [{"b": {"resource_uuid": "b"}}]}, WITHIN),
+        ("PATCH", APP, {"a": {"docker_tag": "b", "tag": "c"}}, WITHIN),
+        ("POST", f"{APP}/clone", {"destination_uuid": "d", "name": "x"}, ANOTHER),
+        ("POST", f"{APP}/migrate", {"server_uuid": "s"}, ANOTHER),
+        ("POST", f"{APP}/destinations", {"destination_uuid": "d"}, ANOTHER),
+        ("POST", f"{APP}/tags", {"tag_name": "shop"}, ANOTHER),
+        *[
+            ("POST", f"{APP}/move", {key: said}, f"the body's {key} is no name")
+            for key, said in (
+                ("environment_uuid", "e "),
+                ("environment_name", "\te"),
+                ("environment_name", "a\nb"),
+                ("environment_name", "x" * 256),
+                ("environment_name", ""),
+                ("environment_name", {"a": "b"}),
+                ("project_uuid", ["p"]),
+                ("project_uuid", "a b"),
+                ("project_uuid", "x" * 256),
+            )
+        ],
+        ("POST", "/api/v1/databases/db/backups", {"s3_storage_uuid": "s"}, ANOTHER),
+        ("PATCH", "/api/v1/servers/s", {"private_key_uuid": "k"}, ANOTHER),
+        *[
+            (
+                "POST",
+                "/api/v1/deploy",
+                {key: said},
+                f"the body's {key} is no list with commas between",
+            )
+            for key, said in (
+                *(("uuid", "a, b"), ("uuid", "a,"), ("uuid", ""), ("uuid", ["a"]), ("uuid", 1)),
+                *(("tag", " x"), ("tag", "x, y"), ("tag", "x,,y"), ("tag", ""), ("tag", {})),
+            )
+        ],
+        ("POST", CREATION, {"private_key_uuid": "k"}, ANOTHER),
+        (
+            *("POST", f"{CREATION}?server_uuid=s", {"project_uuid": 1}),
+            "a key of the query may name another resource",
+        ),
+        ("POST", CREATION, {"project_uuid": 1, "id": 1}, "the body's project_uuid is no name"),
+        ("POST", CREATION, {"id": 1, "x": {"id": 1}, "project_uuid": 1}, ANOTHER),
+        ("POST", "/api/v1/deploy", b"[]", NO_OBJECT),
+        (
+            *("POST", "/api/v1/deploy?uuids=a", b"[]"),
+            "a key of the query may name another resource",
+        ),
     ],
 )
-def test_what_may_name_something_else_is_unclear(method: str, target: str, said: object) -> None:
-    """Nothing of a body is in what is told of it."""
-    unclear = ask(method, target, said).unclear
-    assert unclear is not None
-    assert not re.search(
-        r"(?i)destination_|environment_id|server_|s3_|private_|app|DELETE", unclear
-    )
+def test_what_may_name_something_else_is_unclear(
+    method: str, target: str, said: object, why: str
+) -> None:
+    """What comes first is told; nothing of a body but a key that the path or the data has."""
+    assert ask(method, target, said).unclear == why
+
+
+def one(kind: ResourceKind, text: str, project: str | None = None) -> Named:
+    return Named(frozenset({kind}), text, project)
+
+
+@pytest.mark.parametrize(
+    ("target", "said", "expected"),
+    [
+        (
+            *(f"{APP}/move?lines=1", {"environment_name": "e", "project_uuid": "p", "uuid": "app"}),
+            {
+                "more": (one(ResourceKind.ENVIRONMENT, "e", "p"),),
+                "keys": ("app", "p/e", "e"),
+            },
+        ),
+        (
+            *(f"{APP}/move", {"project_uuid": "p"}),
+            {"more": (one(ResourceKind.PROJECT, "p"),), "keys": ("app", "p")},
+        ),
+        (
+            *(f"{APP}/move", {"environment_uuid": "e", "environment_name": "e"}),
+            {"more": (one(ResourceKind.ENVIRONMENT, "e"),), "keys": ("app", "e")},
+        ),
+        (
+            *(f"{APP}/move", {"environment_uuid": "e", "project_uuid": ["p"]}),
+            {
+                "more": (one(ResourceKind.ENVIRONMENT, "e"),),
+                "unclear": "the body's project_uuid is no name",
+                "keys": ("app", "e"),
+            },
+        ),
+        (
+            *(CREATION, {"project_uuid": "p", "server_uuid": "p", "environment_uuid": "e"}),
+            {
+                "more": (one(ResourceKind.SERVER, "p"), one(ResourceKind.ENVIRONMENT, "e", "p")),
+                "keys": ("p", "p/e", "e"),
+            },
+        ),
+        (
+            *(
+                "/api/v1/applications/private-deploy-key",
+                {"private_key_uuid": "k", "server_uuid": "s", "environment_name": None},
+            ),
+            {"more": (one(ResourceKind.SERVER, "s"),), "keys": ("s",)},
+        ),
+        (
+            *("/api/v1/deploy?uuid=a&tag=x", {"tag": "y,x", "uuid": "b,a,b", "force": True}),
+            {
+                "resources": (Named(DEPLOYABLE, "a"),),
+                "more": (Named(DEPLOYABLE, "b"),),
+                "tags": ("x", "y"),
+                "keys": ("a", "b"),
+            },
+        ),
+        (APP + "/tags", {"tag": "x"}, {"unclear": ANOTHER, "keys": ("app",)}),
+    ],
+)
+def test_a_body_names_each_once(
+    target: str, said: dict[str, object], expected: dict[str, Any]
+) -> None:
+    """Beside what path and query name; a project around its environment is not asked for."""
+    resources = (one(ResourceKind.APPLICATION, "app"),) if target.startswith(APP) else ()
+    assert ask("POST", target, said) == Names(**{"resources": resources, **expected})
 
 
 KEYS = ("uuid", "UUID", "_uuid", "name", "environment_name", "uuid[]", ".uuid", "u%75id", "_method")
