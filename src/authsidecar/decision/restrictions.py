@@ -29,7 +29,7 @@ from authsidecar.decision.model import (
     Restriction,
 )
 from authsidecar.decision.permissions import satisfies
-from authsidecar.decision.resources import LONGEST_NAME, MOST_NAMED, Named, Names, Places, found
+from authsidecar.decision.resources import LONGEST_NAME, MOST_NAMED, Names, Places, found
 from authsidecar.decision.routes import Guard, Route
 from authsidecar.decision.routes.naming import naming
 from authsidecar.times import UnixMs, parse_rfc3339, rfc3339
@@ -139,7 +139,7 @@ def outside(restriction: Restriction, route: Route, names: Names, places: Places
         place = found(one, places)
         if place is None:
             return Refused(f"does not know {one.noun} {one.text}")
-        if not _inside(restriction, one, place):
+        if not _inside(restriction, one.text, place):
             return Refused(f"has not {one.noun} {one.text} within it", one.noun)
         for outer in around:
             project = ResourceKind.PROJECT in outer.kinds
@@ -154,7 +154,7 @@ def _outside_by_body(restriction: Restriction, names: Names, places: Places) -> 
         place = found(one, places)
         if place is None:
             return Refused(f"does not know the {one.noun} that the body names")
-        if not _inside(restriction, one, place):
+        if not _inside(restriction, one.text, place):
             return Refused(f"has not the {one.noun} that the body names within it", one.noun)
     return None
 
@@ -175,8 +175,8 @@ def _hidden(restriction: Restriction, route: Route, names: Names) -> Refused | N
     return None
 
 
-def _inside(restriction: Restriction, one: Named, place: Place) -> bool:
-    """Whether a resource lies in one of these projects or environments, or is one of these."""
+def _inside(restriction: Restriction, text: str, place: Place) -> bool:
+    """Whether what has this uuid lies in one of these projects or environments, or is listed."""
     if place.project and place.project in restriction.projects:
         return True
     environments = (place.environment, place.environment_name)
@@ -184,7 +184,7 @@ def _inside(restriction: Restriction, one: Named, place: Place) -> bool:
         return True
     if place.kind in {ResourceKind.PROJECT, ResourceKind.ENVIRONMENT}:
         return False
-    return one.text in restriction.resources or (
+    return text in restriction.resources or (
         bool(place.within) and place.within in restriction.resources
     )
 
@@ -593,10 +593,7 @@ def _wider(old: Restriction, new: Restriction, places: Places) -> Iterable[tuple
 def _covered(old: Restriction, uuid: str, places: Places) -> bool:
     """Whether a resource is one of these, or known to lie within them."""
     place = places.get(uuid)
-    if uuid in old.resources or place is None:
-        return uuid in old.resources
-    kinds = frozenset() if place.kind is None else frozenset({place.kind})
-    return _inside(old, Named(kinds, uuid), place)
+    return uuid in old.resources or (place is not None and _inside(old, uuid, place))
 
 
 def _is_named(route: str, routes: frozenset[str]) -> bool:
