@@ -70,10 +70,8 @@ def refusal(restriction: Restriction, route: Route, client: Address) -> str | No
     MCP's one route reaches whatever the backend's tools may do, by the token's own permissions:
     where these are narrowed, it is refused unless it is named itself.
     """
-    if restriction is DAMAGED:
-        return "cannot be read, so it admits nothing"
-    if restriction is UNREADABLE_LIMIT:
-        return "is a limit that cannot be read, so it admits nothing"
+    if (unread := _unread(restriction)) is not None:
+        return unread
     routes = restriction.routes
     if routes is not None and not _names(routes, route):
         return f"does not name {route.method} {route.template}"
@@ -87,6 +85,15 @@ def refusal(restriction: Restriction, route: Route, client: Address) -> str | No
             wanted = " or ".join(route.sufficient)
             return f"leaves {' '.join(sorted(held))}, the route needs {wanted}"
     return elsewhere(restriction, client)
+
+
+def _unread(restriction: Restriction) -> str | None:
+    """Why it refuses everything, if it could not be read, or None."""
+    if restriction is DAMAGED:
+        return "cannot be read, so it admits nothing"
+    if restriction is UNREADABLE_LIMIT:
+        return "is a limit that cannot be read, so it admits nothing"
+    return None
 
 
 def elsewhere(restriction: Restriction, client: Address) -> str | None:
@@ -191,9 +198,7 @@ def _inside(restriction: Restriction, text: str, place: Place) -> bool:
 
 def refusal_of_all(restriction: Restriction, client: Address, now: UnixMs | None) -> str | None:
     """Why it refuses this address at this time, whatever the route, or None."""
-    if restriction is DAMAGED:
-        return "cannot be read, so it admits nothing"
-    why = elsewhere(restriction, client)
+    why = _unread(restriction) or elsewhere(restriction, client)
     return refusal_now(restriction, now) if why is None and now is not None else why
 
 

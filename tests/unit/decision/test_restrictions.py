@@ -1,5 +1,6 @@
 """What narrows a token: how it is spelled, what it refuses, and when it would be wider."""
 
+import json
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any
@@ -10,6 +11,7 @@ from authsidecar.decision.bodies import read as read_body
 from authsidecar.decision.checks import judge
 from authsidecar.decision.model import (
     DAMAGED,
+    UNREADABLE_LIMIT,
     Allow,
     Deny,
     Limit,
@@ -22,19 +24,25 @@ from authsidecar.decision.model import (
 from authsidecar.decision.policy import Case, Judgement
 from authsidecar.decision.resources import LONGEST_NAME, named, with_body
 from authsidecar.decision.restrictions import (
+    HIDDEN_BODY,
     LARGEST_BUDGET,
     LARGEST_RATE,
     LONGEST_NOTE,
     MOST_ENTRIES,
+    Refused,
     RestrictionError,
     as_mapping,
+    depends_on_time,
     hours_text,
     narrowed,
+    outside,
     parse,
     parse_hours,
     parse_rate,
     read,
+    refusal,
     refusal_now,
+    refusal_of_all,
     widened,
     within,
     write,
@@ -257,13 +265,107 @@ def test_what_says_the_same_twice_is_kept_once() -> None:
 
 def test_it_is_written_without_blanks_and_in_order() -> None:
     """So that the same restriction is the same text."""
-    restriction = parse({"uses": 5, "rate": "10/1m", "permissions": ["write", "read"]})
-    assert write(restriction) == '{"permissions":["read","write"],"rate":"10/60s","uses":5}'
+    restriction = parse({"note": "ü", "uses": 5, "rate": "10/1m", "tags": ["y", "x"]})
+    text = '{"note":"\\u00fc","rate":"10/60s","tags":["x","y"],"uses":5}'
+    assert write(restriction) == text
 
 
 # ------------------------------------------------------------------------------- what it refuses
 
 SENSITIVE = Route("GET", "/api/v1/secret", Guard.ORDINARY, Permission.READ_SENSITIVE)
+
+
+EITHER = Route("GET", "/a", Guard.ORDINARY, Permission.READ, alternatives=(Permission.DEPLOY,))
+SERVER = Route("GET", "/api/v1/servers/{uuid}", Guard.ORDINARY, Permission.READ)
+UNREAD = "cannot be read, so it admits nothing"
+
+
+@pytest.mark.parametrize(
+    ("given", "route", "why"),
+    [
+        (None, READ, UNREAD),
+        ({"routes": ["GET /a", "* /b"]}, ENABLE, "does not name POST /api/v1/enable"),
+        ({"routes": ["* /api/v1/enable"]}, ENABLE, None),
+        ({"routes": ["* /b", "POST /a"]}, EITHER, "does not name GET /a"),
+        (
+            {"projects": ["p"]},
+            *(READ, "can't tell what GET /api/v1/teams touches; --route names it"),
+        ),
+        ({"projects": ["p"]}, SERVER, None),
+        ({"projects": ["p"], "routes": ["GET /api/v1/teams"]}, READ, None),
+        (
+            {"permissions": ["root"]},
+            *(MCP, "narrows the permissions, which MCP does not look at; --route names it"),
+        ),
+        ({"permissions": ["read"], "routes": ["POST /mcp"]}, MCP, None),
+        ({"uses": 1}, MCP, None),
+        (
+            {"permissions": ["write", "deploy"]},
+            *(SENSITIVE, "leaves deploy write, the route needs read:sensitive"),
+        ),
+        ({"permissions": ["write"]}, EITHER, "leaves write, the route needs read or deploy"),
+        ({"permissions": ["deploy"]}, EITHER, None),
+        ({"permissions": ["read"]}, EITHER, None),
+        ({"permissions": ["write"]}, Route("GET", "/a", Guard.ORDINARY), None),
+        ({"permissions": ["read"], "from": ["::/0"]}, READ, "does not admit 192.0.2.1"),
+        ({"from": ["192.0.3.0/24", "2001:db8::/32"]}, READ, "does not admit 192.0.2.1"),
+        ({"from": ["192.0.3.0/24", "192.0.2.0/24"]}, READ, None),
+    ],
+)
+def test_it_is_told_what_it_refuses(
+    given: dict[str, Any] | None, route: Route, why: str | None
+) -> None:
+    """What comes after the token's restriction, its user's or its team's."""
+    restriction = DAMAGED if given is None else parse(given)
+    assert refusal(restriction, route, ip_address("192.0.2.1")) == why
+
+
+MONDAY = at("2026-06-29T08:00:00+00:00")
+
+
+@pytest.mark.parametrize(
+    ("given", "now", "why"),
+    [
+        ({"not_before": "2026-06-29T08:00:00Z"}, MONDAY - 1, "begins 2026-06-29T08:00:00Z"),
+        ({"not_before": "2026-06-29T08:00:00Z"}, MONDAY, None),
+        ({"until": "2026-06-29T08:00:00Z"}, MONDAY + 1, "ended 2026-06-29T08:00:00Z"),
+        ({"until": "2026-06-29T08:00:00Z"}, MONDAY, None),
+        ({"hours": ["Mon 08:00-09:00 UTC"]}, MONDAY - 1, "admits Mon 08:00-09:00 UTC"),
+        ({"hours": ["Mon 08:00-09:00 UTC"]}, MONDAY, None),
+        ({"hours": ["Mon 08:00-09:00 UTC"]}, MONDAY + 3_599_999, None),
+        (
+            {"hours": ["Mon 08:00-09:00 UTC", "Mon 09:01-10:00 UTC"]},
+            *(MONDAY + 3_600_000, "admits Mon 08:00-09:00 UTC, Mon 09:01-10:00 UTC"),
+        ),
+        ({"hours": ["Mon 08:00-09:00 UTC", "Mon 09:01-10:00 UTC"]}, MONDAY + 3_660_000, None),
+        ({"from": ["::/0"], "hours": ["Tue 08:00-09:00 UTC"]}, MONDAY, "does not admit 192.0.2.1"),
+        ({"from": ["::/0"]}, None, "does not admit 192.0.2.1"),
+        ({"from": ["192.0.2.1"], "hours": ["Tue 08:00-09:00 UTC"]}, None, None),
+        (
+            {"from": ["192.0.2.1"], "hours": ["Tue 08:00-09:00 UTC"]},
+            *(MONDAY, "admits Tue 08:00-09:00 UTC"),
+        ),
+        ({"routes": ["GET /a"], "permissions": ["read"], "projects": ["p"]}, MONDAY, None),
+    ],
+)
+def test_it_is_told_what_is_refused_whatever_the_route(
+    given: dict[str, Any], now: UnixMs | None, why: str | None
+) -> None:
+    """By the address first, and by the time if there is one."""
+    restriction, client = parse(given), ip_address("192.0.2.1")
+    assert refusal_of_all(restriction, client, now) == why
+    assert depends_on_time(restriction) is bool(given.keys() & {"not_before", "until", "hours"})
+    if now is not None and "from" not in given:
+        assert refusal_now(restriction, now) == why
+
+
+def test_what_could_not_be_read_admits_nothing_whatever_the_route() -> None:
+    """A restriction, and a limit that may have been lower than the configured one."""
+    client, limit = ip_address("192.0.2.1"), f"is a limit that {UNREAD}"
+    for now in (None, NOW):
+        assert refusal_of_all(DAMAGED, client, now) == UNREAD
+        assert refusal_of_all(UNREADABLE_LIMIT, client, now) == limit
+    assert refusal(UNREADABLE_LIMIT, READ, client) == limit
 
 
 @pytest.mark.parametrize(
@@ -590,6 +692,118 @@ def test_a_body_that_would_be_input_is_refused_with_advice(method: str) -> None:
 APP = "/api/v1/applications/{uuid}"
 
 
+NO_PROJECT = Refused("has not Project p within it", "Project")
+UNSEEN = Refused("does not admit a body that can't be seen", advice=HIDDEN_BODY)
+AMONG = {"projects": ["p"], "tags": ["shop"]}
+HUNDRED = ",".join(["app", *(f"a{n}" for n in range(99))])
+OTHER_KEY = "a key of the query may name another resource"
+
+
+@pytest.mark.parametrize(
+    ("given", "method", "target", "said", "expected"),
+    [
+        ({"uses": 1}, "GET", "/api/v1/applications/unknown", None, None),
+        (AMONG, "GET", "/api/v1/applications/app", None, None),
+        (AMONG, "GET", "/api/v1/applications", None, None),
+        (AMONG, "POST", "/api/v1/services", None, None),
+        (AMONG, "POST", "/api/v1/services", UNSEEN, UNSEEN),
+        (AMONG, "GET", "/api/v1/services", UNSEEN, None),
+        (AMONG, "PATCH", "/api/v1/applications/other", UNSEEN, UNSEEN),
+        (
+            *(AMONG, "GET", "/api/v1/applications/other?server_uuid=s", None),
+            Refused(f"can't tell what is named: {OTHER_KEY}", advice=f"{OTHER_KEY}."),
+        ),
+        (
+            *(AMONG, "POST", "/api/v1/deploy", None),
+            Refused("can't tell what POST /api/v1/deploy touches: no uuid is given"),
+        ),
+        (
+            *(AMONG, "POST", "/api/v1/services", {"name": "x"}),
+            Refused("can't tell what POST /api/v1/services touches: no uuid is given"),
+        ),
+        (AMONG, "POST", "/api/v1/deploy", {"uuid": "app", "tag": "shop"}, None),
+        (
+            *(AMONG, "POST", f"/api/v1/deploy?uuid={HUNDRED}", None),
+            Refused("does not know Resource a0"),
+        ),
+        (
+            *(AMONG, "POST", f"/api/v1/deploy?uuid={HUNDRED},b", None),
+            Refused("admits 100 resources at once"),
+        ),
+        (
+            *(AMONG, "POST", "/api/v1/deploy?uuid=app&tag=shop,x", None),
+            Refused("does not name a tag that is to be deployed"),
+        ),
+        (
+            *(AMONG, "GET", "/api/v1/applications/unknown", None),
+            Refused("does not know Application unknown"),
+        ),
+        (
+            *(AMONG, "GET", "/api/v1/servers/srv", None),
+            Refused("has not Server srv within it", "Server"),
+        ),
+        (
+            *({"resources": ["app"]}, "POST", "/api/v1/deploy?uuid=app,other", None),
+            Refused("has not Resource other within it", "Resource"),
+        ),
+        (
+            *({"environments": ["p/prod"]}, "GET", "/api/v1/projects/q/e1", None),
+            Refused("does not know Environment e1"),
+        ),
+        ({"environments": ["p/prod"]}, "GET", "/api/v1/projects/p/e1", None, None),
+        ({"environments": ["p/e1"]}, "GET", "/api/v1/services/svc/databases/part", None, None),
+        (
+            *({"environments": ["q/prod"]}, "GET", "/api/v1/services/svc/databases/part", None),
+            Refused("has not Service database part within it", "Service database"),
+        ),
+        (
+            *(AMONG, "GET", "/api/v1/services/other/databases/part", None),
+            Refused("knows part elsewhere than in other", "Service database"),
+        ),
+        (AMONG, "POST", "/api/v1/applications/app/move", {"environment_uuid": "e1"}, None),
+        (
+            *(AMONG, "POST", "/api/v1/applications/app/move", {"environment_uuid": "e3"}),
+            Refused("does not know the Environment that the body names"),
+        ),
+        (
+            *(AMONG, "POST", "/api/v1/applications/app/move", {"project_uuid": "q"}),
+            Refused("has not the Project that the body names within it", "Project"),
+        ),
+        (
+            *({"projects": ["q"]}, "POST", "/api/v1/applications/app/move", {"project_uuid": "q"}),
+            Refused("has not Application app within it", "Application"),
+        ),
+        (
+            *(AMONG, "POST", "/api/v1/services", {"server_uuid": "srv"}),
+            Refused("has not the Server that the body names within it", "Server"),
+        ),
+        (
+            *({"resources": ["srv"]}, "POST", "/api/v1/services", {"server_uuid": "srv"}),
+            None,
+        ),
+        ({"resources": ["p", "e1"]}, "GET", "/api/v1/projects/p", None, NO_PROJECT),
+    ],
+)
+def test_it_is_told_what_lies_outside(
+    given: dict[str, Any],
+    method: str,
+    target: str,
+    said: dict[str, object] | Refused | None,
+    expected: Refused | None,
+) -> None:
+    """What the path names by its text, what a body does by its noun alone."""
+    path = target.partition("?")[0]
+    route = coolify("4.3").find(method, path)
+    assert route is not None
+    names = named(route, path, target.encode())
+    if isinstance(said, Refused):
+        names = names._replace(body=True, held=True)
+    elif said is not None:
+        body = read_body([b"application/json"], json.dumps(said).encode())
+        names = with_body(names, route, path, body)._replace(held=True)
+    assert outside(parse(given), route, names, TREE) == expected
+
+
 def test_a_named_creation_may_have_a_body() -> None:
     """Whoever names it accepts what can't be seen."""
     given = {"projects": ["p"], "routes": ["POST /api/v1/applications/public"]}
@@ -647,6 +861,8 @@ def test_each_restriction_must_admit_what_is_named() -> None:
         ({"projects": ["p"]}, {"uses": 1}, "resources"),
         ({"projects": ["p"]}, {"environments": ["p/prod"]}, None),
         ({"projects": ["p"]}, {"environments": ["q/prod"]}, "environments"),
+        ({"projects": ["p"]}, {"environments": ["p/a/b"]}, None),
+        ({"resources": ["p", "other"]}, {"resources": ["p"]}, None),
         ({"projects": ["p"]}, {"resources": ["app"]}, None),
         ({"projects": ["q"]}, {"resources": ["app"]}, "resources"),
         ({"projects": ["p"]}, {"resources": ["unknown"]}, "resources"),
