@@ -229,6 +229,7 @@ def test_deploy_names_what_its_query_says() -> None:
     assert ask("/api/v1/deploy", "tag=shop,blog", "POST") == Names(tags=("shop", "blog"))
     assert ask("/api/v1/deploy", "", "POST") == NOTHING
     assert ask("/api/v1/deploy", "uuid=", "POST") == NOTHING
+    assert ask("/api/v1/deploy", "force[]=true&lines[0]=5", "POST") == NOTHING
 
 
 READ_AS = "a key of the query may be read as uuid or tag"
