@@ -239,6 +239,7 @@ WITHIN = "a key inside the body may name another resource"
             )
             for key, said in (
                 *(("uuid", "a, b"), ("uuid", "a,"), ("uuid", ""), ("uuid", ["a"]), ("uuid", 1)),
+                *(("uuid", "a b"), ("uuid", "a,ä"), ("uuid", "x" * 256)),
                 *(("tag", " x"), ("tag", "x, y"), ("tag", "x,,y"), ("tag", ""), ("tag", {})),
             )
         ],
@@ -308,7 +309,7 @@ def one(kind: ResourceKind, text: str, project: str | None = None) -> Named:
             {"more": (one(ResourceKind.SERVER, "s"),), "keys": ("s",)},
         ),
         (
-            *("/api/v1/deploy?uuid=a&tag=x", {"tag": "y,x", "uuid": "b,a,b", "force": True}),
+            *("/api/v1/deploy?uuid=a&tag=x", {"tag": "y,x", "uuid": "b,a,b", "docker_tag": "v1"}),
             {
                 "resources": (Named(DEPLOYABLE, "a"),),
                 "more": (Named(DEPLOYABLE, "b"),),
@@ -317,6 +318,7 @@ def one(kind: ResourceKind, text: str, project: str | None = None) -> Named:
             },
         ),
         (APP + "/tags", {"tag": "x"}, {"unclear": ANOTHER, "keys": ("app",)}),
+        (CREATION, {"uuid": "x"}, {"unclear": ANOTHER}),
     ],
 )
 def test_a_body_names_each_once(
