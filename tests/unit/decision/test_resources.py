@@ -208,7 +208,7 @@ def test_every_parameter_of_a_path_can_be_replaced(path: str, query: str) -> Non
         *("project_uuid", "environment_uuid", "environment_name", "server_uuid", "tags", "id"),
         *("destination_uuid", "destination", "resource_uuid", "s3_storage_uuid"),
         *("private_key_uuid", "github_app_id", "environment[name]", "server.uuid", "PROJECT_UUID"),
-        *("uuid+", "%09uuid", "docker_tag[uuid]", "lines[uuid"),
+        *("uuid+", "%09uuid", "Xuuid", "docker_tag[uuid]", "lines[uuid"),
     ],
 )
 def test_a_key_that_may_name_another_resource_is_unclear(key: str) -> None:
