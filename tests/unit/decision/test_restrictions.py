@@ -31,6 +31,7 @@ from authsidecar.decision.restrictions import (
     MOST_ENTRIES,
     Refused,
     RestrictionError,
+    _within_minute,
     as_mapping,
     depends_on_time,
     hours_text,
@@ -137,7 +138,16 @@ WRONG: list[tuple[object, str]] = [
             {"routes": [text]},
             f"routes: '{text}' is no METHOD and template, such as 'GET /api/v1/servers'",
         )
-        for text in ("/api/v1/teams", "GET", "GET ", "GET api", "GET /a b", " /a ")
+        for text in (
+            "/api/v1/teams",
+            "GET",
+            "GET ",
+            "GET api",
+            "GET /a b",
+            "GET /a /b",
+            "GET x /a",
+            " /a ",
+        )
     ],
     *[
         (
@@ -359,6 +369,15 @@ def test_it_is_told_what_is_refused_whatever_the_route(
         assert refusal_now(restriction, now) == why
 
 
+def test_what_hours_admit_is_remembered_by_the_minute() -> None:
+    """Not by the millisecond, of which each request has its own."""
+    restriction = parse({"hours": ["Mon 08:00-09:00 UTC"]})
+    _within_minute.cache_clear()
+    for ms in (0, 1, 59_999, 60_000):
+        assert refusal_now(restriction, UnixMs(MONDAY + ms)) is None
+    assert _within_minute.cache_info().currsize == 2
+
+
 def test_what_could_not_be_read_admits_nothing_whatever_the_route() -> None:
     """A restriction, and a limit that may have been lower than the configured one."""
     client, limit = ip_address("192.0.2.1"), f"is a limit that {UNREAD}"
@@ -457,7 +476,9 @@ def test_the_first_and_the_last_millisecond_are_within() -> None:
         ("Sat-Mon 00:00-24:00 UTC", "2026-07-05T23:59:59+00:00", True),  # Sun
         ("Sat-Mon 00:00-24:00 UTC", "2026-07-07T00:00:00+00:00", False),  # Tue
         ("Fri 22:00-06:00 UTC", "2026-07-03T22:00:00+00:00", True),
+        ("Fri 22:00-06:00 UTC", "2026-07-03T21:59:59+00:00", False),
         ("Fri 22:00-06:00 UTC", "2026-07-04T05:59:59+00:00", True),  # Sat morning is Friday's
+        ("Fri 22:00-06:00 UTC", "2026-07-04T06:00:00+00:00", False),
         ("Fri 22:00-06:00 UTC", "2026-07-03T05:00:00+00:00", False),  # Fri morning is Thursday's
         ("Fri 22:00-06:00 UTC", "2026-07-04T22:00:00+00:00", False),
         ("Sun 22:00-06:00 UTC", "2026-07-06T03:00:00+00:00", True),  # Mon morning is Sunday's
