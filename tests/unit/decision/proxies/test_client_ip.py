@@ -133,7 +133,10 @@ def test_long_junk_is_not_kept_in_memory() -> None:
     """What a stranger sends fills the cache with short keys only."""
     _entry.cache_clear()
     assert isinstance(client_address([b"x" * 10_000], NO_HOPS), Deny)
+    assert isinstance(client_address([b"x" * (LONGEST_ENTRY + 1)], NO_HOPS), Deny)
     assert _entry.cache_info().currsize == 0
+    assert isinstance(client_address([b"x" * LONGEST_ENTRY], NO_HOPS), Deny)
+    assert _entry.cache_info().currsize == 1
 
 
 def test_the_detail_says_which_entry_is_wrong() -> None:
