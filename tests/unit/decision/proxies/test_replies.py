@@ -23,6 +23,7 @@ from authsidecar.decision.model import (
     Role,
     TeamId,
     TokenId,
+    TokenRecord,
     UserId,
 )
 from authsidecar.decision.policy import (
@@ -331,6 +332,23 @@ def test_unless_it_is_asked_for_no_expiry_is_said() -> None:
     assert "X-Auth-Token-Expires" not in render(outcome, CLIENT, "d").fields
     said = render(outcome, CLIENT, "d", expiry_ms=1).fields
     assert "X-Auth-Token-Expires: " in said
+
+
+@pytest.mark.parametrize(
+    ("verdict", "held"),
+    [
+        (Allow(None), record(expires_at=NOW)),
+        (Allow(principal()), None),
+        (Allow(principal()), record()),
+        (Allow(principal()), record(expires_at=UnixMs(NOW + 2))),
+    ],
+)
+def test_an_expiry_that_is_not_said_changes_nothing(
+    verdict: Allow, held: TokenRecord | None
+) -> None:
+    """Where nobody is known, where it is not, where there is none, and where it is far."""
+    outcome = Outcome(verdict, NOW, record=held)
+    assert render(outcome, CLIENT, "d", expiry_ms=1) == render(outcome, CLIENT, "d")
 
 
 def test_an_address_that_could_not_be_read_is_none() -> None:
