@@ -226,6 +226,21 @@ def test_a_429_names_the_limit_that_must_be_waited_for(quotas: list[Quota], name
     }
 
 
+def test_a_429_tells_of_its_counters_and_of_its_decision() -> None:
+    """When to come back stands behind them, to the byte."""
+    reply = render(Outcome(FULL, NOW, (quota(0, 2_000),)), CLIENT, "d1")
+    assert reply.fields == JSON + ANY_ORIGIN + NO_STORE + (
+        "X-RateLimit-Limit: 200\r\n"
+        "X-RateLimit-Remaining: 0\r\n"
+        'RateLimit-Policy: "user";q=200;w=60\r\n'
+        'RateLimit: "user";r=0;t=2\r\n'
+        "Retry-After: 2\r\n"
+        "X-RateLimit-Reset: 1000000003\r\n"
+    )
+    refused = render(Outcome(Deny(PERMISSION_MISSING), NOW), CLIENT, "d2")
+    assert [json.loads(one.body)["decision_id"] for one in (reply, refused)] == ["d1", "d2"]
+
+
 def test_the_tightest_counter_is_told() -> None:
     """The least room; of equals the one that opens last."""
     user, token, team = (
@@ -309,7 +324,7 @@ QUOTAS = st.lists(
 
 @given(quotas=QUOTAS)
 def test_what_is_rendered_in_advance_is_what_is_rendered_at_once(quotas: list[Quota]) -> None:
-    allow = Allow(principal(Permission.READ))
+    allow = Allow(principal(Permission.READ), read_sensitive=len(quotas) % 2 == 0)
     shown = [(one.scope, one.limit) for one in quotas]
     states = [number for one in quotas for number in (one.remaining, one.reset_at)]
     fields = Admission(allow, CLIENT, shown).fields("6b08", [*states, 7, NOW], NOW)
