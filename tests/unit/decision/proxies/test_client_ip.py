@@ -59,6 +59,8 @@ def test_without_trusted_hops_the_last_address_counts() -> None:
         [b" "],
         [b"unknown"],
         [b"1.1.1.1,"],
+        [b"X1.1.1.1"],
+        [b"1.1.1.1X"],
         [b"1.1.1.1", b""],
         [b"1.1.1.1,,10.0.0.1"],
         [b"1.1.1.1, junk, 10.0.0.1"],

@@ -16,7 +16,8 @@ def test_every_proxy_has_an_endpoint() -> None:
 def test_an_endpoint_is_found_by_its_path(endpoint) -> None:
     """And a query on it is no part of it, but for the switch: there it is the client's."""
     assert find(endpoint.path) is endpoint
-    assert find(endpoint.path + "?a=1") is (endpoint if endpoint.enables is None else NOWHERE)
+    for query in ("?", "?a=1", "?a=1?b"):
+        assert find(endpoint.path + query) is (endpoint if endpoint.enables is None else NOWHERE)
     assert find(endpoint.path + "x") is NOWHERE
 
 
