@@ -130,6 +130,12 @@ def test_flags_are_raised_by_presence_alone() -> None:
     assert fields.reserved
 
 
+def test_a_name_that_was_seen_is_not_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy sends the same ones each time."""
+    monkeypatch.setitem(_SEEN, b"X-Seen", Field.ORIGIN)
+    assert Fields([(b"X-Seen", b"o")]).origin == [b"o"]
+
+
 def test_long_names_are_not_remembered() -> None:
     """Junk cannot fill the memory, and is judged all the same."""
     _SEEN.clear()
