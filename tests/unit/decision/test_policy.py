@@ -682,12 +682,15 @@ def test_a_restriction_refuses_all_by_its_time_and_networks() -> None:
         assert denial_of_all(case) == Deny(TOKEN_RESTRICTED, f"the user's restriction {why}")
 
 
-def test_a_token_without_permissions_holds_nothing() -> None:
-    """In the log as in `explain`; several elevated ones are named in their order."""
+def test_a_denial_names_all_permissions_that_are_held() -> None:
+    """In their order; for the role only those that need one; `nothing` where there are none."""
     empty = record(permissions=frozenset())
     denial = first_denial(case_of({"held": empty}))
     assert denial is not None
     assert denial.detail == "the route needs read, the token holds nothing"
+    denial = first_denial(case_of({"route": needing("deploy"), "held": record("write", "read")}))
+    assert denial is not None
+    assert denial.detail == "the route needs deploy, the token holds read write"
     odd = record("write", "read", "deploy", role=Role.MEMBER)
     denial = first_denial(case_of({"held": odd}))
     assert denial == Deny(
