@@ -54,11 +54,12 @@ def test_mcp_that_the_base_lacks_is_said_of_a_route_file_too():
 def test_what_rows_cannot_say_is_said_and_stands_in_the_text():
     """A conversion is whole, or says what it left out."""
     row = released("4.3")[13]
-    limited = row._replace(path="/api/v1/limited", throttle="api+5/1m")
+    limited = row._replace(path="/api/v1/limited", throttle="api+feedback+5/1m+login")
+    unlimited = row._replace(path="/api/v1/unlimited", throttle="-")
     open_ = row._replace(path="/api/v1/open", ability="-", auth="-")
-    made = as_extra([limited, open_], coolify("4.3"))
+    made = as_extra([limited, unlimited, open_], coolify("4.3"))
     assert made.left_out == (
-        "GET /api/v1/limited: its own rate limit (5/1m) is left to Coolify",
+        "GET /api/v1/limited: its own rate limit (5/1m, login) is left to Coolify",
         "GET /api/v1/open: has no token or no permission and is not named as public, so absent",
     )
     assert made.text.endswith("".join(f"# left out: {line}\n" for line in made.left_out))
@@ -90,6 +91,10 @@ def test_a_row_that_would_hide_a_switch_is_refused():
 def test_a_written_table_is_read_back():
     """The tab-separated form loses nothing."""
     assert rows(tsv(released("4.3"))) == released("4.3")
+    row = released("4.3")[13]
+    several = row._replace(ability="write,deploy", throttle="", mcp_checks="the user, the team")
+    every = row._replace(ability=",".join(Permission))
+    assert rows(tsv([several, every])) == (several, every)
 
 
 @pytest.mark.parametrize(

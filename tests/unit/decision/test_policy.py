@@ -1,13 +1,26 @@
 """Each check by itself, their order, and which bucket a request is charged to."""
 
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
 
 from authsidecar.decision.allowlist import parse
-from authsidecar.decision.checks import CHECKS, ELEVATED, Check, first_denial
+from authsidecar.decision.checks import (
+    ADDRESS_NOT_ALLOWED,
+    API_DISABLED,
+    CHECKS,
+    ELEVATED,
+    NOT_TEAM_MEMBER,
+    PRIVILEGED,
+    RESOURCE_NOT_FOUND,
+    TEAM_ROLE_REQUIRED,
+    Check,
+    admission,
+    denial_of_all,
+    first_denial,
+)
 from authsidecar.decision.credentials import TOKEN_MISSING
 from authsidecar.decision.model import (
     DAMAGED,
@@ -16,11 +29,14 @@ from authsidecar.decision.model import (
     Deny,
     Permission,
     Place,
+    Principal,
     ResourceKind,
+    Restriction,
     Role,
     TeamId,
     TokenId,
     TokenRecord,
+    UserId,
 )
 from authsidecar.decision.permissions import INCLUDED_BY
 from authsidecar.decision.policy import (
@@ -34,9 +50,10 @@ from authsidecar.decision.policy import (
     Policy,
     find_route,
 )
-from authsidecar.decision.resources import Named, Names
+from authsidecar.decision.resources import MOST_NAMED, Named, Names
+from authsidecar.decision.restrictions import HIDDEN_BODY, TOKEN_RESTRICTED
 from authsidecar.decision.routes import ROUTE_UNKNOWN, Guard, Route, RouteTable, coolify, extra
-from authsidecar.times import UnixMs
+from authsidecar.times import UnixMs, rfc3339
 from tests.support.cases import (
     ENABLE,
     MCP,
@@ -588,7 +605,164 @@ def test_checks_differ_in_name_and_code() -> None:
     assert set(REFUSED) == {check.name for check in CHECKS}
 
 
+RESTRICTED = {"token": Restriction(resources=frozenset({"u1"}))}
+SERVER_ROUTE = Route("GET", "/api/v1/servers/{uuid}", Guard.ORDINARY, Permission.READ)
+SERVER = Named(frozenset({ResourceKind.SERVER}), "u2")
+HERE = {"u2": Place(TeamId(3), ResourceKind.SERVER)}
+
+
+@pytest.mark.parametrize(
+    ("names", "denial"),
+    [
+        (
+            Names((SERVER,)),
+            Deny(
+                RESOURCE_NOT_FOUND._replace(message="Server not found."),
+                "the token's restriction has not Server u2 within it",
+            ),
+        ),
+        (
+            Names((SERVER,), body=True),
+            Deny(
+                TOKEN_RESTRICTED,
+                "the token's restriction does not admit a body that can't be seen",
+                advice=HIDDEN_BODY,
+            ),
+        ),
+    ],
+)
+def test_what_is_named_outside_a_restriction_is_refused(names: Names, denial: Deny) -> None:
+    """Coolify's 404 of it, or how to ask instead; the log has whose restriction it is."""
+    held = record("read", restrictions=RESTRICTED)
+    assert first_denial(Case(POLICY, CLIENT, SERVER_ROUTE, OPEN, held, names, HERE)) == denial
+    free = record("read")
+    assert first_denial(Case(POLICY, CLIENT, SERVER_ROUTE, OPEN, free, names, HERE)) is None
+
+
+def test_a_restriction_is_held_against_the_time_where_there_is_one() -> None:
+    """Else against the rest of it alone; the first holder that refuses is told."""
+    over = Restriction(until=NOW)
+    held = record("read", restrictions={"user": Restriction(), "team": over})
+    case = Case(POLICY, CLIENT, READ, OPEN, held)
+    assert first_denial(case) is None
+    assert first_denial(case._replace(now=NOW)) is None
+    denial = first_denial(case._replace(now=UnixMs(NOW + 1)))
+    assert denial == Deny(TOKEN_RESTRICTED, f"the team's restriction ended {rfc3339(NOW)}")
+
+
+@pytest.mark.parametrize(
+    ("name", "denial"),
+    [
+        ("team_member", Deny(NOT_TEAM_MEMBER, DENIED["team_member"])),
+        ("team_role", Deny(TEAM_ROLE_REQUIRED, DENIED["team_role"])),
+        ("api_enabled", Deny(API_DISABLED, DENIED["api_enabled"])),
+        ("address", Deny(ADDRESS_NOT_ALLOWED, DENIED["address"])),
+        ("team_mcp", None),
+        ("permission", None),
+        ("restriction", Deny(TOKEN_RESTRICTED, DENIED["restriction"])),
+        ("instance_team", None),
+        ("team_isolation", None),
+    ],
+)
+def test_what_refuses_a_token_on_every_route_is_told(name: str, denial: Deny | None) -> None:
+    """Only what depends on neither route nor permission."""
+    assert denial_of_all(case_of(REFUSED[name])) == denial
+
+
+def test_a_restriction_refuses_all_by_its_time_and_networks() -> None:
+    """At the time of the case, for each holder."""
+    elsewhere = Restriction(networks=(ip_network("10.0.0.0/8"),))
+    early = Restriction(not_before=UnixMs(NOW + 1))
+    for narrower, why in (
+        (elsewhere, "does not admit 192.0.2.1"),
+        (early, f"begins {rfc3339(UnixMs(NOW + 1))}"),
+    ):
+        held = record("read", restrictions={"token": Restriction(), "user": narrower})
+        case = Case(POLICY, CLIENT, READ, OPEN, held, now=NOW)
+        assert denial_of_all(case) == Deny(TOKEN_RESTRICTED, f"the user's restriction {why}")
+
+
+def test_a_denial_names_all_permissions_that_are_held() -> None:
+    """In their order; for the role only those that need one; `nothing` where there are none."""
+    empty = record(permissions=frozenset())
+    denial = first_denial(case_of({"held": empty}))
+    assert denial is not None
+    assert denial.detail == "the route needs read, the token holds nothing"
+    denial = first_denial(case_of({"route": needing("deploy"), "held": record("write", "read")}))
+    assert denial is not None
+    assert denial.detail == "the route needs deploy, the token holds read write"
+    odd = record("write", "read", "deploy", role=Role.MEMBER)
+    denial = first_denial(case_of({"held": odd}))
+    assert denial == Deny(
+        TEAM_ROLE_REQUIRED, "the token holds deploy write, its user's role is member"
+    )
+
+
+def test_a_check_that_is_passed_names_all_that_it_looked_at() -> None:
+    """Permissions that suffice, holders of restrictions, resources of path and query."""
+    passed = {check.name: check.passed for check in CHECKS}
+    either = replace(READ, alternatives=(Permission.WRITE,))
+    assert passed["permission"](case_of({"route": either, "held": ROOT})).detail == (
+        "the route needs read or write, the token holds root write"
+    )
+    held = record("read", restrictions={"token": Restriction(), "team": Restriction()})
+    assert passed["restriction"](case_of({"held": held})) == (
+        "the restriction of token and team admits it",
+        True,
+    )
+    two = Names((SERVER,), (Named(frozenset({ResourceKind.PROJECT}), "p"),))
+    case = case_of({"policy": ISOLATING, "names": two, "places": HERE})
+    assert passed["team_isolation"](case) == (
+        "Server u2 belongs to team 3; Project p is not known to be any team's",
+        True,
+    )
+
+
+def test_what_the_query_names_is_another_teams_as_well() -> None:
+    """Beside what the path names; whether its text is a project's or a server's."""
+    names = Names((SERVER,), (Named(frozenset({ResourceKind.PROJECT}), "p"),))
+    places = HERE | {"p": Place(TeamId(9), ResourceKind.PROJECT)}
+    denial = first_denial(case_of({"policy": ISOLATING, "names": names, "places": places}))
+    assert denial == Deny(
+        RESOURCE_NOT_FOUND._replace(message="Project not found."),
+        "p belongs to team 9, the token's team is 3",
+    )
+
+
+def test_more_resources_than_are_looked_for_are_not_found() -> None:
+    """A hundred are; nobody names more in good faith."""
+    names = Names((SERVER,), keys=("u2",) * MOST_NAMED)
+    how = {"policy": ISOLATING, "names": names, "places": HERE}
+    assert first_denial(case_of(how)) is None
+    more = names._replace(keys=("u2",) * (MOST_NAMED + 1))
+    denial = first_denial(case_of(how | {"names": more}))
+    assert denial == Deny(
+        RESOURCE_NOT_FOUND._replace(message="Resource not found."),
+        "more than 100 resources are named at once",
+    )
+
+
+def test_no_token_opens_a_route_for_none() -> None:
+    """Should one that is closed ever be judged by a token's checks."""
+    shut = Route("GET", "/api/v1/teams", Guard.CLOSED)
+    assert first_denial(case_of({"route": shut})) == Deny(
+        ROUTE_UNKNOWN, "no token opens this route"
+    )
+
+
 # What is allowed
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_what_is_admitted_holds_what_its_restrictions_leave(role: Role) -> None:
+    """Read only, although the token holds root: neither named nor counted as sensitive."""
+    narrower = {"token": Restriction(permissions=frozenset({Permission.READ}))}
+    held = record("root", role=role)
+    who = Principal(UserId(7), TeamId(3), role, TokenId(67), frozenset({Permission.ROOT}))
+    assert admission(held) == Allow(who, read_sensitive=role in PRIVILEGED)
+    narrowed = replace(held, restrictions=narrower)
+    left = who._replace(permissions=frozenset({Permission.READ}))
+    assert admission(narrowed) == Allow(left, read_sensitive=False)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from authsidecar.decision.resources import (
     named,
 )
 from authsidecar.decision.routes import RELEASES, Guard, Route, coolify
-from authsidecar.decision.routes.naming import DEPLOYABLE, naming, rows
+from authsidecar.decision.routes.naming import DEPLOYABLE, Naming, Parameter, naming, rows
 from authsidecar.decision.routes.table import is_parameter
 
 ROWS = [(release, route) for release in sorted(RELEASES) for route in coolify(release)]
@@ -119,8 +119,8 @@ def test_a_template_that_nobody_knows_is_only_guessed() -> None:
     """An operator's own row: team isolation judges it as before, a restriction refuses it."""
     what = naming("/api/v1/servers/{server}/reboot/{how}")
 
-    assert not what.known
-    assert [p.kind for p in what.parameters] == [ResourceKind.SERVER, None]
+    guess = (Parameter(4, "server", ResourceKind.SERVER), Parameter(6, "how", None))
+    assert what == Naming(guess, known=False)
     assert not naming("/api/v1/others/{server}").judged
 
 

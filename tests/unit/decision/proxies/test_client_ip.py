@@ -59,6 +59,8 @@ def test_without_trusted_hops_the_last_address_counts() -> None:
         [b" "],
         [b"unknown"],
         [b"1.1.1.1,"],
+        [b"X1.1.1.1"],
+        [b"1.1.1.1X"],
         [b"1.1.1.1", b""],
         [b"1.1.1.1,,10.0.0.1"],
         [b"1.1.1.1, junk, 10.0.0.1"],
@@ -133,7 +135,10 @@ def test_long_junk_is_not_kept_in_memory() -> None:
     """What a stranger sends fills the cache with short keys only."""
     _entry.cache_clear()
     assert isinstance(client_address([b"x" * 10_000], NO_HOPS), Deny)
+    assert isinstance(client_address([b"x" * (LONGEST_ENTRY + 1)], NO_HOPS), Deny)
     assert _entry.cache_info().currsize == 0
+    assert isinstance(client_address([b"x" * LONGEST_ENTRY], NO_HOPS), Deny)
+    assert _entry.cache_info().currsize == 1
 
 
 def test_the_detail_says_which_entry_is_wrong() -> None:

@@ -16,7 +16,8 @@ def test_every_proxy_has_an_endpoint() -> None:
 def test_an_endpoint_is_found_by_its_path(endpoint) -> None:
     """And a query on it is no part of it, but for the switch: there it is the client's."""
     assert find(endpoint.path) is endpoint
-    assert find(endpoint.path + "?a=1") is (endpoint if endpoint.enables is None else NOWHERE)
+    for query in ("?", "?a=1", "?a=1?b"):
+        assert find(endpoint.path + query) is (endpoint if endpoint.enables is None else NOWHERE)
     assert find(endpoint.path + "x") is NOWHERE
 
 
@@ -51,11 +52,30 @@ def test_the_request_line_is_where_the_row_says(target: str, line: object) -> No
 
 
 @pytest.mark.parametrize(
+    ("path", "method", "target", "line"),
+    [
+        ("/authz/envoy", "PÜT", "/authz/envoy/\udcff", ("PÜT".encode(), b"/\xff")),
+        ("/authz/whoami", "GET", "/authz/whoami?ü\udc80", (b"GET", b"/authz/whoami?\xc3\xbc\x80")),
+    ],
+)
+def test_the_request_line_has_the_bytes_that_were_sent(
+    path: str, method: str, target: str, line: object
+) -> None:
+    """Those that are no UTF-8 as well: the server keeps them as surrogates."""
+    assert find(path).line(method, target) == line
+
+
+@pytest.mark.parametrize(
     ("start", "proxy"),
     [
         (b"GET /authz/nginx HTTP/1.1", Proxy.NGINX),
         (b"GET /authz/nginxx", Proxy.NGINX),
         (b"GET /authz/envoy/api", Proxy.ENVOY),
+        (b"GET /authz/envoy\xff HTTP/1.1", Proxy.ENVOY),
+        (b"GET /authz/nginx?a=1 HTTP/1.1\r\nHost: a b c d", Proxy.NGINX),
+        (b"GET\t/authz/nginx\tHTTP/1.1", Proxy.NGINX),
+        (b"GET /x /authz/nginx HTTP/1.1", None),
+        (b"GET /api/v1/enablex HTTP/1.1", None),
         (b"GET /elsewhere HTTP/1.1", None),
         (b"GET", None),
         (b"", None),

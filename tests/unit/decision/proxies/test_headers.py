@@ -4,6 +4,7 @@ import pytest
 
 from authsidecar.decision.proxies import headers
 from authsidecar.decision.proxies.headers import (
+    _LONGEST_SEEN,
     _MOST_SEEN,
     _SEEN,
     IDENTITY,
@@ -25,6 +26,12 @@ from authsidecar.decision.proxies.headers import (
         (b"Origin", Field.ORIGIN),
         (b"Access-Control-Request-Method", Field.PREFLIGHT_METHOD),
         (b"X-Authz-Request-Id", Field.REQUEST_ID),
+        (b"Content-Type", Field.CONTENT_TYPE),
+        (b"content_type", Field.CONTENT_TYPE),
+        (b"Content.Type", Field.CONTENT_TYPE),
+        (b"USER-AGENT", Field.USER_AGENT),
+        (b"user_agent", Field.OTHER),
+        (b"access_control.request-method", Field.OTHER),
         (b"X-HTTP-Method-Override", Field.OVERRIDE),
         (b"x_http_method_override", Field.OVERRIDE),
         (b"X.Http.Method_Override", Field.OVERRIDE),
@@ -81,13 +88,29 @@ def test_values_are_kept_as_they_came() -> None:
             (b"X-Forwarded-Uri", b"/"),
             (b"X-Forwarded-Method", b"GET"),
             (b"X-Authz-Request-Id", b"r"),
+            (b"Content-Type", b"t"),
+            (b"Content_Type", b"t2"),
+            (b"User-Agent", b"u"),
             (b"Cookie", b"c"),
         ]
     )
     assert fields.forwarded_for == [b"\xff", b" 1"]
     assert fields.authorization == [b"", b"b"]
     assert (fields.uri, fields.method, fields.request_id) == ([b"/"], [b"GET"], [b"r"])
+    assert (fields.content_type, fields.user_agent) == ([b"t", b"t2"], [b"u"])
     assert not any((fields.origin, fields.preflight_method, fields.override, fields.reserved))
+
+
+def test_nothing_is_read_after_a_reserved_name() -> None:
+    """It is refused, whatever else there is."""
+    fields = Fields([(b"Origin", b"o"), (b"X_Auth_User_Id", b"1"), (b"Authorization", b"a")])
+    assert (fields.origin, fields.reserved, fields.authorization) == ([b"o"], [b"1"], [])
+
+
+def test_without_headers_every_field_is_an_empty_list() -> None:
+    """A value is looked for in each, so each is there."""
+    fields = Fields([])
+    assert [getattr(fields, name) for name in Fields.__slots__] == [[]] * 11
 
 
 def test_flags_are_raised_by_presence_alone() -> None:
@@ -107,8 +130,18 @@ def test_flags_are_raised_by_presence_alone() -> None:
     assert fields.reserved
 
 
+def test_a_name_that_was_seen_is_not_judged_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy sends the same ones each time."""
+    monkeypatch.setitem(_SEEN, b"X-Seen", Field.ORIGIN)
+    assert Fields([(b"X-Seen", b"o")]).origin == [b"o"]
+
+
 def test_long_names_are_not_remembered() -> None:
     """Junk cannot fill the memory, and is judged all the same."""
+    _SEEN.clear()
+    for length in (_LONGEST_SEEN, _LONGEST_SEEN + 1):
+        assert classify(b"x" * length) is Field.OTHER
+    assert {b"x" * _LONGEST_SEEN: Field.OTHER} == _SEEN
     before = len(_SEEN)
     fields = Fields((b"X_Auth_" + str(n).encode() * 30 + b"x" * 60, b"") for n in range(100))
     assert fields.reserved

@@ -12,6 +12,7 @@ from authsidecar.decision.authorize import Outcome
 from authsidecar.decision.checks import NOT_TEAM_MEMBER, PERMISSION_MISSING, TEAM_MCP_DISABLED
 from authsidecar.decision.credentials import TOKEN_MISSING
 from authsidecar.decision.model import (
+    METHODS,
     Allow,
     Deny,
     Limit,
@@ -22,16 +23,27 @@ from authsidecar.decision.model import (
     Role,
     TeamId,
     TokenId,
+    TokenRecord,
     UserId,
 )
-from authsidecar.decision.policy import RATE_LIMITED, STORE_UNAVAILABLE, TOKEN_UNKNOWN
+from authsidecar.decision.policy import (
+    METHOD_NOT_ALLOWED,
+    RATE_LIMITED,
+    STORE_UNAVAILABLE,
+    TOKEN_UNKNOWN,
+)
 from authsidecar.decision.proxies import auth_request
 from authsidecar.decision.proxies.headers import IDENTITY
 from authsidecar.decision.proxies.replies import (
+    ANY_ORIGIN,
     EXPOSED,
+    JSON,
+    NO_STORE,
     VALID_UNTIL,
     Admission,
+    Challenge,
     Reply,
+    lines,
     preflight,
     refuse,
     render,
@@ -115,6 +127,31 @@ def test_a_refusal_is_one_line_of_ascii_json() -> None:
     assert b"detail" not in reply.body
 
 
+def test_a_refusal_is_the_same_to_the_byte() -> None:
+    """In the order that the interface shows, each field once."""
+    deny = Deny(ROUTE_UNKNOWN, "of the log", (Permission.READ,), advice="ask otherwise")
+    reply = refuse(deny, "d1", limit_name="user")
+    assert reply.fields == JSON + ANY_ORIGIN + NO_STORE
+    assert reply.body == (
+        b'{"message": "Not found.", "docs": "https://coolify.io/docs", "code": "route_unknown", '
+        b'"missing_permissions": ["read"], "limit_name": "user", "detail": "ask otherwise", '
+        b'"decision_id": "d1"}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("allowed", "said"),
+    [(("POST",), "POST"), (("GET", "HEAD"), "GET, HEAD"), ((), ", ".join(sorted(METHODS)))],
+)
+def test_a_method_that_is_not_taken_is_told_which_are(allowed: tuple[str, ...], said: str) -> None:
+    """RFC 9110 section 15.5.6: Allow, before all else; without a list all methods of HTTP's."""
+    reply = refuse(Deny(METHOD_NOT_ALLOWED, allowed=allowed), "d")
+    assert reply.status == 405
+    assert reply.headers[0] == ("Allow", said)
+    assert reply.fields == lines(("Allow", said)) + JSON + ANY_ORIGIN + NO_STORE
+    assert "Allow" not in dict(refuse(Deny(PERMISSION_MISSING, allowed=allowed), "d").headers)
+
+
 def test_an_unknown_route_points_to_the_documentation() -> None:
     """As Coolify's own fallback does."""
     assert json.loads(refuse(Deny(ROUTE_UNKNOWN), "d").body)["docs"] == "https://coolify.io/docs"
@@ -189,6 +226,21 @@ def test_a_429_names_the_limit_that_must_be_waited_for(quotas: list[Quota], name
     }
 
 
+def test_a_429_tells_of_its_counters_and_of_its_decision() -> None:
+    """When to come back stands behind them, to the byte."""
+    reply = render(Outcome(FULL, NOW, (quota(0, 2_000),)), CLIENT, "d1")
+    assert reply.fields == JSON + ANY_ORIGIN + NO_STORE + (
+        "X-RateLimit-Limit: 200\r\n"
+        "X-RateLimit-Remaining: 0\r\n"
+        'RateLimit-Policy: "user";q=200;w=60\r\n'
+        'RateLimit: "user";r=0;t=2\r\n'
+        "Retry-After: 2\r\n"
+        "X-RateLimit-Reset: 1000000003\r\n"
+    )
+    refused = render(Outcome(Deny(PERMISSION_MISSING), NOW), CLIENT, "d2")
+    assert [json.loads(one.body)["decision_id"] for one in (reply, refused)] == ["d1", "d2"]
+
+
 def test_the_tightest_counter_is_told() -> None:
     """The least room; of equals the one that opens last."""
     user, token, team = (
@@ -200,6 +252,48 @@ def test_the_tightest_counter_is_told() -> None:
     found = denied(user, token, team, deny=Deny(PERMISSION_MISSING))
     assert (found["X-RateLimit-Limit"], found["X-RateLimit-Remaining"]) == ("20", "2")
     assert "Retry-After" not in found
+
+
+def test_several_counters_are_told_of_to_the_byte() -> None:
+    """The tightest by itself, all of them in their order; rendered in advance or at once."""
+    quotas = (quota(7, 30_000), quota(3, 1_500, scope="token", limit=10))
+    fields = (
+        "X-RateLimit-Limit: 10\r\n"
+        "X-RateLimit-Remaining: 3\r\n"
+        'RateLimit-Policy: "user";q=200;w=60, "token";q=10;w=60\r\n'
+        'RateLimit: "user";r=7;t=30, "token";r=3;t=2\r\n'
+    )
+    whole = render(Outcome(Deny(PERMISSION_MISSING), NOW, quotas), CLIENT, "d").fields
+    assert whole == JSON + ANY_ORIGIN + NO_STORE + fields
+    shared = Admission(Allow(None), CLIENT, [(one.scope, one.limit) for one in quotas])
+    states = [number for one in quotas for number in (one.remaining, one.reset_at)]
+    assert shared.fields("d", states, NOW).endswith(f"Id: d\r\n{fields}{NO_STORE}")
+
+
+@pytest.mark.parametrize(
+    ("reset_in", "seconds"),
+    [(-1, 0), (0, 0), (1, 1), (1000, 1), (1001, 2)],
+)
+@pytest.mark.parametrize("counters", [1, 2])
+def test_the_wait_of_a_counter_is_rounded_up_and_never_negative(
+    reset_in: int, seconds: int, counters: int
+) -> None:
+    """In whole seconds; rendered in advance as at once."""
+    quotas = [quota(7, reset_in)] * counters
+    told = ", ".join([f'"user";r=7;t={seconds}'] * counters)
+    found = denied(*quotas, deny=Deny(PERMISSION_MISSING))
+    assert found["RateLimit"] == told
+    shared = Admission(Allow(None), CLIENT, [(one.scope, one.limit) for one in quotas])
+    states = [number for one in quotas for number in (one.remaining, one.reset_at)]
+    assert f"\r\nRateLimit: {told}\r\n" in shared.fields("d", states, NOW)
+
+
+def test_counters_that_nothing_is_told_of_come_last() -> None:
+    """A restriction's own, say: their states follow, and are left out."""
+    shared = Admission(Allow(None), CLIENT, [("user", Limit(200)), ("team", Limit(300))])
+    told = dict(Reply(200, shared.fields("d", [7, NOW, 8, NOW, 0, NOW], NOW)).headers)
+    assert told["RateLimit"] == '"user";r=7;t=0, "team";r=8;t=0'
+    assert told["X-RateLimit-Limit"] == "200"
 
 
 def test_the_ratelimit_fields_list_every_counter() -> None:
@@ -230,11 +324,66 @@ QUOTAS = st.lists(
 
 @given(quotas=QUOTAS)
 def test_what_is_rendered_in_advance_is_what_is_rendered_at_once(quotas: list[Quota]) -> None:
-    allow = Allow(principal(Permission.READ))
+    allow = Allow(principal(Permission.READ), read_sensitive=len(quotas) % 2 == 0)
     shown = [(one.scope, one.limit) for one in quotas]
     states = [number for one in quotas for number in (one.remaining, one.reset_at)]
     fields = Admission(allow, CLIENT, shown).fields("6b08", [*states, 7, NOW], NOW)
     assert Reply(200, fields) == render(Outcome(allow, NOW, tuple(quotas)), CLIENT, "6b08")
+
+
+def test_a_new_secret_is_told_of_on_every_answer() -> None:
+    """Whether it is admitted or refused, behind what the counters say."""
+    held = record(rotated_until=UnixMs(NOW + 1000))
+    told = (VALID_UNTIL, "2001-09-09T01:46:41.500Z")
+    for verdict in (Allow(principal(Permission.READ)), Deny(PERMISSION_MISSING)):
+        reply = render(Outcome(verdict, NOW, record=held), CLIENT, "d")
+        assert told in reply.headers
+        assert VALID_UNTIL not in render(Outcome(verdict, NOW, record=record()), CLIENT, "d").fields
+
+
+def test_unless_it_is_asked_for_no_expiry_is_said() -> None:
+    """Not even of a token that expires at once."""
+    outcome = Outcome(Allow(principal()), NOW, record=record(expires_at=NOW))
+    assert "X-Auth-Token-Expires" not in render(outcome, CLIENT, "d").fields
+    said = render(outcome, CLIENT, "d", expiry_ms=1).fields
+    assert "X-Auth-Token-Expires: " in said
+
+
+@pytest.mark.parametrize(
+    ("verdict", "held"),
+    [
+        (Allow(None), record(expires_at=NOW)),
+        (Allow(principal()), None),
+        (Allow(principal()), record()),
+        (Allow(principal()), record(expires_at=UnixMs(NOW + 2))),
+    ],
+)
+def test_an_expiry_that_is_not_said_changes_nothing(
+    verdict: Allow, held: TokenRecord | None
+) -> None:
+    """Where nobody is known, where it is not, where there is none, and where it is far."""
+    outcome = Outcome(verdict, NOW, record=held)
+    assert render(outcome, CLIENT, "d", expiry_ms=1) == render(outcome, CLIENT, "d")
+
+
+def test_an_address_that_could_not_be_read_is_none() -> None:
+    """The header is there all the same."""
+    reply = render(Outcome(Allow(None), NOW), None, "d1")
+    assert reply.headers == (
+        *((name, "none") for name in IDENTITY[:5]),
+        ("X-Auth-Read-Sensitive", "false"),
+        ("X-Auth-Client-Ip", "none"),
+        ("X-Auth-Decision-Id", "d1"),
+        ("Cache-Control", "no-store"),
+    )
+
+
+def test_a_challenge_is_coolifys_unless_mcp_is_asked_for() -> None:
+    """A realm of its own, and always an error."""
+    assert Challenge(sent=False).header() == ("WWW-Authenticate", 'Bearer realm="coolify"')
+    assert Challenge(sent=False, mcp=True).header()[1] == (
+        'Bearer realm="mcp", error="invalid_token"'
+    )
 
 
 def test_a_preflight_is_told_the_methods_and_any_header() -> None:

@@ -7,11 +7,13 @@ from urllib.parse import quote, unquote_to_bytes
 import pytest
 
 from authsidecar.decision.model import Deny, Kind, Reason
+from authsidecar.decision.proxies import target as module
 from authsidecar.decision.proxies.target import (
     AMBIGUOUS_TARGET,
     METHOD_OVERRIDE,
     MOST_KEYS,
     TARGET_TOO_LONG,
+    _letters,
     canonicalise,
     overrides_method,
 )
@@ -50,6 +52,7 @@ def refused(target: bytes) -> Reason:
         (b"/api/v1/%D9%A3%E2%85%A7", "/api/v1/٣Ⅷ"),
         (b"/api/v1/%F0%9F%9A%80%E2%82%AC%EF%B8%8F", "/api/v1/🚀€\ufe0f"),
         (b"/api/v1/a%E3%80%80b%C2%A0c", "/api/v1/a\u3000b\u00a0c"),
+        (b"/api/v1/a=41%20b", "/api/v1/a=41 b"),
         (b"/api/v1/a%23b", "/api/v1/a#b"),
         (b"/api/v1/%23", "/api/v1/#"),
         (b"/api/v1/...", "/api/v1/..."),
@@ -277,6 +280,19 @@ def php_finds_method(query: bytes) -> bool:
     return any(name(key.partition(b"=")[0]) == b"_method" for key in keys)
 
 
+def test_each_letter_of_the_key_is_one_literal_or_one_escape() -> None:
+    """In either case of the hex digits, and of no other letter."""
+    assert _letters("mo") == "(?:m|%6[Dd])(?:o|%6[Ff])"
+    assert _letters("") == ""
+
+
+def test_eight_arrays_that_never_close_are_looked_at() -> None:
+    """PHP reads each as a plain name; whoever sends more of them means to hide one."""
+    assert not overrides_method(b"&".join([b"_method[a"] * 8))
+    assert overrides_method(b"&".join([b"_method[a"] * 9))
+    assert overrides_method(b"&".join([b"_method[a"] * 7 + [b"_method[a]"]))
+
+
 PIECES = (
     *(b"_method", b"_", b"m", b"ethod", b"%6d", b"%6D", b"%5f", b"%5F", b"%2e", b"%2E", b"."),
     *(b"[", b"]", b"%5b", b"%5D", b"&", b"&", b";", b"=", b"%00", b"+", b"%20", b"x", b"%", b"%5"),
@@ -309,8 +325,12 @@ def test_a_target_over_16_kib_is_too_long() -> None:
     assert (TARGET_TOO_LONG.status, TARGET_TOO_LONG.code) == (414, "target_too_long")
 
 
-def test_each_character_past_ascii_is_accepted_or_refused_by_what_it_is() -> None:
+def test_each_character_past_ascii_is_accepted_or_refused_by_what_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Letters, marks, digits, symbols and blanks are names; in either case of the hex digits."""
+    seen: set[str] = set()
+    monkeypatch.setattr(module, "_TEXT", seen)
     names = ""
     for code in (*range(0x80, 0x3400), *range(0xA000, 0x11000), *range(0x1F000, 0x1FB00), 0xE0041):
         kind = category(character := chr(code))
@@ -323,11 +343,21 @@ def test_each_character_past_ascii_is_accepted_or_refused_by_what_it_is() -> Non
         name = names[start : start + 100] + "x"
         for spelling in (quote(name), quote(name).lower()):
             assert canonicalise(f"/api/{spelling}".encode()) == f"/api/{name}"
+    assert seen == {*names, *"/apix"}
 
 
 def test_a_long_name_is_read_past_what_is_remembered() -> None:
     """A name of 255 characters, the most that Coolify stores, in its longest spelling."""
     assert canonicalise(b"/api/" + b"%F0%9F%9A%80" * 255) == "/api/" + "🚀" * 255
+
+
+def test_what_is_remembered_is_short() -> None:
+    """Junk of 16 KiB cannot fill the memory."""
+    module._remembered.cache_clear()
+    for length, held in ((257, 0), (256, 1), (256, 1), (255, 2)):
+        assert canonicalise(b"/" + b"x" * (length - 1)) == "/" + "x" * (length - 1)
+        assert module._remembered.cache_info().currsize == held
+    assert module._remembered.cache_info().hits == 1
 
 
 def test_the_reasons_are_what_the_interface_says() -> None:

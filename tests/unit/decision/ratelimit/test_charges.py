@@ -4,12 +4,14 @@ from ipaddress import IPv6Address, ip_address
 
 import pytest
 
-from authsidecar.decision.model import Limit
+from authsidecar.decision.model import Limit, Restriction, TokenId, UserId
 from authsidecar.decision.ratelimit.charges import (
     PRINCIPAL_SCOPES,
     Charge,
+    budget,
     of_address,
     of_principal,
+    of_restriction,
 )
 from tests.support.cases import record
 
@@ -63,6 +65,33 @@ def test_buckets_of_one_address_are_apart() -> None:
         ("a:192.0.2.1", "failed"),
         ("a:192.0.2.1", "unknown"),
     ]
+
+
+RATE = Charge("restriction", "u:7", "restriction:67", Limit(5, 1000))
+USES = Charge("uses", "u:7", "uses:67", Limit(3, 0))
+
+
+@pytest.mark.parametrize(
+    ("narrower", "charges"),
+    [
+        (Restriction(), ()),
+        (Restriction(rate=Limit(5, 1000)), (RATE,)),
+        (Restriction(uses=3), (USES,)),
+        (Restriction(rate=Limit(5, 1000), uses=3), (RATE, USES)),
+    ],
+)
+def test_a_restriction_is_charged_by_its_rate_and_its_uses(
+    narrower: Restriction, charges: tuple[Charge, ...]
+) -> None:
+    """In the user's slot, the rate first; only what narrows the token itself is."""
+    assert of_restriction(record(restrictions={"token": narrower})) == charges
+    assert of_restriction(record(restrictions={"user": narrower, "team": narrower})) == ()
+    assert of_restriction(record()) == ()
+
+
+def test_a_budget_has_no_window() -> None:
+    """What is used up stays so."""
+    assert budget(TokenId(67), UserId(7), 3) == USES
 
 
 @pytest.mark.parametrize("prefix", [48, 56, 64, 128])

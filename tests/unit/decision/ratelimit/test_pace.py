@@ -31,6 +31,43 @@ def test_a_refused_address_has_ten_look_ups_a_second() -> None:
     assert look_ups(pace, "a", NOW + 1100, 50) == 10
 
 
+def test_unless_told_otherwise_the_pace_is_ten() -> None:
+    """The figure of the documentation."""
+    pace = AddressPace()
+    pace.refuse("a", LATER)
+    assert look_ups(pace, "a", NOW, 50) == 10
+
+
+def test_a_new_rate_counts_for_those_that_are_refused() -> None:
+    """What they have left is cut to it, and grows by it."""
+    pace = AddressPace(10)
+    pace.refuse("a", LATER)
+    assert look_ups(pace, "a", NOW, 1) == 1
+    pace.set_rate(3)
+    assert look_ups(pace, "a", NOW, 50) == 3
+    assert look_ups(pace, "a", NOW + 1000, 50) == 3
+
+
+def test_a_refused_address_goes_behind_those_that_were_seen_before() -> None:
+    """Whoever is refused again, or asks, is forgotten last."""
+    pace = AddressPace(10)
+    for address in ("a", "b", "a"):
+        pace.refuse(address, LATER)
+    assert list(pace._refused) == ["b", "a"]
+    look_ups(pace, "b", NOW, 1)
+    assert list(pace._refused) == ["a", "b"]
+
+
+def test_a_later_refusal_lasts_longer() -> None:
+    """The last one says until when, and what was left stays."""
+    pace = AddressPace(10)
+    pace.refuse("a", UnixMs(NOW + 50))
+    assert look_ups(pace, "a", NOW, 7) == 7
+    pace.refuse("a", UnixMs(NOW + 60))
+    assert look_ups(pace, "a", NOW + 50, 50) == 3
+    assert look_ups(pace, "a", NOW + 60, 50) == 50
+
+
 def test_a_refusal_ends_with_its_window() -> None:
     """At the instant that admits again, the address is like any other."""
     pace = AddressPace(10)

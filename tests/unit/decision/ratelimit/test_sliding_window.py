@@ -51,6 +51,8 @@ def test_a_counter_needs_its_limit() -> None:
     """One without the other is a mistake, and charges nothing."""
     with pytest.raises(ValueError, match="zip"):
         charge(((),), (LIMIT, LIMIT), at(5000))
+    with pytest.raises(ValueError, match="zip"):
+        charge(((), ()), (LIMIT,), at(5000))
 
 
 def test_a_lowered_limit_waits_for_as_many_as_are_too_many() -> None:

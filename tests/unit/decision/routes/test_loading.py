@@ -17,9 +17,10 @@ from authsidecar.decision.routes import (
     RouteTable,
     coolify,
     extra,
+    loading,
 )
 from authsidecar.decision.routes import table as module
-from authsidecar.decision.routes.loading import TABLES, overlap, released
+from authsidecar.decision.routes.loading import TABLES, Row, overlap, released
 
 DATA = Path(__file__).parents[3] / "data"
 EMPTY = RouteTable(())
@@ -107,6 +108,50 @@ def test_mcp_takes_post_alone() -> None:
     }
 
 
+def built(*rows: Row) -> RouteTable:
+    """The table of these rows, as a release's is built; nothing is remembered."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loading, "released", lambda _: rows)
+        return coolify.__wrapped__("4.3")
+
+
+@pytest.mark.parametrize(
+    ("name", "ability", "becomes"),
+    [
+        ("GET /api/v1/teams", "read", (Guard.ORDINARY, Permission.READ, None)),
+        ("POST /api/v1/servers", "write", (Guard.ORDINARY, Permission.WRITE, None)),
+        ("GET /api/v1/enable", "write", (Guard.SWITCH, Permission.ROOT, None)),
+        ("POST /mcp", "-", (Guard.MCP, None, None)),
+        ("DELETE /mcp", "-", (Guard.WRONG_METHOD, None, None)),
+        ("GET /api/health", "-", (Guard.PUBLIC, None, "health")),
+        ("POST /api/feedback", "-", (Guard.PUBLIC, None, "feedback")),
+        ("POST /api/v1/sentinel/push", "-", (Guard.PUBLIC, None, "sentinel")),
+    ],
+)
+def test_each_row_of_a_release_becomes_its_route(
+    name: str, ability: str, becomes: tuple[Guard, Permission | None, str | None]
+) -> None:
+    """Its guard, what it needs and where it is counted, of the row itself."""
+    method, path = name.split(" ")
+    auth = "-" if ability == "-" else "sanctum"
+    (route,) = built(
+        released("4.3")[13]._replace(method=method, path=path, ability=ability, auth=auth)
+    )
+    assert (route.method, route.template) == (method, path)
+    assert (route.guard, route.permission, route.bucket) == becomes
+
+
+@pytest.mark.parametrize(("auth", "ability"), [("-", "read"), ("sanctum", "-"), ("-", "-")])
+def test_a_row_without_a_token_that_is_not_named_as_public_is_refused(
+    auth: str, ability: str
+) -> None:
+    """A release's table that says so must not be used at all."""
+    with pytest.raises(RouteError) as caught:
+        built(released("4.3")[13]._replace(auth=auth, ability=ability))
+    said = "GET /api/v1/teams: a row without a token that is not named as public"
+    assert str(caught.value) == said
+
+
 @pytest.mark.parametrize("release", RELEASES)
 def test_every_row_is_found_by_a_path_of_its_own(release: str) -> None:
     """No row of Coolify's hides behind an earlier one that needs less."""
@@ -121,8 +166,11 @@ def test_every_row_is_found_by_a_path_of_its_own(release: str) -> None:
 @pytest.mark.parametrize("release", ["", "4", "4.2", "5.0", "4.3\n", "../4.3"])
 def test_an_unknown_release_is_refused_by_name(release: str) -> None:
     """The message says which ones are known."""
-    with pytest.raises(RouteError, match=r"known: 4\.0, 4\.1, 4\.3, 4\.4"):
+    use = ": use the table of 4.3, the stricter of its neighbours" if release == "4.2" else ""
+    with pytest.raises(RouteError) as caught:
         coolify(release)
+    said = f"no routes for Coolify {release!r}{use}; known: 4.0, 4.1, 4.3, 4.4"
+    assert str(caught.value) == said
 
 
 def test_a_release_without_a_table_is_told_which_one_serves_it() -> None:
@@ -248,6 +296,13 @@ def test_a_look_up_in_coolifys_table_is_short(monkeypatch: pytest.MonkeyPatch) -
         assert steps(table, path, monkeypatch) <= 4 * len(route.segments)
 
 
+def test_a_path_deeper_than_every_row_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its slashes are counted, and it is not even split."""
+    table = extra("GET /a/{x}/{y} read", EMPTY)
+    assert steps(table, "/a/b/c", monkeypatch) == 4
+    assert steps(table, "/a/b/c/d", monkeypatch) == 0
+
+
 # The operator's rows
 
 
@@ -312,6 +367,7 @@ def test_no_extra_rows_change_nothing() -> None:
         ("GET / read", "path template"),
         ("GET //a read", "path template"),
         ("GET /a/../b read", "path template"),
+        ("GET /a/./b read", "path template"),
         ("GET /a/b{x} read", "path template"),
         ("GET /a/* read", "path template"),
         ("GET /a?b read", "path template"),
@@ -333,6 +389,58 @@ def test_a_bad_line_is_named_with_what_is_wrong(line: str, said: str) -> None:
         extra(f"# one\n\nGET /fine read\n{line}\n", EMPTY)
     assert str(caught.value).startswith("line 4: ")
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "GET /a",
+            (
+                "expected method, path and permission (a permission, several with commas, "
+                "`public`, `switch`, `deny` or `absent`), found 2 words"
+            ),
+        ),
+        (
+            "HEAD /a read",
+            (
+                "'HEAD' is not a method; one of DELETE, GET, OPTIONS, PATCH, POST, PUT "
+                "(HEAD goes by the GET row)"
+            ),
+        ),
+        (
+            "GET /a* read",
+            (
+                "'/a*' is not a path template such as /api/v1/servers/{uuid}: it starts with one "
+                "slash, ends without one, and a parameter is a whole segment"
+            ),
+        ),
+        (
+            "GET /a switch",
+            (
+                "/a is no switch; one of /api/v1/disable, /api/v1/enable, /api/v1/mcp/disable, "
+                "/api/v1/mcp/enable"
+            ),
+        ),
+        (
+            "GET /a read,x",
+            (
+                "'x' is not a permission; one of read, read:sensitive, write, write:sensitive, "
+                "deploy, root, public, switch, deny, absent"
+            ),
+        ),
+    ],
+)
+def test_a_bad_line_is_told_what_would_be_right(line: str, said: str) -> None:
+    """Word by word: an operator mends the file by it."""
+    with pytest.raises(RouteError) as caught:
+        extra(line, EMPTY)
+    assert str(caught.value) == f"line 1: {said}"
+
+
+def test_a_path_may_hold_any_capital() -> None:
+    """Only what a proxy or a pattern would read is refused in one."""
+    assert extra("GET /a/X read", EMPTY).find("GET", "/a/X") is not None
 
 
 def test_every_bad_line_is_named() -> None:
@@ -416,8 +524,10 @@ def test_closing_the_post_as_well_closes_both() -> None:
 )
 def test_templates_that_share_a_path_are_siblings(post: str, other: str) -> None:
     """One path that matches both is enough."""
-    with pytest.raises(RouteError, match="a method override in the body would reach it"):
+    with pytest.raises(RouteError) as caught:
         extra(f"POST {post} read\nDELETE {other} write", EMPTY)
+    reached = "a method override in the body would reach it"
+    assert str(caught.value) == f"POST {post} is weaker than DELETE {other}: {reached}"
 
 
 @pytest.mark.parametrize(("post", "other"), [("/a/b", "/a/c"), ("/a/{x}", "/a"), ("/a", "/b/{x}")])
