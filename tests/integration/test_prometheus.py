@@ -398,9 +398,9 @@ async def test_a_sidecar_that_restarts_and_stops_is_seen(ready_redis: str, tmp_p
 
             seen = asyncio.create_task(firing(prometheus, "AuthsidecarRestarts"))
             while not seen.done():
+                new = partial(lambda old: bool(begun() - old), begun())
                 process.kill()
                 process.start()
-                new = partial(lambda old: begun() != old, begun())
                 await asyncio.to_thread(until, new, "the start of the new one")
             await seen
             process.stop()
