@@ -408,7 +408,10 @@ def measure(found: dict[str, Contestant], plan: dict[int, tuple[int, float]]) ->
         for turn in range(number):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
-                one = found[name].round(connections, seconds)
+                try:
+                    one = found[name].round(connections, seconds)
+                except RuntimeError as error:
+                    raise RuntimeError(f"{name}, {connections} connections: {error}") from None
                 rounds[name].setdefault(connections, []).append(one)
     skipped = {"nginx-lua": why} if (why := missing()) is not None else {}
     method = {
