@@ -1,6 +1,7 @@
 """The servers that are compared; `python -m benchmarks.contestants NAME PORT REDIS` runs one."""
 
 import asyncio
+import json
 import secrets
 import sys
 from collections.abc import Awaitable, Callable
@@ -81,7 +82,7 @@ async def naive(redis_url: str) -> Handler:
         instance = _instance(*(settings.get(name.encode()) for name in records.INSTANCE_FIELDS))
         counter = charges.of_principal(record, access.client, limits, 64)[0]
         now, (status, _, remaining, reset_at) = await charge(
-            [keys.counter(counter)], ["", 0, 0, "charge", 1, LIMIT, 60_000]
+            [keys.counter(counter)], ["", json.dumps([0, 0, 1, LIMIT, 60_000])]
         )
         known = identify(access, route, instance, record, UnixMs(now))
         if isinstance(known, Judgement):

@@ -51,14 +51,14 @@ http {{
 """
 
 SCRIPT = """
-local token = redis.call('HMGET', KEYS[1], 'sha256', 'user', 'team', 'role', 'permissions')
+local token = call('HMGET', KEYS[1], 'sha256', 'user', 'team', 'role', 'permissions')
 if not token[1] or token[1] ~= ARGV[1] then return { 401 } end
-local time = redis.call('TIME')
+local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local key = 'authsidecar:rate:{u:' .. token[2] .. '}:user'
 local fits, remaining, reset_at = count(key, tonumber(ARGV[2]), 60000, now)
 if not fits then return { 429, reset_at } end
-record(key, now, 60000)
+record(key, string.format('%.0f', now), '60000')
 return { 200, remaining - 1, token[2], token[3], token[4], token[5] }
 """
 """Behind the sidecar's own sliding_window.lua."""

@@ -1,5 +1,6 @@
 """The charge script on a real Redis, with the time that a test chooses."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -67,14 +68,13 @@ class ChargeScript:
         args: list[str | int] = ["" if now is None else now]
         for ask in asks:
             keys += [key for key, _ in ask.proofs]
-            args += [len(ask.proofs), *(value for _, value in ask.proofs)]
+            form = [len(ask.proofs), ask.marker[1] if ask.marker else 0, int(not ask.peek)]
             if ask.marker:
                 keys.append(ask.marker[0])
-            args += [ask.marker[1] if ask.marker else 0]
-            args += ["peek" if ask.peek else "charge", len(ask.counters)]
             for key, limit in ask.counters:
                 keys.append(key)
-                args += [limit.requests, limit.window_ms]
+                form += [limit.requests, limit.window_ms]
+            args += [json.dumps(form), *(value for _, value in ask.proofs)]
         at, *rows = self._script(keys, args)
         return at, [
             Answered(status, stale, tuple(zip(numbers[::2], numbers[1::2], strict=True)))

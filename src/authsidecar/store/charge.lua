@@ -3,94 +3,116 @@
 --
 -- ARGV[1]  the time in milliseconds, '' for Redis's own clock (anything else: tests only)
 -- then, for each request, in step with its KEYS:
---   P             number of proofs          KEYS: P keys of nonces or hashes
---   P values      the nonces expected; of a hash ' field', a field and its value, '' if there is none
---   D             milliseconds that a repeat of the same request id is free, 0: no id, no key
---                                           KEYS: one marker key if D > 0
---   M             'charge', or 'peek' to look and charge nothing
---   C             number of counters        KEYS: C lists, or numbers of budgets
---   C pairs       limit, window in milliseconds; 0: a budget, which only counts up
+--   its form, as JSON: [P, D, M, limit, window, limit, window, ...], with
+--     P  number of proofs             KEYS: P keys of nonces or hashes
+--     D  milliseconds that a repeat of the same request id is free, 0: no id, no key
+--                                     KEYS: one marker key if D > 0
+--     M  1 to charge, 0 to look and charge nothing
+--     limit, window                   KEYS: for each pair a list, or the number of a budget
+--        the window is in milliseconds; 0: a budget, which only counts up
+--   P values  the nonces expected; of a hash ' field', a field and its value, '' if there is none
 --
 -- Returns now, then for each request: {status, stale, remaining, reset_at, remaining, ...}
 -- with status 0 stale (stale: a bit for each proof that failed), 1 admitted, 2 refused,
 -- 3 a repeat: counted once already, charged nothing.
+local KEYS, ARGV = KEYS, ARGV
 local now = tonumber(ARGV[1])
 local least_ttl = now and 3600000 or 0  -- keys expire by Redis's clock, injected time has its own
 if not now then
-  local time = redis.call('TIME')
+  local time = call('TIME')
   now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
-local k, a = 0, 1
-local function key() k = k + 1; return KEYS[k] end
-local function arg() a = a + 1; return ARGV[a] end
+local function text(number) return string.format('%.0f', number) end
+local now_text = text(now)
 
 -- What a budget says: fits, remaining, reset_at. One that is missing has nothing left.
 local function left(key, limit, now)
-  local used = tonumber(redis.call('GET', key) or limit)
+  local used = tonumber(call('GET', key) or limit)
   return used < limit, math.max(0, limit - used), now
 end
 
+-- Requests share forms and proofs: each is read once in a call. No proof changes within one.
+local forms, proven = {}, {}
+
+local function read_form(json)
+  local form = cjson.decode(json)
+  form.ttl = {}
+  for i = 5, #form, 2 do form.ttl[i] = text(math.max(form[i], least_ttl)) end
+  forms[json] = form
+  return form
+end
+
 local results = { now }
-while a < #ARGV do
+local k, a, last = 0, 1, #ARGV
+while a < last do
+  a = a + 1
+  local form = forms[ARGV[a]] or read_form(ARGV[a])
   local stale = 0
   local bit = 1
-  for _ = 1, tonumber(arg()) do
-    local proof, expected, found = key(), arg(), nil
+  for _ = 1, form[1] do
+    k = k + 1
+    a = a + 1
+    local proof, expected, found = KEYS[k], ARGV[a], nil
     if expected == ' field' then
-      found = redis.call('HGET', proof, arg()) or ''
-      expected = arg()
+      found = call('HGET', proof, ARGV[a + 1]) or ''
+      expected = ARGV[a + 2]
+      a = a + 2
     else
       -- A missing nonce is false here, which equals no text: missing means stale.
-      found = redis.call('GET', proof)
+      found = proven[proof]
+      if found == nil then
+        found = call('GET', proof)
+        proven[proof] = found
+      end
     end
     if found ~= expected then stale = stale + bit end
     bit = bit * 2
   end
-  local free = tonumber(arg())
-  local marker = free > 0 and key()
-  local charging = arg() == 'charge'
-  local counters = {}
-  for i = 1, tonumber(arg()) do
-    counters[i] = { key = key(), limit = tonumber(arg()), window = tonumber(arg()) }
+  local marker
+  if form[2] > 0 then
+    k = k + 1
+    marker = KEYS[k]
   end
 
+  -- A counter's pair is at i - 1 and i of its form, and of its answer one place before.
   local result = { 0, stale }
+  local first = k
+  for _ = 5, #form, 2 do k = k + 1 end
   if stale == 0 then
     local fits = true
-    local answers = {}
-    for i, c in ipairs(counters) do
+    local at = first
+    for i = 5, #form, 2 do
+      at = at + 1
       local one, remaining, reset_at
-      if c.window > 0 then
-        one, remaining, reset_at = count(c.key, c.limit, c.window, now)
+      if form[i] > 0 then
+        one, remaining, reset_at = count(KEYS[at], form[i - 1], form[i], now)
       else
-        one, remaining, reset_at = left(c.key, c.limit, now)
+        one, remaining, reset_at = left(KEYS[at], form[i - 1], now)
       end
       fits = fits and one
-      answers[i] = { remaining, reset_at }
+      result[i - 2] = remaining
+      result[i - 1] = reset_at
     end
-    local repeated = marker and redis.call('EXISTS', marker) == 1
-    if repeated then
+    if marker and call('EXISTS', marker) == 1 then
       result[1] = 3
     elseif not fits then
       result[1] = 2
     else
       result[1] = 1
-      if charging then
-        for i, c in ipairs(counters) do
-          if c.window > 0 then
-            record(c.key, now, math.max(c.window, least_ttl))
+      if form[3] == 1 then
+        at = first
+        for i = 5, #form, 2 do
+          at = at + 1
+          result[i - 2] = result[i - 2] - 1
+          if form[i] > 0 then
+            record(KEYS[at], now_text, form.ttl[i])
           else
-            redis.call('INCR', c.key)
+            call('INCR', KEYS[at])
           end
-          answers[i] = { answers[i][1] - 1, answers[i][2] }
         end
-        if marker then redis.call('SET', marker, '', 'PX', math.max(free, least_ttl)) end
+        if marker then call('SET', marker, '', 'PX', text(math.max(form[2], least_ttl))) end
       end
-    end
-    for _, answer in ipairs(answers) do
-      result[#result + 1] = answer[1]
-      result[#result + 1] = answer[2]
     end
   end
   results[#results + 1] = result

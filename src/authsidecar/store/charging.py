@@ -1,5 +1,6 @@
 """A claim as charge.lua reads it, and what its answer means."""
 
+import json
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Final
@@ -184,10 +185,10 @@ class Charging:
     def part(self, claim: Claim, repeat_key: bytes | None, *, peek: bool) -> Part:
         """A claim's part of a script call; that of a charge of a token is packed once."""
         if peek:
-            return self._packed(claim, repeat_key, "peek")
+            return self._packed(claim, repeat_key, charging=False)
         # The claims of refused strangers come once each, and would push out all others.
         if claim.record is None:
-            return self._packed(claim, repeat_key, "charge")
+            return self._packed(claim, repeat_key, charging=True)
         if repeat_key is None:
             return self._remembered(claim)
         before, after, (key, keys, args, _, packed_args) = self._repeatable(claim)
@@ -195,13 +196,13 @@ class Charging:
         return Part(key, keys, args, packed_keys, packed_args)
 
     def _plain(self, claim: Claim) -> Part:
-        return self._packed(claim, None, "charge")
+        return self._packed(claim, None, charging=True)
 
     def _pieces(self, claim: Claim) -> tuple[bytes, bytes, Part]:
         """A token's claim with a repeat key: the KEYS before its digest, those after it, all."""
         assert claim.record is not None  # noqa: S101  # it is a token's
         some = b""
-        whole = self._packed(claim, some, "charge")
+        whole = self._packed(claim, some, charging=True)
         proofs = bulk(*self._proofs(claim)[0])
         marker = bulk(self._keys.repeat(slot_of_user(claim.record.user), some))
         at = len(proofs) + marker.index(repeat_digest(some).encode("ascii"))
@@ -223,24 +224,19 @@ class Charging:
             proofs += [_HASH, key, "" if place is None else write_place(place)]
         return keys, proofs
 
-    def _packed(self, claim: Claim, repeat_key: bytes | None, mode: str) -> Part:
+    def _packed(self, claim: Claim, repeat_key: bytes | None, *, charging: bool) -> Part:
         """KEYS and ARGV in the order that charge.lua reads."""
         names, record, counters = self._keys, claim.record, claim.counters
         keys, proofs = self._proofs(claim)
-        args: list[str | bytes | int] = [len(keys), *proofs]
+        free_ms = 0 if repeat_key is None else REPEAT_FREE_MS
+        form = [len(keys), free_ms, int(charging)]
         if repeat_key is not None:
             home = slot_of_user(record.user) if record is not None else counters[0].tag
             keys.append(names.repeat(home, repeat_key))
-            args.append(REPEAT_FREE_MS)
-        else:
-            args.append(0)
-        args.append(mode)
-        args.append(len(counters))
         for counter in counters:
             keys.append(names.counter(counter))
-            args.append(counter.limit.requests)
-            args.append(counter.limit.window_ms)
-        return Part.of(keys, args)
+            form += [counter.limit.requests, counter.limit.window_ms]
+        return Part.of(keys, [json.dumps(form, separators=(",", ":")), *proofs])
 
 
 def _by_slot(claim: Claim) -> tuple[Claim, ...]:
