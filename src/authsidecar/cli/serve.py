@@ -45,6 +45,7 @@ def _serve(options: Options, workers: int | None) -> None:
     import os
 
     from authsidecar.config import has_file, load, load_again
+    from authsidecar.run import garbage
     from authsidecar.run.life import ignore_signals
     from authsidecar.run.notify_socket import NotifySocket
 
@@ -65,16 +66,17 @@ def _serve(options: Options, workers: int | None) -> None:
     settings = with_workers(load_settings(options))
     several = settings.listen.workers > 1
     with _shared_metrics() if several else nullcontext():
-        from authsidecar.config import warnings
-        from authsidecar.observe.log import take_over
-        from authsidecar.run.errors import StartError
-        from authsidecar.run.life import run
-        from authsidecar.run.parts import logger
-        from authsidecar.run.preconditions import problems
-        from authsidecar.run.redis_at_start import preflight
-        from authsidecar.run.sidecar import serve
-        from authsidecar.serving.listeners import ListenError, listening
-        from authsidecar.serving.socket_activation import handed_over
+        with garbage.none_of_imports():
+            from authsidecar.config import warnings
+            from authsidecar.observe.log import take_over
+            from authsidecar.run.errors import StartError
+            from authsidecar.run.life import run
+            from authsidecar.run.parts import logger
+            from authsidecar.run.preconditions import problems
+            from authsidecar.run.redis_at_start import preflight
+            from authsidecar.run.sidecar import serve
+            from authsidecar.serving.listeners import ListenError, listening
+            from authsidecar.serving.socket_activation import handed_over
 
         log = logger(settings)
         take_over(log)
