@@ -16,7 +16,7 @@ ten times a second by requests under way, which are no garbage either."""
 
 @contextmanager
 def none_of_imports() -> Iterator[None]:
-    """Collect nothing meanwhile; afterwards leave out what is there, and collect all that is new."""
+    """Collect nothing meanwhile; afterwards leave out what is there and collect what is new."""
     gc.disable()
     try:
         yield
