@@ -125,6 +125,43 @@ def test_a_stale_proof_charges_nothing_and_says_which(
     assert second.counted == ((2 if stale else 1, NOW + MINUTE),)
 
 
+def test_requests_that_share_a_proof_are_each_held_to_what_they_expect(
+    script: ChargeScript,
+) -> None:
+    """A nonce is read once in a call; whoever expects another one, or a missing one, is stale."""
+    script.client.set("all", "a")
+    script.client.set("own", "b")
+
+    def ask(everyones: str, own: str, key: str = "own") -> Ask:
+        return Ask((USER,), proofs=(("all", everyones), (key, own)))
+
+    asks = [
+        *(ask("a", "b"), ask("x", "b"), ask("a", "x"), ask("a", "b")),
+        *(ask("a", "a", "all"), ask("a", "", "none"), ask("a", "", "none"), ask("x", "x")),
+    ]
+    answers = script.call(NOW, asks)[1]
+    assert [answer.stale for answer in answers] == [0, 1, 2, 0, 0, 2, 2, 3]
+    assert [answer.admitted for answer in answers] == [not answer.stale for answer in answers]
+    assert script.client.llen(USER.key) == 3
+
+
+def test_requests_of_one_call_may_differ_in_all_that_they_ask(script: ChargeScript) -> None:
+    """Of each form the first is read, and the others are taken for the same."""
+    script.client.set("n", "a")
+    narrow, budget = Counter(USER.key, Limit(1, MINUTE)), Counter("budget", Limit(3, 0))
+    script.client.set("budget", 1)
+    forms = [
+        Ask((USER,), peek=True),
+        Ask((USER, budget), proofs=(("n", "a"),)),
+        Ask((narrow,)),
+        Ask((TOKEN, USER), marker=("{u:7}marker", 10_000)),
+        Ask(),
+    ]
+    told = [[left for left, _ in one.counted] for one in script.call(NOW, forms * 2)[1]]
+    assert told == [[3], [2, 1], [0], [1, 1], [], [1], [0, 0], [0], [1, 0], []]
+    assert script.client.get("budget") == b"3"
+
+
 def test_the_script_says_the_time_of_redis(script: ChargeScript) -> None:
     """Without an injected time, `now` lies between two answers of Redis's own TIME."""
     before = script.client.time()

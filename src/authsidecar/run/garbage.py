@@ -1,7 +1,7 @@
 """Python's garbage collector, kept off what lives as long as the process.
 
 A full collection looks at every object and answers nobody meanwhile: 50 to 70 ms on a busy machine,
-once in ten seconds, for the 100,000 objects that imports have made. None of them is ever garbage.
+once in ten seconds, for the 120,000 objects that imports have made. Of these, 1,500 are garbage.
 """
 
 import gc

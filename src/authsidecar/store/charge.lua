@@ -37,6 +37,7 @@ local forms, proven = {}, {}
 
 local function read_form(json)
   local form = cjson.decode(json)
+  form.free = text(math.max(form[2], least_ttl))
   form.ttl = {}
   for i = 5, #form, 2 do form.ttl[i] = text(math.max(form[i], least_ttl)) end
   forms[json] = form
@@ -78,7 +79,7 @@ while a < last do
   -- A counter's pair is at i - 1 and i of its form, and of its answer one place before.
   local result = { 0, stale }
   local first = k
-  for _ = 5, #form, 2 do k = k + 1 end
+  k = k + (#form - 3) / 2
   if stale == 0 then
     local fits = true
     local at = first
@@ -111,7 +112,7 @@ while a < last do
             call('INCR', KEYS[at])
           end
         end
-        if marker then call('SET', marker, '', 'PX', text(math.max(form[2], least_ttl))) end
+        if marker then call('SET', marker, '', 'PX', form.free) end
       end
     end
   end
