@@ -45,6 +45,9 @@ the window is so short that nobody reaches them."""
 MANY_CONNECTIONS = ("empty", "allow", "before", "nginx-lua", "flood")
 """Who is measured with one connection and with many as well."""
 
+FOREIGN = ("empty", "nginx-lua")
+"""Those of them that are not ours: where their connections fail, the run goes on without them."""
+
 SAMPLE = 16
 """Requests of a contestant whose status is looked at before and after each round."""
 
@@ -401,18 +404,28 @@ def measure(found: dict[str, Contestant], plan: dict[int, tuple[int, float]]) ->
     Args:
         found: who takes part; all of them at MAIN connections, else those of MANY_CONNECTIONS.
         plan: by number of connections: how many rounds, of how many seconds.
+
+    Raises:
+        RuntimeError: a round failed of one that is ours, or that ratios are taken to.
     """
     rounds: dict[str, dict[int, list[Round]]] = {name: {} for name in found}
+    failed: dict[str, dict[int, str]] = {}
     for connections, (number, seconds) in plan.items():
         names = [n for n in found if connections == MAIN or n in MANY_CONNECTIONS]
         for turn in range(number):
             first = turn % len(names)
             for name in names[first:] + names[:first]:
+                if connections in failed.get(name, ()):
+                    continue
                 try:
                     one = found[name].round(connections, seconds)
                 except RuntimeError as error:
-                    raise RuntimeError(f"{name}, {connections} connections: {error}") from None
-                rounds[name].setdefault(connections, []).append(one)
+                    if name not in FOREIGN or connections == MAIN:
+                        raise RuntimeError(f"{name}, {connections} connections: {error}") from None
+                    failed.setdefault(name, {})[connections] = str(error)
+                    rounds[name].pop(connections, None)
+                else:
+                    rounds[name].setdefault(connections, []).append(one)
     skipped = {"nginx-lua": why} if (why := missing()) is not None else {}
     method = {
         "load": generator(),
@@ -420,7 +433,7 @@ def measure(found: dict[str, Contestant], plan: dict[int, tuple[int, float]]) ->
             f"{number} of {seconds:g} s at {c} connections" for c, (number, seconds) in plan.items()
         ),
     }
-    return Run(machine(), method, rounds, skipped)
+    return Run(machine(), method, rounds, skipped, failed)
 
 
 def machine() -> dict[str, str]:

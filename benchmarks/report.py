@@ -10,7 +10,7 @@ from pathlib import Path
 
 from authsidecar.store.calls import BATCH, IN_FLIGHT
 from benchmarks import plots, proxies, results
-from benchmarks.results import CONTESTANTS, EMPTY, MAIN, Run, targets
+from benchmarks.results import CONTESTANTS, MAIN, Run, failures, targets
 from benchmarks.simulate_failover import table as failover_table
 
 DOCS = Path(__file__).parents[1] / "docs/explanation"
@@ -81,14 +81,14 @@ def _throughput(run: Run) -> str:
 
 
 def _latency(run: Run) -> str:
-    connections = sorted(run.rounds[EMPTY])
+    connections = run.connections
     heads = " | ".join(f"p50 / p99 ms at {c}" for c in connections)
     lines = [f"| | {heads} |", "|---" * (len(connections) + 1) + "|"]
     for name, title in CONTESTANTS.items():
         if len(run.rounds.get(name, ())) > 1:
             cells = (run.latency(name, c) for c in connections)
             lines.append(f"| {title} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *("\n" + line + "." for line in failures(run))]) + "\n"
 
 
 def _behind(found: proxies.Found) -> str:

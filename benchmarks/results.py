@@ -92,6 +92,7 @@ class Run:
         method: how it was measured, by name.
         rounds: by contestant, then by number of connections, in the order of time.
         skipped: contestants that cannot run here, and why.
+        failed: why contestants have no rounds, by contestant, then by number of connections.
         growth: what was grown, or nothing.
         record_bytes: resident memory of the process for each cached token, or None.
     """
@@ -100,6 +101,7 @@ class Run:
     method: Mapping[str, str]
     rounds: Mapping[str, Mapping[int, Sequence[Round]]]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    failed: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     growth: Sequence[Growth] = ()
     record_bytes: float | None = None
 
@@ -114,8 +116,15 @@ class Run:
         pairs = zip(self.rounds[name][connections], self.rounds[to][connections], strict=True)
         return Spread.of([getattr(a, what) / getattr(b, what) for a, b in pairs])
 
+    @property
+    def connections(self) -> list[int]:
+        """The numbers of connections that anybody was measured with."""
+        return sorted({number for by in self.rounds.values() for number in by})
+
     def latency(self, name: str, connections: int) -> str:
         """p50 and p99 in milliseconds, as they are shown."""
+        if connections in self.failed.get(name, ()):
+            return "failed"
         if connections not in self.rounds[name]:
             return "-"
         p50, p99 = (self.of(name, w, connections).median for w in ("p50_ms", "p99_ms"))
@@ -139,7 +148,7 @@ def table(run: Run) -> str:
             f"{title:38}{run.of(name, 'per_second').median:8,.0f}{ratio.median:7.2f}"
             f"{ratio.low:7.2f}-{ratio.high:.2f}{cpu:8.1f}{redis:9.1f}{commands:9.3f}{scripts:8.3f}"
         )
-    connections = sorted(run.rounds[EMPTY])
+    connections = run.connections
     lines += [
         "",
         "".join([f"{'p50 / p99 in ms, at connections':38}", *map("{:>18}".format, connections)]),
@@ -148,8 +157,17 @@ def table(run: Run) -> str:
         if len(run.rounds.get(name, ())) > 1:
             cells = (run.latency(name, c) for c in connections)
             lines.append("".join([f"{title:38}", *map("{:>18}".format, cells)]))
-    lines += ["", *growth_lines(run), *(target_line(t) for t in targets(run))]
+    lines += ["", *failures(run), *growth_lines(run), *(target_line(t) for t in targets(run))]
     return "\n".join(lines)
+
+
+def failures(run: Run) -> list[str]:
+    """A line for each contestant that failed at a number of connections."""
+    return [
+        f"{CONTESTANTS[name]}, {connections} connections: {why}"
+        for name, by_connections in run.failed.items()
+        for connections, why in by_connections.items()
+    ]
 
 
 def growth_lines(run: Run) -> list[str]:
@@ -193,14 +211,15 @@ def targets(run: Run) -> list[Target]:
         at_least("allowed / naive version", ratio("allow", "naive"), 3),
         at_least("over the limit, a line each / empty handler", ratio("flood", EMPTY), 0.75),
         at_most("over the limit, commands a request", run.of("flood", "commands").median, 0.01),
-        at_most("p99 at 256, allowed / empty handler", ratio("allow", EMPTY, "p99_ms", 256), 2),
     ]
+    if 256 in run.rounds[EMPTY]:
+        tail = ratio("allow", EMPTY, "p99_ms", 256)
+        found.append(at_most("p99 at 256, allowed / empty handler", tail, 2))
     if "nginx-lua" in run.rounds:
+        found.append(at_least("allowed / nginx with Lua", ratio("allow", "nginx-lua"), 1))
+    if 1 in run.rounds.get("nginx-lua", ()):
         one = ratio("allow", "nginx-lua", connections=1)
-        found += [
-            at_least("allowed / nginx with Lua", ratio("allow", "nginx-lua"), 1),
-            at_least("allowed, one connection / nginx with Lua", one, 0.8),
-        ]
+        found.append(at_least("allowed, one connection / nginx with Lua", one, 0.8))
     if "before" in run.rounds:
         found += [
             Target("allowed, CPU / the commit before", ratio("allow", "before", "server_us"), None),
@@ -238,11 +257,12 @@ def from_json(text: str) -> Run:
             for name, by in data["rounds"].items()
         },
         skipped=data["skipped"],
+        failed={name: _by_number(by, str) for name, by in data["failed"].items()},
         growth=[
             Growth(
                 g["what"],
-                _by_size(g["ratios"], lambda s: Spread(**s)),
-                _by_size(g["sizes"], float),
+                _by_number(g["ratios"], lambda s: Spread(**s)),
+                _by_number(g["sizes"], float),
             )
             for g in data["growth"]
         ],
@@ -250,8 +270,8 @@ def from_json(text: str) -> Run:
     )
 
 
-def _by_size(found: Mapping[str, Any], read: Callable[[Any], Any]) -> dict[int, Any]:
-    return {int(size): read(value) for size, value in found.items()}
+def _by_number(found: Mapping[str, Any], read: Callable[[Any], Any]) -> dict[int, Any]:
+    return {int(number): read(value) for number, value in found.items()}
 
 
 def load(file: Path) -> Run:

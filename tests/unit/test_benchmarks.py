@@ -2,7 +2,7 @@
 
 import random
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -12,7 +12,7 @@ import pytest
 from authsidecar.decision.model import Limit
 from authsidecar.decision.ratelimit import sliding_window
 from authsidecar.times import UnixMs
-from benchmarks import before, proxies, report, results
+from benchmarks import before, bench, proxies, report, results
 from benchmarks.load import NUMBER, numbered, read_result
 from benchmarks.meter import Reading, Round, cost
 from benchmarks.nginx_lua import rendered
@@ -97,6 +97,45 @@ def test_the_table_names_who_was_skipped_and_why():
     assert re.search(r"nginx with Lua.*skipped: no nginx", text)
     assert re.search(r"allowed, as it ships +12,000 +0\.60 +0\.60-0\.60", text)
     assert "NOT MET over the limit, commands a request <= 0.01: 0.02" in text
+
+
+@dataclass
+class Asked:
+    """A contestant whose rounds are made up; at 1,000 connections `failing` of them fail."""
+
+    name: str
+    failing: int
+
+    def round(self, connections: int, seconds: float) -> Round:
+        if connections == 1000 and self.failing:
+            raise RuntimeError(f"{self.failing} connections failed")
+        return rounds(30_000)[32][0]
+
+
+def measured(**failing: int) -> Run:
+    """The run of contestants of which some fail at 1,000 connections."""
+    names = ("empty", "allow", "allow-quiet", "restricted", "flood", "naive")
+    found: Any = {name: Asked(name, failing.get(name, 0)) for name in names}
+    return bench.measure(found, {1: (1, 1), 32: (1, 1), 256: (1, 1), 1000: (3, 1)})
+
+
+def test_a_run_goes_on_without_another_server_that_fails():
+    """An empty handler that can't hold 1,000 connections has no figure there, and it is said."""
+    run = measured(empty=25)
+    assert set(run.rounds["empty"]) == {1, 32, 256}
+    assert results.from_json(results.to_json(run)).failed == run.failed
+    text, page = results.table(run), report.page(run)
+    assert "empty aiohttp handler, 1000 connections: 25 connections failed" in text
+    assert re.search(r"empty aiohttp handler .* 1\.00 / 2\.00 +failed\n", text)
+    assert re.search(r"allowed, as it ships .* 1\.00 / 2\.00\n", text)
+    assert "empty aiohttp handler, 1000 connections: 25 connections failed." in page
+    assert set(report.images(run)) == {"throughput.svg", "latency.svg"}
+
+
+def test_a_run_ends_where_a_sidecar_fails():
+    """What is ours has no excuse."""
+    with pytest.raises(RuntimeError, match=r"^allow, 1000 connections: 1 connections failed$"):
+        measured(allow=1)
 
 
 def test_a_round_costs_what_the_counters_grew_by():
