@@ -241,3 +241,26 @@ async def test_the_metrics_are_alike_too(sidecars, servers) -> None:
         sums[name] = sums.get(name, 0) + value
     assert sums["authsidecar_decisions_total"] == 24 * len(PROXIES)
     assert sums["authsidecar_near_limit_total"] > 0
+
+
+async def test_an_admission_that_cannot_be_noted_is_told_and_stands(servers, tmp_path) -> None:
+    """Its answer is sent before it is noted; those that come after it are counted."""
+    async with Redis.from_url(servers[0].url) as client:
+        await client.flushall()
+        registry = seed.registry(client)
+        await registry.set_instance(api_enabled=True, allowlist="")
+        await seed.user(registry, 1, t0="admin")
+        await registry.put_tokens([seed.token(1, user=1, team=0)])
+    program = ("-m", "tests.support.broken_notes")
+    sidecar = start_sidecar(tmp_path, servers[0].url, program=program)
+    try:
+        async with Wire(sidecar.port) as wire:
+            request = subrequest(authorization=seed.bearer(1))
+            statuses = [(await wire.ask(request)).status for _ in range(7)]
+        assert statuses == [200] * 7
+        metrics = get(sidecar.management_port, "/metrics", {}).body.decode()
+        assert 'outcome="allow",proxy="traefik",reason="none"} 6.0' in metrics
+    finally:
+        sidecar.stop()
+    assert "an admission is not noted" in sidecar.log
+    assert "a-secret" not in sidecar.log

@@ -69,14 +69,17 @@ class DecisionLine:
             "ms": round(seconds * 1000, 3),
         }
 
-    def text(self, decision_id: str, request_id: str | None, seconds: float) -> str:
-        """The same as JSON, from the level to the last brace."""
+    def text(self, time: str, decision_id: str, request_id: str | None, seconds: float) -> str:
+        """The same as JSON, with the time that it is written at."""
         if not self._middle:
             self._render()
         known = None if request_id is None else _plain(request_id)
         quoted = "null" if known is None else f'"{known}"'
         # Formatted, not rounded first: that costs as much as the rest of the line.
-        return f"{_START}{decision_id}{self._middle}{quoted}{self._end}{seconds * 1000:.3f}}}"
+        return (
+            f'{{"time": "{time}{_START}{decision_id}{self._middle}{quoted}{self._end}'
+            f"{seconds * 1000:.3f}}}"
+        )
 
     def _render(self) -> None:
         """Render what is shared, as json.dumps does `fields`."""
@@ -100,7 +103,7 @@ class DecisionLine:
             self._end = f', "user": {record.user}, "team": {team}, "token": {record.token}, "ms": '
 
 
-_START: Final = '"level": "info", "event": "decision", "decision_id": "'
+_START: Final = '", "level": "info", "event": "decision", "decision_id": "'
 
 _quoted = lru_cache(1024)(json.dumps)
 

@@ -85,20 +85,19 @@ class Log:
         if writer is None:
             self._write_here(self._rendered(level, event, fields))
         elif writer.room(urgent=level in _URGENT):  # a line without room is not rendered either
-            writer.put(self._rendered(level, event, fields))
+            writer.put([self._rendered(level, event, fields)])
 
-    def json_line(self, render: Callable[..., str], *values: object) -> None:
-        """Have a line of JSON written whatever the threshold, if `json` is true.
+    def room_for(self, lines: int) -> int:
+        """How many of so many lines would be kept; the others count as dropped and need no text."""
+        return lines if self._writer is None else self._writer.room_for(lines)
 
-        Args:
-            render: makes it, but for the time that it begins with; not called without room.
-            values: what it is called with.
-        """
-        writer = self._writer
-        if writer is None:
-            self._write_here(f'{{"time": "{self._now()}", {render(*values)}')
-        elif writer.room(urgent=False):
-            writer.put(f'{{"time": "{self._now()}", {render(*values)}')
+    def put(self, lines: list[str]) -> None:
+        """Have lines written that there is room for, whatever the threshold."""
+        if self._writer is not None:
+            self._writer.put(lines)
+            return
+        for line in lines:
+            self._write_here(line)
 
     def flush(self) -> None:
         """Wait until all is written, for a second at most: for the end of a process."""
@@ -115,12 +114,12 @@ class Log:
         return self._rendered("warning", "log_lines_dropped", {"count": count})
 
     def _rendered(self, level: str, event: str, fields: Mapping[str, object]) -> str:
-        now = self._now()
+        now = self.now()
         if self.json:
             return json.dumps({"time": now, "level": level, "event": event, **fields})
         return self._for_people(now, level, event, fields)
 
-    def _now(self) -> str:
+    def now(self) -> str:
         """The time in UTC, to the millisecond; it is rendered once for each."""
         now = int(time.time() * 1000)
         if now != self._rendered_at:

@@ -59,31 +59,47 @@ class Writer:
         self.dropped = 0
         self._told = 0
         self._told_at = 0.0
-        # SimpleQueue is one C call for `put`: no lock of ours is held by whoever writes a line.
-        self._waiting: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[str] | threading.Event] = queue.SimpleQueue()
+        self._put = 0
+        self._taken = 0
         self._hopeless = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def room(self, *, urgent: bool) -> bool:
         """Whether a line would be kept; if not, it is counted as dropped."""
-        if self._waiting.qsize() < (WAITING_LINES + URGENT_LINES if urgent else WAITING_LINES):
+        if self._waiting < (WAITING_LINES + URGENT_LINES if urgent else WAITING_LINES):
             return True
         with self._lock:
             self.dropped += 1
         return False
 
-    def put(self, line: str) -> None:
-        """Have a line written; never waits."""
+    def room_for(self, lines: int) -> int:
+        """How many of so many lines, none urgent, would be kept; the others count as dropped."""
+        kept = min(lines, max(WAITING_LINES - self._waiting, 0))
+        if kept < lines:
+            with self._lock:
+                self.dropped += lines - kept
+        return kept
+
+    def put(self, lines: list[str]) -> None:
+        """Have lines written; never waits."""
         if self._thread is None:
             self._start()
-        self._waiting.put(line)
+        with self._lock:  # the thread that writes never holds it
+            self._put += len(lines)
+        self._queue.put(lines)
 
     def flush(self, patience_s: float = STOP_S) -> None:
         """Wait until what was put is written, for so many seconds; once in vain is enough."""
         if self._thread is not None:
-            self._waiting.put(written := threading.Event())
+            self._queue.put(written := threading.Event())
             self._hopeless = not written.wait(0 if self._hopeless else patience_s)
+
+    @property
+    def _waiting(self) -> int:
+        """How many lines wait."""
+        return self._put - self._taken
 
     def _start(self) -> None:
         with self._lock:
@@ -99,7 +115,7 @@ class Writer:
             self._report()
             if written is not None:
                 written.set()
-            elif self._waiting.qsize() < WAITING_LINES // 100:
+            elif self._waiting < WAITING_LINES // 100:
                 time.sleep(LINGER_S)
 
     def _next(self) -> tuple[list[str], threading.Event | None]:
@@ -108,17 +124,18 @@ class Writer:
         size = 0
         with suppress(queue.Empty):
             while size < BATCH_BYTES:
-                one = self._waiting.get(block=not lines)
+                one = self._queue.get(block=not lines)
                 if isinstance(one, threading.Event):
                     return lines, one
-                lines.append(one)
-                size += len(one) + 1
+                self._taken += len(one)
+                lines += one
+                size += sum(map(len, one)) + len(one)
         return lines, None
 
     def _report(self) -> None:
         """Say how many lines are missing, as soon as one can be written again."""
         missing, now = self.dropped - self._told, time.monotonic()
-        if missing and (now - self._told_at > TELL_S or self._waiting.empty()):
+        if missing and (now - self._told_at > TELL_S or not self._waiting):
             self._write(self._tell(missing))
             self._told += missing
             self._told_at = now

@@ -49,6 +49,10 @@ LAG_EVERY_S: Final = 0.1
 SETTLED_S: Final = 1.0
 """The least time between two log lines of how Redis answers, in seconds."""
 
+Line = tuple[DecisionLine, str, str | None, float]
+"""What the lines of decisions of one kind share; then of one decision its id, the proxy's id of the
+request, and how many seconds it took."""
+
 DROPS: Final = ("first_byte", "request", "peer_limit", "limit", "strangers", "management")
 """Why a connection is closed although its peer has not ended it."""
 
@@ -403,7 +407,7 @@ class Telemetry:
             fields = partial(line.fields, decision_id, request.request_id, seconds)
             self._refusals.line(_network(request.client), fields)
         else:
-            self.write(line, decision_id, request.request_id, seconds)
+            self.write([(line, decision_id, request.request_id, seconds)])
 
     def line_of_admissions(
         self, access: AccessRequest, route: str, record: TokenRecord
@@ -509,21 +513,15 @@ class Telemetry:
         self._tallies[proxy, reason] = tally
         return tally
 
-    def write(
-        self, line: DecisionLine, decision_id: str, request_id: str | None, seconds: float
-    ) -> None:
-        """Write the line of a decision.
-
-        Args:
-            line: what it says of all decisions of its kind.
-            decision_id: names the decision.
-            request_id: the proxy's id of the request, or None.
-            seconds: how long it took.
-        """
-        if self._log.json:
-            self._log.json_line(line.text, decision_id, request_id, seconds)
-        else:
-            self._line(line.fields(decision_id, request_id, seconds))
+    def write(self, lines: Sequence[Line]) -> None:
+        """Write the lines of decisions."""
+        log = self._log
+        if not log.json:
+            for line, decision_id, request_id, seconds in lines:
+                self._line(line.fields(decision_id, request_id, seconds))
+        elif kept := lines[: log.room_for(len(lines))]:
+            now = log.now()
+            log.put([line.text(now, one, request, seconds) for line, one, request, seconds in kept])
 
     def _line(self, fields: Mapping[str, object]) -> None:
         self._log.line("info", "decision", fields)

@@ -147,6 +147,7 @@ class AuthzServer:
             expiry_ms=expiry_ms,
             plain=self._decide,
             finish=self._finish,
+            settled=self._settled,
         )
         self._warm.use(store)
         self._quick: Any = None
@@ -155,6 +156,12 @@ class AuthzServer:
         """Decide by this store from now on."""
         self._store = store
         self._warm.use(store)
+
+    def _settled(self) -> None:
+        """All are decided that share a call: a single one has its answer at once."""
+        if self._quick is not None:
+            self._quick.send_all()
+        self._warm.note()
 
     def apply(
         self,

@@ -64,6 +64,11 @@ class TracedPath(WarmPath):
             return self._untraced.answer(remembered, look, asker)
         return super().answer(remembered, look, _TracedAsker(asker, trace))
 
+    def note(self) -> None:
+        """As the warm path."""
+        super().note()
+        self._untraced.note()
+
     def charged(self, charge: Underway, result: Result) -> Reply | None:
         """The answer, after one trip."""
         trace = _trace_of(charge.asker)

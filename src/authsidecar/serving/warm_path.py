@@ -32,7 +32,7 @@ from authsidecar.decision.proxies.replies import Admission, Reply
 from authsidecar.decision.ratelimit.charges import USES
 from authsidecar.decision.routes import Route
 from authsidecar.decision.usage import used
-from authsidecar.observe.metrics import NEAR_LIMIT, Telemetry
+from authsidecar.observe.metrics import NEAR_LIMIT, Line, Telemetry
 from authsidecar.observe.receipts import Decided
 from authsidecar.observe.traces import Trace
 from authsidecar.serving.memo import Look, Remembered
@@ -57,7 +57,7 @@ class Asker(Protocol):
         """The answer is there."""
 
     def admitted_later(self, fields: str, /) -> None:
-        """It is a plain admission, with these header fields."""
+        """It is a plain admission, with these header fields: to be sent once `settled` is told."""
 
     def failed_later(self, error: BaseException, /) -> None:
         """It raised instead."""
@@ -190,6 +190,7 @@ class WarmPath:
         expiry_ms: int,
         plain: Plain,
         finish: Finish,
+        settled: Callable[[], None],
     ) -> None:
         """Everything goes the plain way until a store is given.
 
@@ -202,6 +203,8 @@ class WarmPath:
             expiry_ms: how long before its expiry a token is said to expire, in milliseconds.
             plain: answers the plain way.
             finish: observes and renders what is decided here, but is no plain admission.
+            settled: told that all are decided that share a call: sends what is admitted, then
+                has `note` called.
         """
         self._rules = rules
         self._telemetry = telemetry
@@ -211,13 +214,17 @@ class WarmPath:
         self._expiry_ms = expiry_ms
         self._plain = plain
         self._finish = finish
+        self._settled = settled
         self._store: DecisionStore | None = None
         self._charging: Charging | None = None
+        self._admitted: list[tuple[Underway, str, Result]] = []
 
     def use(self, store: Store) -> None:
         """Decide by this store from now on, if it charges a claim in one call."""
         self._store = store if isinstance(store, DecisionStore) else None
         self._charging = None if self._store is None else self._store.charging
+        if self._charging is not None:
+            self._charging.tell(self._settled)
 
     def apply(self, rules: Rules, expiry_ms: int) -> None:
         """Prepare by these from now on; what is prepared is the memo's to forget."""
@@ -289,23 +296,9 @@ class WarmPath:
             now, numbers = result
             states = numbers[2:]
             if not prepared.is_special(states, now):
-                record, template = prepared.record, prepared.route.template
-                if self._uses is not None:
-                    client = charge.remembered.access.client
-                    self._uses.used(record.token, now, client, template)
-                    if now >= prepared.noted_until:
-                        prepared.noted_until = self._uses.note(record.token, now, prepared.used)
                 decision_id = self._decision_ids()
-                if self._receipts is not None:
-                    weight = self._receipts.weight(record.token, template)
-                    if weight:
-                        self._keep_receipt(charge, result, decision_id, weight)
-                seconds = time.perf_counter() - charge.start
-                prepared.times.add(seconds)
-                if prepared.line is not None:
-                    self._telemetry.write(prepared.line, decision_id, charge.request_id, seconds)
-                fields = prepared.admission.fields(decision_id, states, now)
-                charge.asker.admitted_later(fields)
+                charge.asker.admitted_later(prepared.admission.fields(decision_id, states, now))
+                self._admitted.append((charge, decision_id, result))
                 return None
         charged = charge.charging.read(prepared.claim, result)
         if isinstance(charged, Stale):
@@ -314,6 +307,31 @@ class WarmPath:
             )
             return None
         return self.finished(charge, prepared.outcome(charged))
+
+    def note(self) -> None:
+        """Count and log what was admitted since the last time, and note what it has used."""
+        admitted, self._admitted = self._admitted, []
+        end = time.perf_counter()
+        uses, receipts = self._uses, self._receipts
+        lines: list[Line] = []
+        for charge, decision_id, result in admitted:
+            try:
+                prepared, now = charge.prepared, result[0]
+                token, template = prepared.record.token, prepared.route.template
+                seconds = end - charge.start
+                prepared.times.add(seconds)
+                if prepared.line is not None:
+                    lines.append((prepared.line, decision_id, charge.request_id, seconds))
+                if uses is not None:
+                    uses.used(token, now, charge.remembered.access.client, template)
+                    if now >= prepared.noted_until:
+                        prepared.noted_until = uses.note(token, now, prepared.used)
+                if receipts is not None and (weight := receipts.weight(token, template)):
+                    self._keep_receipt(charge, result, decision_id, weight)
+            except Exception as defect:  # noqa: BLE001  # its answer is given
+                _tell("an admission is not noted", defect)
+        if lines:
+            self._telemetry.write(lines)
 
     def _keep_receipt(
         self, charge: "Underway", result: Result, decision_id: str, weight: float
@@ -427,5 +445,10 @@ class Underway:
         try:
             self.asker.failed_later(error)
         except Exception as defect:  # noqa: BLE001  # others share its call and must be answered
-            loop = asyncio.get_running_loop()
-            loop.call_exception_handler({"message": "no answer", "exception": defect})
+            _tell("no answer", defect)
+
+
+def _tell(what: str, defect: Exception) -> None:
+    """Have a defect logged that nobody can be answered with."""
+    loop = asyncio.get_running_loop()
+    loop.call_exception_handler({"message": what, "exception": defect})

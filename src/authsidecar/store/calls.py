@@ -8,7 +8,7 @@ nothing ever waits for a timer. An unclear call is never sent again: it may have
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha1
@@ -109,6 +109,10 @@ _OWN_CLOCK: Final = bulk("")
 """The ARGV that says that Redis's own clock counts."""
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 def packed(call: bytes, parts: Sequence[Part]) -> bytes:
     """A script call for all of these as it is sent.
 
@@ -145,6 +149,9 @@ class ChargeCalls:
     Script calls have connections of their own, one for each call that may be under way. One that
     is not known to be in order after a call is closed and dropped, so none can be lost. The first
     call on a connection is made by redis-py in a task, which opens it; those that follow need none.
+
+    Attributes:
+        settled: called once all who share a call have their answers.
     """
 
     takes_over = True
@@ -168,6 +175,7 @@ class ChargeCalls:
         self._with_text = bulk("EVAL", script)
         self._waiting: list[Waiting] = []
         self._taken = 0
+        self.settled: Callable[[], None] = _nothing
         self._under_way: dict[asyncio.Task[None] | _Call, tuple[int, list[Waiting]]] = {}
         self._woken = False
         self._tick = -1
@@ -359,9 +367,12 @@ class ChargeCalls:
     def _settle(self, batch: list[Waiting], now: UnixMs, results: Sequence[list[int]]) -> None:
         """Give each who waits what Redis says."""
         self._note_answer()
-        for (waiter, _), numbers in zip(batch, results, strict=True):
-            if not waiter.done():
-                waiter.set_result((now, numbers))
+        try:
+            for (waiter, _), numbers in zip(batch, results, strict=True):
+                if not waiter.done():
+                    waiter.set_result((now, numbers))
+        finally:
+            self.settled()
 
     def _note_answer(self) -> None:
         """Redis is there in this tick."""

@@ -65,6 +65,11 @@ class Charging:
         """The time by Redis's clock."""
         return self._clock.now()
 
+    def tell(self, settled: Callable[[], None]) -> None:
+        """Call this once all have their answers who share a call; not on a cluster."""
+        if isinstance(self._calls, ChargeCalls):
+            self._calls.settled = settled
+
     def begin(self, claim: Claim, repeat_key: bytes | None, waiter: Waiter) -> Charged | None:
         """Charge a claim of an authenticated request without waiting; not on a cluster.
 

@@ -29,9 +29,9 @@ def test_a_line_is_the_json_of_its_fields(*, detail, token, request_id, seconds,
     owner = None if token is None else record(token=token)
     line = DecisionLine(verdict, method="GET", record=owner, **kind)
     fields = line.fields("6b08", request_id, seconds)
-    whole = json.dumps({"level": "info", "event": "decision", **fields})
+    whole = json.dumps({"time": "now", "level": "info", "event": "decision", **fields})
     for _ in ("rendered", "and again"):
-        text = "{" + line.text("6b08", request_id, seconds)
+        text = line.text("now", "6b08", request_id, seconds)
         assert text.rpartition('"ms"')[0] == whole.rpartition('"ms"')[0]
         assert json.loads(text) == json.loads(whole)
 
@@ -39,5 +39,5 @@ def test_a_line_is_the_json_of_its_fields(*, detail, token, request_id, seconds,
 def test_only_what_has_the_form_of_an_id_is_written() -> None:
     kind: Any = {"proxy": Proxy.NGINX, "method": "GET", "route": None, "record": None}
     line = DecisionLine(Allow(None), client=ip_address("192.0.2.1"), **kind)
-    assert '"request_id": null' in line.text("1", "67|aSecretThatAClientPutThere", 0.001)
-    assert f'"request_id": "{"0a" * 16}"' in line.text("1", "0a" * 16, 0.001)
+    assert '"request_id": null' in line.text("now", "1", "67|aSecretThatAClientPutThere", 0.001)
+    assert f'"request_id": "{"0a" * 16}"' in line.text("now", "1", "0a" * 16, 0.001)

@@ -56,7 +56,7 @@ def offered(writer: Writer, count: int, *, urgent: bool = False) -> int:
     taken = 0
     for number in range(count):
         if writer.room(urgent=urgent):
-            writer.put(f"{'urgent' if urgent else 'line'} {number} {LONG}")
+            writer.put([f"{'urgent' if urgent else 'line'} {number} {LONG}"])
             taken += 1
     return taken
 
@@ -65,7 +65,7 @@ def test_what_is_put_is_written_in_order(pipe: Pipe) -> None:
     """Many lines go out in few writes, whole, and flush waits for them."""
     writer = Writer(pipe.write_end, told)
     for number in range(300):
-        writer.put(f"line {number}")
+        writer.put([f"line {number}"])
     writer.flush()
     assert pipe.read() == "".join(f"line {number}\n" for number in range(300))
     assert writer.dropped == 0
@@ -77,6 +77,35 @@ def test_nobody_waits_for_a_reader_and_what_finds_no_room_is_counted(pipe: Pipe)
     taken = offered(writer, MANY)
     assert WAITING_LINES <= taken < MANY
     assert writer.dropped == MANY - taken
+
+
+def test_lines_that_come_together_have_the_room_that_is_left(pipe: Pipe) -> None:
+    """Those that find none are counted, and what was taken is written in order."""
+    writer = Writer(pipe.write_end, told)
+    assert writer.room_for(WAITING_LINES + 7) == WAITING_LINES
+    assert writer.dropped == 7
+    for first in range(0, 300, 3):
+        assert writer.room_for(3) == 3
+        writer.put([f"line {number}" for number in range(first, first + 3)])
+    writer.flush()
+    lines = pipe.read().splitlines()
+    assert [line for line in lines if line != told(7)] == [f"line {n}" for n in range(300)]
+    assert told(7) in lines
+    assert writer.room_for(1) == 1
+
+
+def test_many_lines_in_one_piece_take_their_room(pipe: Pipe) -> None:
+    """Each is counted, so that what waits is as bounded as line by line."""
+    writer = Writer(pipe.write_end, told)
+    taken = 0
+    for _ in range(MANY // 100):
+        kept = writer.room_for(100)
+        taken += kept
+        if kept:
+            writer.put([LONG] * kept)
+    assert WAITING_LINES <= taken < MANY
+    assert writer.dropped == MANY // 100 * 100 - taken
+    assert writer.room_for(1) == 0
 
 
 def test_errors_have_room_of_their_own(pipe: Pipe) -> None:
@@ -127,7 +156,7 @@ def test_a_write_that_fails_is_tried_again(
 
     monkeypatch.setattr(log_writer, "os", SimpleNamespace(write=write))
     writer = Writer(pipe.write_end, told)
-    writer.put("a line that is longer than ten")
+    writer.put(["a line that is longer than ten"])
     writer.flush(30)
     assert pipe.read() == "a line that is longer than ten\n"
     assert tries == 6
@@ -136,17 +165,17 @@ def test_a_write_that_fails_is_tried_again(
 def test_a_child_writes_its_own_lines_alone(pipe: Pipe) -> None:
     """After a fork: a new thread, and nothing of the parent's twice."""
     writer = Writer(pipe.write_end, told)
-    writer.put("before")
+    writer.put(["before"])
     writer.flush()
     child = os.fork()
     if child == 0:
         signal.alarm(20)
-        writer.put("from the child")
+        writer.put(["from the child"])
         writer.flush()
         os._exit(writer.dropped)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    writer.put("after")
+    writer.put(["after"])
     writer.flush()
     assert pipe.read().splitlines() == ["before", "from the child", "after"]
 
@@ -181,7 +210,7 @@ def test_a_closed_standard_error_is_nobodys_reader(monkeypatch: pytest.MonkeyPat
 def test_an_idle_writer_costs_nothing(pipe: Pipe) -> None:
     """It sleeps until a line comes."""
     writer = Writer(pipe.write_end, told)
-    writer.put("line")
+    writer.put(["line"])
     writer.flush()
     before = time.process_time()
     time.sleep(0.5)

@@ -84,6 +84,18 @@ async def test_a_call_is_made_beside_another_once_as_many_wait(
     await redis.close()
 
 
+async def test_all_are_answered_before_it_is_told_that_they_are() -> None:
+    redis = Held()
+    redis.answer.set()
+    answers: list[asyncio.Future[Any]] = []
+    seen: list[int] = []
+    redis.settled = lambda: seen.append(sum(answer.done() for answer in answers))
+    answers += [redis.charge(PART) for _ in range(3)]
+    await asyncio.gather(*answers)
+    assert seen == [3]
+    await redis.close()
+
+
 async def test_a_queue_that_moves_is_longer_than_the_budget_for_nobody() -> None:
     """Each call is in time, the last of the queue comes after three budgets."""
     redis = Redis(lambda: BUDGET_S / 2)
