@@ -175,6 +175,7 @@ class ChargeCalls:
         self._with_text = bulk("EVAL", script)
         self._waiting: list[Waiting] = []
         self._taken = 0
+        self._alone = False
         self.settled: Callable[[], None] = _nothing
         self._under_way: dict[asyncio.Task[None] | _Call, tuple[int, list[Waiting]]] = {}
         self._woken = False
@@ -210,8 +211,11 @@ class ChargeCalls:
             self._begin_tick()
         self._waiting.append((waiter, part))
         if not self._woken and self._may_call():
-            self._woken = True
-            self._loop.call_soon(self._wake)
+            if self._alone and not self._under_way:  # as before, nobody else is waited for
+                self._wake()
+            else:
+                self._woken = True
+                self._loop.call_soon(self._wake)
 
     async def close(self) -> None:
         """End what waits and what is under way."""
@@ -238,6 +242,7 @@ class ChargeCalls:
         while self._waiting and self._may_call():
             batch = self._waiting[:BATCH]
             del self._waiting[:BATCH]
+            self._alone = len(batch) == 1
             first = self._taken
             self._taken += len(batch)
             if self._begin(first, batch):

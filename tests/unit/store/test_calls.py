@@ -84,6 +84,20 @@ async def test_a_call_is_made_beside_another_once_as_many_wait(
     await redis.close()
 
 
+async def test_who_comes_alone_is_sent_at_once() -> None:
+    """Others are waited for where the call before was of more than one."""
+    redis = Held()
+    redis.answer.set()
+    made: list[int] = []
+    redis._begin = lambda first, batch: made.append(len(batch))  # type: ignore[method-assign]
+    for waiting, at_once in ((1, []), (1, [1]), (3, [1]), (1, []), (1, [1])):
+        made.clear()
+        answers = [redis.charge(PART) for _ in range(waiting)]
+        assert made == at_once
+        await asyncio.gather(*answers)
+    await redis.close()
+
+
 async def test_all_are_answered_before_it_is_told_that_they_are() -> None:
     redis = Held()
     redis.answer.set()
