@@ -48,6 +48,7 @@ from authsidecar.run.reload import Load, RunningConfig
 from authsidecar.run.reload_on_signal import ReloadsOnSignal
 from authsidecar.run.terms import terms
 from authsidecar.run.tracing import tracing
+from authsidecar.serving.accepting import Acceptor
 from authsidecar.serving.authz import AuthzServer
 from authsidecar.serving.listeners import BACKLOG, Listeners
 from authsidecar.serving.management import bounded
@@ -226,13 +227,13 @@ async def running(
             life.missing = {}
 
         start = RedisAwaited(settings, log, life, client)
-        if await start.tried():
+        ready = await start.tried()
+        if ready:
             await begin()
-            await _serve_on(stack, listeners, connections, app, managed, tls=tls)
-            life.answering()
-        else:
-            await _serve_on(stack, listeners, connections, app, managed, tls=tls)
-            life.answering()
+        alone = settings.listen.workers == 1
+        await _serve_on(stack, listeners, connections, app, managed, tls=tls, alone=alone)
+        life.answering()
+        if not ready:
             await start.waited()
             await begin()
         yield authz
@@ -285,8 +286,12 @@ async def _serve_on(
     managed: Callable[[web.Server], Callable[[], asyncio.Protocol]],
     *,
     tls: ssl.SSLContext | None,
+    alone: bool,
 ) -> None:
-    """Answer on the open sockets; when the stack closes, the authz listener ends first."""
+    """Answer on the open sockets; when the stack closes, the authz listener ends first.
+
+    Workers leave connections to each other that come at the same time: `alone` is false.
+    """
     # Copies: what is served is closed at the end, and workers share the originals.
     runner = web.AppRunner(
         app, access_log=None, shutdown_timeout=GRACE_S, max_line_size=LONGEST_LINE
@@ -306,7 +311,11 @@ async def _serve_on(
         )
         stack.callback(managing.close)
     servers = [
-        await loop.create_server(connections, sock=one.dup(), backlog=BACKLOG)
+        await loop.create_server(
+            Acceptor(connections, one) if alone else connections,
+            sock=one.dup(),
+            backlog=BACKLOG,
+        )
         for one in listeners.authz
     ]
     stack.push_async_callback(_drain, servers, connections, shared=listeners.shared)
