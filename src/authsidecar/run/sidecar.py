@@ -312,7 +312,7 @@ async def _serve_on(
         stack.callback(managing.close)
     servers = [
         await loop.create_server(
-            Acceptor(connections, one) if alone else connections,
+            Acceptor(connections, one, connections.room) if alone else connections,
             sock=one.dup(),
             backlog=BACKLOG,
         )

@@ -1,7 +1,7 @@
-"""Accepts all connections that wait, in one turn of the event loop.
+"""Accepts several connections in one turn of the event loop.
 
-uvloop accepts one for each turn (libuv does since 1.45). A turn takes as long as all requests take
-that have just come, so a peer that connects while many others ask would wait for seconds.
+uvloop accepts one (as libuv does since 1.45). A turn takes as long as all requests take that have
+just come, so whoever connects while many others ask would wait for seconds.
 """
 
 import asyncio
@@ -10,23 +10,33 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from authsidecar.serving.connection_limits import Room
+
 MOST: Final = 100
-"""How many connections are accepted in a turn at the most, as asyncio's own loop does."""
+"""How many connections are accepted in a turn at the most, beside the loop's own."""
+
+SHARE: Final = 8
+"""Of the connections that may still come, one in SHARE at the most is accepted in a turn: whoever
+comes when few are left may have to make room for the next one, and its request is read first."""
 
 
 class Acceptor:
     """What `create_server` calls for each connection: accepts those behind it as well."""
 
-    def __init__(self, made: Callable[[], asyncio.Protocol], listener: socket.socket) -> None:
+    def __init__(
+        self, made: Callable[[], asyncio.Protocol], listener: socket.socket, room: Room
+    ) -> None:
         """Nothing is accepted yet; the event loop is the running one.
 
         Args:
             made: makes the protocol of a connection.
             listener: the socket that is listened on, which does not block; whoever closes it has
                 closed the server before.
+            room: says how many may still come.
         """
         self._made = made
         self._listener = listener
+        self._room = room
         self._due = False
         self._opening: set[asyncio.Task[object]] = set()
         self._loop = asyncio.get_running_loop()
@@ -41,7 +51,7 @@ class Acceptor:
     def _accept_rest(self) -> None:
         self._due = False
         with suppress(OSError):  # none is left; what else it may be, the loop meets by itself
-            for _ in range(MOST):
+            for _ in range(min(MOST, self._room.left // SHARE)):
                 accepted, _ = self._listener.accept()
                 self._open(accepted)
 

@@ -77,6 +77,11 @@ class Room:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def left(self) -> int:
+        """How many connections may come before one must make room."""
+        return max(self._most - self._count, 0)
+
     def enter(self, guest: Guest) -> bool:
         """Let in a new connection, if there is room or room can be made.
 

@@ -5,6 +5,8 @@ from typing import Final, Literal, Protocol
 
 import aiohttp
 
+from authsidecar.serving.connection_limits import Room
+
 Server = Literal["fast", "aiohttp"]
 
 TESTED: Final = frozenset({"3.14"})
@@ -16,6 +18,7 @@ class ListenerConnections(Protocol):
     """All connections of a listener; called for each new one."""
 
     draining: bool
+    room: Room
 
     def __call__(self) -> asyncio.Protocol:
         """The protocol of a connection that was just accepted."""

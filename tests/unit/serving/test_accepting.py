@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 import uvloop
 
-from authsidecar.serving.accepting import MOST, Acceptor
+from authsidecar.serving.accepting import MOST, SHARE, Acceptor
+from authsidecar.serving.connection_limits import Room
 
-TOGETHER = MOST + 20
+TOGETHER = 2 * MOST
+ROOMY = Room(1000, 1000, lambda *_: None)
+FULL = Room(SHARE - 1, 1, lambda *_: None)
 
 
 class Echo(asyncio.Protocol):
@@ -39,11 +42,11 @@ def listener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[socket.
     made.close()
 
 
-@pytest.mark.parametrize("accepts_all", [True, False])
+@pytest.mark.parametrize("room", [ROOMY, FULL, None], ids=["roomy", "full", "without"])
 def test_who_connects_together_is_accepted_within_a_few_turns(
-    listener: socket.socket, accepts_all: bool
+    listener: socket.socket, room: Room | None
 ) -> None:
-    """Without it, the loop accepts one in a turn: then this is needed no more."""
+    """Without it the loop accepts one in a turn, or it would not be needed."""
 
     async def turns() -> int:
         made: list[Echo] = []
@@ -57,7 +60,7 @@ def test_who_connects_together_is_accepted_within_a_few_turns(
             for client in clients:
                 client.connect(listener.getsockname())
                 client.settimeout(5)
-            acceptor = Acceptor(factory, listener) if accepts_all else factory
+            acceptor = factory if room is None else Acceptor(factory, listener, room)
             server = await loop.create_server(acceptor, sock=listener.dup(), backlog=1024)
             needed = 0
             while len(made) < TOGETHER:
@@ -74,7 +77,7 @@ def test_who_connects_together_is_accepted_within_a_few_turns(
         return needed
 
     needed = uvloop.run(turns())
-    assert (needed < 10) is accepts_all
+    assert (needed < 20) is (room is ROOMY)
 
 
 async def test_whoever_is_gone_before_it_is_accepted_is_no_error(listener: socket.socket) -> None:
@@ -86,7 +89,7 @@ async def test_whoever_is_gone_before_it_is_accepted_is_no_error(listener: socke
         with socket.socket(listener.family) as client:
             client.connect(listener.getsockname())
     server = await loop.create_server(
-        Acceptor(lambda: Echo(made), listener), sock=listener.dup(), backlog=1024
+        Acceptor(lambda: Echo(made), listener, ROOMY), sock=listener.dup(), backlog=1024
     )
     await asyncio.sleep(0.05)
     assert len(made) == 5
