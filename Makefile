@@ -65,7 +65,7 @@ test-memo: install ## Scenarios and the order of checks, all of it answered from
 		tests/integration/test_allowlist_http.py tests/integration/test_usage.py
 
 test-unit: install ## The unit tests alone: under 10 seconds
-	$(BIN)/pytest -q -n 2 tests/unit
+	$(BIN)/pytest -q -n 2 -m "not slow" tests/unit
 
 test-failed: install ## What failed the last time, one after the other
 	$(BIN)/pytest -q --last-failed --last-failed-no-failures none --timeout 1500
