@@ -45,8 +45,8 @@ the window is so short that nobody reaches them."""
 MANY_CONNECTIONS = ("empty", "allow", "before", "nginx-lua", "flood")
 """Who is measured with one connection and with many as well."""
 
-FOREIGN = ("empty", "nginx-lua")
-"""Those of them that are not ours: where their connections fail, the run goes on without them."""
+OTHERS = ("empty", "before", "nginx-lua")
+"""Those of them that are not this tree's: where their connections fail, the run goes on without."""
 
 SAMPLE = 16
 """Requests of a contestant whose status is looked at before and after each round."""
@@ -406,7 +406,7 @@ def measure(found: dict[str, Contestant], plan: dict[int, tuple[int, float]]) ->
         plan: by number of connections: how many rounds, of how many seconds.
 
     Raises:
-        RuntimeError: a round failed of one that is ours, or that ratios are taken to.
+        RuntimeError: a round failed of one that is this tree's, or that ratios are taken to.
     """
     rounds: dict[str, dict[int, list[Round]]] = {name: {} for name in found}
     failed: dict[str, dict[int, str]] = {}
@@ -420,7 +420,7 @@ def measure(found: dict[str, Contestant], plan: dict[int, tuple[int, float]]) ->
                 try:
                     one = found[name].round(connections, seconds)
                 except RuntimeError as error:
-                    if name not in FOREIGN or connections == MAIN:
+                    if name not in OTHERS or connections == MAIN:
                         raise RuntimeError(f"{name}, {connections} connections: {error}") from None
                     failed.setdefault(name, {})[connections] = str(error)
                     rounds[name].pop(connections, None)

@@ -133,7 +133,7 @@ def test_a_run_goes_on_without_another_server_that_fails():
 
 
 def test_a_run_ends_where_a_sidecar_fails():
-    """What is ours has no excuse."""
+    """What is this tree's has no excuse."""
     with pytest.raises(RuntimeError, match=r"^allow, 1000 connections: 1 connections failed$"):
         measured(allow=1)
 
