@@ -262,5 +262,7 @@ async def test_an_admission_that_cannot_be_noted_is_told_and_stands(servers, tmp
         assert 'outcome="allow",proxy="traefik",reason="none"} 6.0' in metrics
     finally:
         sidecar.stop()
-    assert "an admission is not noted" in sidecar.log
+    assert sidecar.log.count("an admission is not noted") == 1
+    assert sidecar.log.count("admissions have no line") == 1
+    assert len(sidecar.events("decision")) == 5
     assert "a-secret" not in sidecar.log

@@ -1,14 +1,23 @@
-"""`python -m tests.support.broken_notes serve`: one admission of this sidecar can't be noted."""
+"""`python -m tests.support.broken_notes serve`: a sidecar with two defects.
 
+Of the admissions that it answers from its memo the first can't be noted, and the next gets no line.
+"""
+
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
 from authsidecar.cli import main
+from authsidecar.observe.metrics import Line, Telemetry
 from authsidecar.observe.tallies import Times
 from authsidecar.serving import warm_path
 
 PREPARED = warm_path._Prepared.__init__
+WRITE = Telemetry.write
 ADMISSIONS = count()
+LINES = count()
+PLAIN = 2
+"""So many are answered the plain way before the memo knows them."""
 
 
 class Broken(Times):
@@ -25,11 +34,18 @@ class Broken(Times):
         self._whole.add(seconds)
 
 
+def write(telemetry: Telemetry, lines: Sequence[Line]) -> None:
+    if next(LINES) == PLAIN:
+        raise ZeroDivisionError("Bearer 1|a-secret")
+    WRITE(telemetry, lines)
+
+
 def prepare(prepared: Any, *arguments: Any, **options: Any) -> None:
     PREPARED(prepared, *arguments, **options)
     prepared.times = Broken(prepared.times)
 
 
 if __name__ == "__main__":
+    Telemetry.write = write  # type: ignore[method-assign]
     warm_path._Prepared.__init__ = prepare  # type: ignore[method-assign]
     main()

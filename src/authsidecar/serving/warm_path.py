@@ -330,8 +330,12 @@ class WarmPath:
                     self._keep_receipt(charge, result, decision_id, weight)
             except Exception as defect:  # noqa: BLE001  # its answer is given
                 _tell("an admission is not noted", defect)
-        if lines:
+        if not lines:
+            return
+        try:
             self._telemetry.write(lines)
+        except Exception as defect:  # noqa: BLE001  # as above
+            _tell("admissions have no line", defect)
 
     def _keep_receipt(
         self, charge: "Underway", result: Result, decision_id: str, weight: float
