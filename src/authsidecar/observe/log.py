@@ -87,9 +87,9 @@ class Log:
         elif writer.room(urgent=level in _URGENT):  # a line without room is not rendered either
             writer.put([self._rendered(level, event, fields)])
 
-    def room_for(self, lines: int) -> int:
+    def room(self, lines: int) -> int:
         """How many of so many lines would be kept; the others count as dropped and need no text."""
-        return lines if self._writer is None else self._writer.room_for(lines)
+        return lines if self._writer is None else self._writer.room(lines, urgent=False)
 
     def put(self, lines: list[str]) -> None:
         """Have lines written that there is room for, whatever the threshold."""

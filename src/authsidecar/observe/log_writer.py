@@ -66,17 +66,10 @@ class Writer:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def room(self, *, urgent: bool) -> bool:
-        """Whether a line would be kept; if not, it is counted as dropped."""
-        if self._waiting < (WAITING_LINES + URGENT_LINES if urgent else WAITING_LINES):
-            return True
-        with self._lock:
-            self.dropped += 1
-        return False
-
-    def room_for(self, lines: int) -> int:
-        """How many of so many lines, none urgent, would be kept; the others count as dropped."""
-        kept = min(lines, max(WAITING_LINES - self._waiting, 0))
+    def room(self, lines: int = 1, *, urgent: bool) -> int:
+        """How many of so many lines would be kept; the others are counted as dropped."""
+        most = WAITING_LINES + URGENT_LINES if urgent else WAITING_LINES
+        kept = min(lines, max(most - self._waiting, 0))
         if kept < lines:
             with self._lock:
                 self.dropped += lines - kept

@@ -519,7 +519,7 @@ class Telemetry:
         if not log.json:
             for line, decision_id, request_id, seconds in lines:
                 self._line(line.fields(decision_id, request_id, seconds))
-        elif kept := lines[: log.room_for(len(lines))]:
+        elif kept := lines[: log.room(len(lines))]:
             now = log.now()
             log.put([line.text(now, one, request, seconds) for line, one, request, seconds in kept])
 

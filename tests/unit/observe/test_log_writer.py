@@ -82,30 +82,31 @@ def test_nobody_waits_for_a_reader_and_what_finds_no_room_is_counted(pipe: Pipe)
 def test_lines_that_come_together_have_the_room_that_is_left(pipe: Pipe) -> None:
     """Those that find none are counted, and what was taken is written in order."""
     writer = Writer(pipe.write_end, told)
-    assert writer.room_for(WAITING_LINES + 7) == WAITING_LINES
+    assert writer.room(WAITING_LINES + 7, urgent=False) == WAITING_LINES
     assert writer.dropped == 7
     for first in range(0, 300, 3):
-        assert writer.room_for(3) == 3
+        assert writer.room(3, urgent=False) == 3
         writer.put([f"line {number}" for number in range(first, first + 3)])
     writer.flush()
     lines = pipe.read().splitlines()
     assert [line for line in lines if line != told(7)] == [f"line {n}" for n in range(300)]
     assert told(7) in lines
-    assert writer.room_for(1) == 1
+    assert writer.room(1, urgent=False) == 1
 
 
-def test_many_lines_in_one_piece_take_their_room(pipe: Pipe) -> None:
+def test_many_lines_in_one_piece_take_their_room(
+    pipe: Pipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each is counted, so that what waits is as bounded as line by line."""
     writer = Writer(pipe.write_end, told)
-    taken = 0
-    for _ in range(MANY // 100):
-        kept = writer.room_for(100)
-        taken += kept
-        if kept:
-            writer.put([LONG] * kept)
-    assert WAITING_LINES <= taken < MANY
-    assert writer.dropped == MANY // 100 * 100 - taken
-    assert writer.room_for(1) == 0
+    monkeypatch.setattr(writer, "_start", lambda: None)  # nobody takes anything
+    for _ in range(WAITING_LINES // 100):
+        assert writer.room(100, urgent=False) == 100
+        writer.put([LONG] * 100)
+    assert writer.room(3, urgent=False) == 0
+    assert writer.dropped == 3
+    assert writer.room(URGENT_LINES + 1, urgent=True) == URGENT_LINES
+    assert writer.dropped == 4
 
 
 def test_errors_have_room_of_their_own(pipe: Pipe) -> None:
