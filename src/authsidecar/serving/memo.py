@@ -31,7 +31,6 @@ SEEN: Final = 8192
 
 _HEAD_END: Final = b"\r\n\r\n"
 _SPELLINGS: Final = tuple(f"\r\n{name}: ".encode() for name in (REQUEST_ID, REQUEST_ID.lower()))
-_IN_BOTH: Final = b"equest-"
 _ID_LENGTH: Final = len(_SPELLINGS[0])
 _LONGEST_ID: Final = 64
 _TRACEPARENT: Final = b"raceparent: "  # in either case of its first letter
@@ -94,6 +93,42 @@ class Look(NamedTuple):
 _made: Final = tuple.__new__
 
 
+def _cut(data: bytes) -> tuple[bytes, str | None, bytes | None] | None:
+    """A head without the proxy's id and the `traceparent`, and these; None: the id is no plain one.
+
+    A `traceparent` that is no plain one stays.
+    """
+    request_id = None
+    start = data.find(_SPELLINGS[0])
+    if start < 0:
+        start = data.find(_SPELLINGS[1])
+    if start >= 0:
+        start += _ID_LENGTH
+        end = data.index(b"\r\n", start)
+        value = data[start:end]
+        if not 0 < end - start <= _LONGEST_ID or not value.replace(b"-", b"").isalnum():
+            return None
+        request_id = value.decode("ascii")
+        data = data[:start] + data[end:]
+    traceparent = None
+    start = data.find(_TRACEPARENT)
+    if start >= 0 and data[start - 3 : start] in _LINE_BEGINS:
+        start += len(_TRACEPARENT)
+        end = data.index(b"\r\n", start)
+        value = data[start:end]
+        if len(value) <= _LONGEST_TRACEPARENT and value.replace(b"-", b"").isalnum():
+            traceparent = value
+            data = data[:start] + data[end:]
+    return data, request_id, traceparent
+
+
+def _digest(keyed: Any, data: bytes) -> bytes:
+    hashed = keyed.copy()  # hashing the key again costs a quarter more
+    hashed.update(data)
+    digest: bytes = hashed.digest()
+    return digest
+
+
 class Memo:
     """Remembers subrequests in two generations: what is in use outlives what is not.
 
@@ -110,7 +145,10 @@ class Memo:
         """
         self._most = entries // 2
         self._most_bytes = total_bytes // 2
-        self._keyed = blake2b(digest_size=16, key=secrets.token_bytes(32))
+        # What nothing was cut out of never shares a digest with what is left of something else.
+        self._of_whole = blake2b(digest_size=16, key=secrets.token_bytes(32))
+        self._of_rest = blake2b(digest_size=16, key=secrets.token_bytes(32))
+        self._cuts = True
         self._young: dict[bytes, Remembered] = {}
         self._old: dict[bytes, Remembered] = {}
         self._bytes = 0
@@ -126,32 +164,21 @@ class Memo:
         size = len(data)
         if size > LONGEST or not self._most or not data.endswith(_HEAD_END):
             return None
-        request_id = None
-        start = -1
-        if _IN_BOTH in data:
-            start = data.find(_SPELLINGS[0])
-            if start < 0:
-                start = data.find(_SPELLINGS[1])
-        if start >= 0:
-            start += _ID_LENGTH
-            end = data.index(b"\r\n", start)
-            value = data[start:end]
-            if not 0 < end - start <= _LONGEST_ID or not value.replace(b"-", b"").isalnum():
-                return None
-            request_id = value.decode("ascii")
-            data = data[:start] + data[end:]
-        traceparent = None
-        start = data.find(_TRACEPARENT)
-        if start >= 0 and data[start - 3 : start] in _LINE_BEGINS:
-            start += len(_TRACEPARENT)
-            end = data.index(b"\r\n", start)
-            value = data[start:end]
-            if len(value) <= _LONGEST_TRACEPARENT and value.replace(b"-", b"").isalnum():
-                traceparent = value
-                data = data[:start] + data[end:]
-        hashed = self._keyed.copy()  # hashing the key again costs a quarter more
-        hashed.update(data)
-        digest = hashed.digest()
+        digest = None
+        if not self._cuts:  # nor is anything to be cut out of this, probably
+            digest = _digest(self._of_whole, data)
+            found = self._young.get(digest)
+            if found is not None:
+                return _made(Look, (digest, None, None, size, found))
+        cut = _cut(data)
+        if cut is None:
+            return None
+        data, request_id, traceparent = cut
+        self._cuts = request_id is not None or traceparent is not None
+        if self._cuts:
+            digest = _digest(self._of_rest, data)
+        elif digest is None:
+            digest = _digest(self._of_whole, data)
         found = self._young.get(digest)
         if found is None:
             if data.find(_HEAD_END) != len(data) - 4:  # more than one head: never remembered

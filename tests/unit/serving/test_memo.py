@@ -2,6 +2,7 @@
 
 import random
 from ipaddress import ip_address
+from itertools import permutations
 
 import pytest
 
@@ -61,6 +62,33 @@ def test_the_proxys_id_is_cut_out_and_told(spelling: str) -> None:
     look = looked(memo, second)
     assert look.found is not None
     assert look.request_id == f"{2:032x}"
+
+
+def test_requests_with_and_without_what_is_cut_out_are_found_in_any_order() -> None:
+    """What was looked at last only says what is tried first."""
+    memo = Memo()
+    tail = b"traceparent: 00-1-2-01\r\n\r\n"
+    kinds = [data(), data(request_id=None), data()[:-2] + tail, data(request_id=None)[:-2] + tail]
+    for one in kinds:
+        learn(memo, one)
+    found = [looked(memo, one).found for one in kinds]
+    assert None not in found
+    assert len({id(one) for one in found}) == len(kinds)
+    for first, second in permutations(range(len(kinds)), 2):
+        for number in (first, second, second):
+            look = looked(memo, kinds[number])
+            assert look.found is found[number]
+            assert look.request_id == (None if number in {1, 3} else ID)
+
+
+def test_what_has_lost_its_id_is_not_what_the_id_was_cut_out_of() -> None:
+    """An empty id is none that a proxy makes: the plain way reads it, whatever is tried first."""
+    memo = Memo()
+    learn(memo, data())
+    learn(memo, data(request_id=None))
+    for before in (data(), data(request_id=None)):
+        looked(memo, before)
+        assert memo.look(data(request_id="")) is None
 
 
 @pytest.mark.parametrize(
