@@ -59,7 +59,7 @@ class Writer:
         self.dropped = 0
         self._told = 0
         self._told_at = 0.0
-        self._queue: queue.SimpleQueue[list[str] | threading.Event] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[int, str] | threading.Event] = queue.SimpleQueue()
         self._put = 0
         self._taken = 0
         self._hopeless = False
@@ -81,7 +81,7 @@ class Writer:
             self._start()
         with self._lock:  # the thread that writes never holds it
             self._put += len(lines)
-        self._queue.put(lines)
+        self._queue.put((len(lines), "\n".join(lines)))
 
     def flush(self, patience_s: float = STOP_S) -> None:
         """Wait until what was put is written, for so many seconds; once in vain is enough."""
@@ -102,9 +102,9 @@ class Writer:
 
     def _run(self) -> None:
         while True:
-            lines, written = self._next()
-            if lines:
-                self._write("\n".join(lines))
+            texts, written = self._next()
+            if texts:
+                self._write("\n".join(texts))
             self._report()
             if written is not None:
                 written.set()
@@ -113,17 +113,18 @@ class Writer:
 
     def _next(self) -> tuple[list[str], threading.Event | None]:
         """What one write should have; waits for the first line, and ends where a flush waits."""
-        lines: list[str] = []
+        texts: list[str] = []
         size = 0
         with suppress(queue.Empty):
             while size < BATCH_BYTES:
-                one = self._queue.get(block=not lines)
+                one = self._queue.get(block=not texts)
                 if isinstance(one, threading.Event):
-                    return lines, one
-                self._taken += len(one)
-                lines += one
-                size += sum(map(len, one)) + len(one)
-        return lines, None
+                    return texts, one
+                lines, text = one
+                self._taken += lines
+                texts.append(text)
+                size += len(text) + 1
+        return texts, None
 
     def _report(self) -> None:
         """Say how many lines are missing, as soon as one can be written again."""
