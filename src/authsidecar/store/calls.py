@@ -6,6 +6,7 @@ nothing ever waits for a timer. An unclear call is never sent again: it may have
 """
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -120,17 +121,12 @@ def packed(call: bytes, parts: Sequence[Part]) -> bytes:
         call: the words before the number of keys: EVALSHA and a digest, or EVAL and a text.
         parts: in the order in which they are answered.
     """
-    keys = sum([part.keys for part in parts])
-    args = sum([part.args for part in parts])
+    _, key_counts, arg_counts, packed_keys, packed_args = zip(*parts, strict=True)
+    keys = sum(key_counts)
     number = b"%d" % keys
-    return b"".join(
-        [
-            b"*%d\r\n%b$%d\r\n%b\r\n" % (4 + keys + args, call, len(number), number),
-            *[part.packed_keys for part in parts],
-            _OWN_CLOCK,
-            *[part.packed_args for part in parts],
-        ]
-    )
+    words = 4 + keys + sum(arg_counts)
+    head = b"*%d\r\n%b$%d\r\n%b\r\n" % (words, call, len(number), number)
+    return b"".join([head, *packed_keys, _OWN_CLOCK, *packed_args])
 
 
 class ConnectionPool(Protocol):
@@ -178,6 +174,7 @@ class ChargeCalls:
         self._alone = False
         self.settled: Callable[[], None] = _nothing
         self._under_way: dict[asyncio.Task[None] | _Call, tuple[int, list[Waiting]]] = {}
+        self._worth_a_call = 1
         self._woken = False
         self._tick = -1
         self._mark: list[int] = []
@@ -210,7 +207,7 @@ class ChargeCalls:
         if self._tick != self._deadlines.tick:
             self._begin_tick()
         self._waiting.append((waiter, part))
-        if not self._woken and self._may_call():
+        if not self._woken and len(self._waiting) >= self._worth_a_call:
             if self._alone and not self._under_way:  # as before, nobody else is waited for
                 self._wake()
             else:
@@ -223,7 +220,7 @@ class ChargeCalls:
             future.cancel()
         self._waiting.clear()
         for call in [one for one in self._under_way if isinstance(one, _Call)]:
-            for waiter, _ in self._under_way.pop(call)[1]:
+            for waiter, _ in self._over(call):
                 waiter.cancel()
             call.give_up()
         await end(self._tasks(), again_s=AGAIN_S)
@@ -239,7 +236,7 @@ class ChargeCalls:
     def _wake(self) -> None:
         """Send what waits, as far as calls may be under way."""
         self._woken = False
-        while self._waiting and self._may_call():
+        while len(self._waiting) >= self._worth_a_call:
             batch = self._waiting[:BATCH]
             del self._waiting[:BATCH]
             self._alone = len(batch) == 1
@@ -248,7 +245,7 @@ class ChargeCalls:
             if self._begin(first, batch):
                 continue
             task = self._loop.create_task(self._call(batch))
-            self._under_way[task] = first, batch
+            self._begun(task, first, batch)
             task.add_done_callback(self._returned)
 
     def _begin(self, first: int, batch: list[Waiting]) -> bool:
@@ -264,7 +261,7 @@ class ChargeCalls:
                 _refuse(batch, "open")
                 return True
             call = _Call(self, connection, start)
-            self._under_way[call] = first, batch
+            self._begun(call, first, batch)
             self._deadlines.at_end(call.expire)
             connection.send(packed(self._by_digest, [part for _, part in batch]), call.answered)
             return True
@@ -282,7 +279,7 @@ class ChargeCalls:
             call: which one.
             answer: Redis's, or the error that it is, or that ended it.
         """
-        _, batch = self._under_way.pop(call)
+        batch = self._over(call)
         try:
             if isinstance(answer, exceptions.ResponseError):  # whole, so the connection is in order
                 kind = self._trips.failed("charge", call.start, answer)
@@ -300,23 +297,34 @@ class ChargeCalls:
                 self._trips.answered("charge", call.start)
                 self._direct.append(call.connection)
                 self._settle(batch, now, results)
-        except Exception:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+        except Exception as defect:  # noqa: BLE001  # whatever it is, nobody may wait for ever
             call.connection.close()
-            _refuse(batch, "other")
+            self._broken(batch, defect)
         if self._waiting and not self._woken:
             self._woken = True
             self._loop.call_soon(self._wake)
 
-    def _may_call(self) -> bool:
-        """Whether what waits now is worth a call."""
-        under_way = len(self._under_way)
-        if not under_way or under_way == IN_FLIGHT:
-            return not under_way
-        _, other = next(iter(self._under_way.values()))
-        return len(self._waiting) >= min(BESIDE, len(other))
+    def _begun(self, call: "asyncio.Task[None] | _Call", first: int, batch: list[Waiting]) -> None:
+        """A call is under way from now on."""
+        self._under_way[call] = first, batch
+        self._weigh()
+
+    def _over(self, call: "asyncio.Task[None] | _Call") -> list[Waiting]:
+        """A call is under way no more: whom it was made for."""
+        _, batch = self._under_way.pop(call)
+        self._weigh()
+        return batch
+
+    def _weigh(self) -> None:
+        """How many must wait from now on to be worth a call."""
+        others = [batch for _, batch in self._under_way.values()]
+        if len(others) == IN_FLIGHT:
+            self._worth_a_call = sys.maxsize
+        else:
+            self._worth_a_call = min(BESIDE, len(others[0])) if others else 1
 
     def _returned(self, task: "asyncio.Task[None]") -> None:
-        del self._under_way[task]
+        self._over(task)
         self._wake()
 
     def _begin_tick(self) -> None:
@@ -361,9 +369,10 @@ class ChargeCalls:
         try:
             now, *results = await self._trips.make("charge", self._evaluate(batch))
             self._settle(batch, now, results)
-        except Exception as error:  # noqa: BLE001  # whatever it is, nobody may wait for ever
-            kind = error.kind if isinstance(error, StoreError) else "other"
-            _refuse(batch, kind)
+        except StoreError as error:
+            _refuse(batch, error.kind)
+        except Exception as defect:  # noqa: BLE001  # whatever it is, nobody may wait for ever
+            self._broken(batch, defect)
         except asyncio.CancelledError:
             for future, _ in batch:
                 future.cancel()
@@ -378,6 +387,11 @@ class ChargeCalls:
                     waiter.set_result((now, numbers))
         finally:
             self.settled()
+
+    def _broken(self, batch: list[Waiting], defect: Exception) -> None:
+        """Refuse who has no answer yet, and have the defect logged."""
+        _refuse(batch, "other")
+        self._loop.call_exception_handler({"message": "a script call", "exception": defect})
 
     def _note_answer(self) -> None:
         """Redis is there in this tick."""

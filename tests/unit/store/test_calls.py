@@ -110,6 +110,19 @@ async def test_all_are_answered_before_it_is_told_that_they_are() -> None:
     await redis.close()
 
 
+async def test_a_defect_of_who_is_told_reaches_nobody_and_is_told() -> None:
+    """They have their answers already."""
+    redis = Held()
+    redis.answer.set()
+    defects: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: defects.append(what))
+    redis.settled = lambda: 1 / 0  # type: ignore[assignment, return-value]
+    answers = await asyncio.gather(*[redis.charge(PART) for _ in range(3)])
+    assert answers == [(0, [])] * 3
+    assert [type(one["exception"]) for one in defects] == [ZeroDivisionError]
+    await redis.close()
+
+
 async def test_a_queue_that_moves_is_longer_than_the_budget_for_nobody() -> None:
     """Each call is in time, the last of the queue comes after three budgets."""
     redis = Redis(lambda: BUDGET_S / 2)
