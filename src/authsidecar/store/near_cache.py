@@ -65,7 +65,8 @@ class NearCache:
         held = self._held.get(record.token)
         if held is None or held.record is not record or now > held.due_at:
             return False
-        self._held.move_to_end(record.token)
+        if len(self._held) * 2 > self._kept:  # else none will be pushed out soon
+            self._held.move_to_end(record.token)
         return True
 
     def recognises(self, credential: Credential) -> bool:

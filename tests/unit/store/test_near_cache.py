@@ -121,3 +121,18 @@ def test_only_the_very_record_is_outdated() -> None:
     assert cache.find(credential(1), 101.0) is None
     assert not cache.holds(found.record, 101.0)
     assert cache.recognises(credential(1))
+
+
+def test_use_by_a_held_judgement_keeps_a_record_too() -> None:
+    """It asks with the record, not with the secret."""
+    cache = NearCache(4, 60.0)
+    for number in range(1, 5):
+        cache.hold(record(number), 100.0)
+    first = cache.find(credential(1), 100.0)
+    assert first is not None
+    for number in range(2, 5):
+        cache.find(credential(number), 100.0)
+    assert cache.holds(first.record, 100.0)
+    cache.hold(record(5), 100.0)
+    assert cache.find(credential(2), 100.0) is None
+    assert cache.find(credential(1), 100.0) is not None
