@@ -91,7 +91,7 @@ class DecisionLine:
                 f'"outcome": "deny", "status": {deny.reason.status}, '
                 f'"code": "{deny.reason.code}", "detail": {json.dumps(deny.detail)}'
             )
-        self._middle = (
+        self._middle = _shared(
             f'", "proxy": "{self._proxy.value}", {verdict}, "method": "{self._method}", '
             f'"route": {_quoted(self._route)}, "client": "{self._client}", "request_id": '
         )
@@ -106,6 +106,12 @@ class DecisionLine:
 _START: Final = '", "level": "info", "event": "decision", "decision_id": "'
 
 _quoted = lru_cache(1024)(json.dumps)
+
+
+@lru_cache(1024)
+def _shared(text: str) -> str:
+    """The same text, as one object for all: it stays in the processor's caches."""
+    return text
 
 
 def _plain(request_id: str | None) -> str | None:

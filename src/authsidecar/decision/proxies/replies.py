@@ -136,7 +136,7 @@ def render(
 class Admission:
     """Renders admissions of one token from one address: what they share is rendered once."""
 
-    __slots__ = ("_before", "_limits", "_one", "_policies", "_scopes")
+    __slots__ = ("_before", "_told")
 
     def __init__(
         self, allow: Allow, client: Address, counters: Sequence[tuple[str, Limit]]
@@ -150,14 +150,7 @@ class Admission:
         """
         identity = _identity(allow.principal, allow.read_sensitive, client)
         self._before = f"{identity}{headers.DECISION_ID}: "
-        self._limits = [
-            f"X-RateLimit-Limit: {limit.requests}\r\nX-RateLimit-Remaining: "
-            for _, limit in counters
-        ]
-        policies = ", ".join([_policy(scope, limit) for scope, limit in counters])
-        self._policies = f"\r\nRateLimit-Policy: {policies}\r\nRateLimit: "
-        self._scopes = [f'"{scope}";r=' for scope, _ in counters]
-        self._one = f"\r\n{self._limits[0]}" if len(counters) == 1 else ""
+        self._told = _told(tuple(counters))
 
     def fields(self, decision_id: str, states: Sequence[int], now: UnixMs) -> str:
         """The header fields that `render` gives one of them, unless the token expires soon.
@@ -168,17 +161,43 @@ class Admission:
                 counters that nothing is told of.
             now: Redis's clock.
         """
-        if self._one:  # as nearly always
+        told = self._told
+        if told.one:  # as nearly always
             left, wait = str(states[0]), states[1] - now
             return (
-                f"{self._before}{decision_id}{self._one}{left}{self._policies}{self._scopes[0]}"
-                f"{left};t={-(-wait // 1000) if wait > 0 else 0}\r\n{NO_STORE}"
+                f"{self._before}{decision_id}{told.one}{left}{told.then}{left}"
+                f";t={-(-wait // 1000) if wait > 0 else 0}\r\n{NO_STORE}"
             )
-        quota = self._quota(states, now) if self._limits else ""
-        return f"{self._before}{decision_id}\r\n{quota}{NO_STORE}"
+        return f"{self._before}{decision_id}\r\n{told.of_all(states, now)}{NO_STORE}"
 
-    def _quota(self, states: Sequence[int], now: UnixMs) -> str:
-        """What is told of several counters, the tightest first."""
+
+class _Told:
+    """What is told of counters, but for what they hold.
+
+    Attributes:
+        one: of a single one, up to what is left of it; empty: there are others, or none.
+        then: what follows, up to what is left of it again.
+    """
+
+    __slots__ = ("_limits", "_policies", "_scopes", "one", "then")
+
+    def __init__(self, counters: Sequence[tuple[str, Limit]]) -> None:
+        self._limits = [
+            f"X-RateLimit-Limit: {limit.requests}\r\nX-RateLimit-Remaining: "
+            for _, limit in counters
+        ]
+        self._scopes = [f'"{scope}";r=' for scope, _ in counters]
+        policies = ", ".join([_policy(scope, limit) for scope, limit in counters])
+        self._policies = f"\r\nRateLimit-Policy: {policies}\r\nRateLimit: "
+        self.one = self.then = ""
+        if len(counters) == 1:
+            self.one = f"\r\n{self._limits[0]}"
+            self.then = f"{self._policies}{self._scopes[0]}"
+
+    def of_all(self, states: Sequence[int], now: UnixMs) -> str:
+        """The header fields of several counters, the tightest first."""
+        if not self._limits:
+            return ""
         told: list[str] = []
         tightest, least, latest = "", inf, 0
         for limit, scope, left, reset_at in zip(
@@ -188,6 +207,10 @@ class Admission:
                 tightest, least, latest = limit, left, reset_at
             told.append(f"{scope}{left};t={_seconds(reset_at - now)}")
         return f"{tightest}{least}{self._policies}{', '.join(told)}\r\n"
+
+
+# One for all with the same limits: what is used by every request stays in the processor's caches.
+_told = lru_cache(256)(_Told)
 
 
 def served(outcome: Outcome, message: str) -> Reply:
