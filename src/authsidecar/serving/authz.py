@@ -158,7 +158,8 @@ class AuthzServer:
         self._warm.use(store)
 
     def _settled(self) -> None:
-        """All are decided that share a call: a single one has its answer at once."""
+        """All have their results that share a call: a single one has its answer at once."""
+        self._warm.settle()
         if self._quick is not None:
             self._quick.send_all()
         self._warm.note()

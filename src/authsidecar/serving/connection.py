@@ -144,7 +144,10 @@ class Connections:
         """Send what is not sent yet."""
         unsent, self.unsent = self.unsent, []
         for one, data, last in unsent:
-            one.write(data, last=last)
+            if last:
+                one.write_last(data)
+            elif (transport := one.transport) is not None and not transport.is_closing():
+                transport.write(data)
 
     async def end(self, grace_s: float) -> None:
         """Close what is idle, wait for what is being answered, then close all.
@@ -300,25 +303,20 @@ class QuickConnection(BaseProtocol):
             self._unparsed += data
             self._parse_shares()
         else:
-            look = self._look(data)
-            if look is not None and look.found is not None:
-                self._recall(look.found, look)
-                return
+            look, connections = None, self._connections
+            if (  # nothing is before it, so what is remembered of it may answer it
+                connections.memo is not None
+                and self._answering is None
+                and not self._requests
+                and not self._paused
+                and self._waits is not connections.arriving
+            ):
+                look = connections.memo.look(data)
+                if look is not None and look.found is not None:
+                    self._recall(look.found, look)
+                    return
             self._parse(data, look)
         self._go_on()
-
-    def _look(self, data: bytes) -> Look | None:
-        """What is remembered of a request that nothing is before; None: it must be parsed."""
-        connections = self._connections
-        if (
-            connections.memo is None
-            or self._answering is not None
-            or self._requests
-            or self._paused
-            or self._waits is connections.arriving
-        ):
-            return None
-        return connections.memo.look(data)
 
     def _recall(self, found: Remembered, look: Look) -> None:
         """Answer a request that is remembered: nothing of it is parsed."""
@@ -452,13 +450,11 @@ class QuickConnection(BaseProtocol):
         if self._answering is None and self.transport is not None:
             self.transport.close()
 
-    def write(self, data: bytes, *, last: bool) -> None:
-        """Send now; after the last answer, the end of the connection."""
+    def write_last(self, data: bytes) -> None:
+        """Send the last answer now, and after it the end of the connection."""
         transport = self.transport
         if transport is not None and not transport.is_closing():
             transport.write(data)
-            if not last:
-                return
             if self._linger and not self._connections.draining:
                 self.transport = None
                 self._forget()
@@ -533,14 +529,13 @@ class QuickConnection(BaseProtocol):
         if self._buffer_paused:
             self._go_on()
 
-    def admitted_later(self, fields: str) -> None:
+    def admitted_later(self, fields: str, last: str) -> None:
         """What is remembered is admitted, by an answer of these header fields."""
         if self._requests or self._ending or self._connections.draining:
             self._answered(Reply(200, fields))
         else:  # as nearly always
-            data = encoded_admission(fields)
             self._answering = None
-            self._connections.unsent.append((self, data, False))
+            self._connections.unsent.append((self, encoded_admission(fields, last), False))
         if self._buffer_paused:
             self._go_on()
 

@@ -55,13 +55,19 @@ def encoded(reply: Reply, *, connection: str | None, head: bool) -> bytes:
     return text if head else text + reply.body
 
 
-def encoded_admission(fields: str) -> bytes:
+def last_of_admissions() -> str:
+    """What `encoded_admission` ends with at this moment."""
+    return f"Content-Length: 0\r\n{_last_fields()}"
+
+
+def encoded_admission(fields: str, last: str) -> bytes:
     """The same of an answer of 200 without a body, on a connection that stays.
 
     Args:
         fields: its header fields.
+        last: what `last_of_admissions` says.
     """
-    return f"{_OK}{fields}Content-Length: 0\r\n{_last_fields()}".encode("latin-1")
+    return f"{_OK}{fields}{last}".encode("latin-1")
 
 
 class DecisionIds:

@@ -8,8 +8,7 @@ from authsidecar.decision.proxies.replies import Reply
 from authsidecar.observe.metrics import Telemetry
 from authsidecar.observe.traces import Sampler, Trace
 from authsidecar.serving.memo import Look, Remembered
-from authsidecar.serving.warm_path import Asker, Underway, WarmPath
-from authsidecar.store.calls import Result
+from authsidecar.serving.warm_path import Asker, Underway, WarmPath, tell
 
 _TRIP: Final = "charge"
 
@@ -34,16 +33,9 @@ class TracedPath(WarmPath):
             decision_ids: the warm path's.
             more: the warm path's.
         """
-        super().__init__(rules, telemetry, self._name, **more)
+        super().__init__(rules, telemetry, decision_ids, **more)
         self._untraced = WarmPath(rules, telemetry, decision_ids, **more)
         self._traces = traces
-        self._ids = decision_ids
-        self._named = ""
-
-    def _name(self) -> str:
-        """The next admission's id."""
-        self._named = self._ids()
-        return self._named
 
     def use(self, store: Store) -> None:
         """As the warm path."""
@@ -64,23 +56,22 @@ class TracedPath(WarmPath):
             return self._untraced.answer(remembered, look, asker)
         return super().answer(remembered, look, _TracedAsker(asker, trace))
 
+    def settle(self) -> None:
+        """As the warm path, after one trip."""
+        for charge, _ in self.charged:
+            _trace_of(charge.asker).trip(_TRIP)
+        super().settle()
+        self._untraced.settle()
+
     def note(self) -> None:
-        """As the warm path."""
+        """As the warm path; a plain admission is told of nowhere else."""
+        for charge, decision_id, _ in self.admitted:
+            try:
+                _decided(charge, decision_id)
+            except Exception as defect:  # noqa: BLE001  # its answer is given
+                tell("an admission is not traced", defect)
         super().note()
         self._untraced.note()
-
-    def charged(self, charge: Underway, result: Result) -> Reply | None:
-        """The answer, after one trip."""
-        trace = _trace_of(charge.asker)
-        trace.trip(_TRIP)
-        self._named = ""
-        reply = super().charged(charge, result)
-        if self._named:  # else it was no plain admission, which others tell of
-            remembered, prepared = charge.remembered, charge.prepared
-            verdict, route = prepared.judged.judgement.verdict, prepared.route.template
-            proxy = remembered.endpoint.proxy
-            trace.decided(proxy, remembered.access, verdict, route, self._named)
-        return reply
 
     def unavailable(self, charge: Underway, error: StoreError) -> Reply:
         """The answer, after one trip that was in vain."""
@@ -116,14 +107,22 @@ class _TracedAsker:
     def answered_later(self, reply: Reply) -> None:
         self._asker.answered_later(reply)
 
-    def admitted_later(self, fields: str) -> None:
-        self._asker.admitted_later(fields)
+    def admitted_later(self, fields: str, last: str) -> None:
+        self._asker.admitted_later(fields, last)
 
     def failed_later(self, error: BaseException) -> None:
         self._asker.failed_later(error)
 
     def run(self, answer: Coroutine[Any, Any, Reply]) -> None:
         self._asker.run(answer)
+
+
+def _decided(charge: Underway, decision_id: str) -> None:
+    """Tell its trace of a plain admission."""
+    remembered, prepared = charge.remembered, charge.prepared
+    verdict, proxy = prepared.judged.judgement.verdict, remembered.endpoint.proxy
+    trace = _trace_of(charge.asker)
+    trace.decided(proxy, remembered.access, verdict, prepared.template, decision_id)
 
 
 def _trace_of(asker: Asker) -> Trace:

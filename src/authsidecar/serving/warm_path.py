@@ -8,6 +8,7 @@ the last time, and whatever is refused, goes the plain way (ADR 13).
 import asyncio
 import time
 from collections.abc import Callable, Coroutine
+from functools import lru_cache
 from math import inf
 from typing import Any, Protocol
 
@@ -35,9 +36,10 @@ from authsidecar.decision.usage import used
 from authsidecar.observe.metrics import NEAR_LIMIT, Line, Telemetry
 from authsidecar.observe.receipts import Decided
 from authsidecar.observe.traces import Trace
+from authsidecar.serving.encoding import last_of_admissions
 from authsidecar.serving.memo import Look, Remembered
 from authsidecar.store.calls import Result
-from authsidecar.store.charging import Charging
+from authsidecar.store.charging import ADMITS, Charging, PackedClaim
 from authsidecar.store.decisions import DecisionStore
 from authsidecar.store.last_used import LastUses
 from authsidecar.store.receipts import ReceiptWriter
@@ -56,8 +58,13 @@ class Asker(Protocol):
     def answered_later(self, reply: Reply, /) -> None:
         """The answer is there."""
 
-    def admitted_later(self, fields: str, /) -> None:
-        """It is a plain admission, with these header fields: to be sent once `settled` is told."""
+    def admitted_later(self, fields: str, last: str, /) -> None:
+        """It is a plain admission: to be sent when all are decided that share its call.
+
+        Args:
+            fields: its header fields.
+            last: what `last_of_admissions` says.
+        """
 
     def failed_later(self, error: BaseException, /) -> None:
         """It raised instead."""
@@ -103,8 +110,12 @@ class _Prepared:
     Attributes:
         instance: the instance-wide state.
         record: the token.
+        token: its id.
+        client: the address that was judged.
+        template: that of the route.
         judged: the judgement, which admits, and the claim.
         claim: that claim.
+        packed: the same, as it is sent.
         route: what matched.
         changes: whether time may change the judgement.
         repeat_tail: what follows the proxy's id in what makes a request a repeat.
@@ -113,6 +124,7 @@ class _Prepared:
         line: renders the log line; None: it gets none.
         used: what it uses.
         noted_until: until when that is noted.
+        receipts_of: the hour that has a receipt of it, as `ReceiptWriter.hour` tells it.
     """
 
     __slots__ = (
@@ -121,14 +133,19 @@ class _Prepared:
         "admission",
         "changes",
         "claim",
+        "client",
         "instance",
         "judged",
         "line",
         "noted_until",
+        "packed",
+        "receipts_of",
         "record",
         "repeat_tail",
         "route",
+        "template",
         "times",
+        "token",
         "used",
     )
 
@@ -140,6 +157,7 @@ class _Prepared:
         record: TokenRecord,
         judged: Judged,
         allow: Allow,
+        packed: PackedClaim,
         telemetry: Telemetry,
         *,
         expiry_ms: int,
@@ -148,12 +166,16 @@ class _Prepared:
         expires_at = record.expires_at
         self.instance = instance
         self.record = record
+        self.token = record.token
+        self.client = access.client
+        self.template = route.template
         self.judged = judged
         self.claim = judged.claim
+        self.packed = packed
         self.route = route
         self.changes = judged.timed or expires_at is not None
         self.repeat_tail = repeat_key(access._replace(request_id="")) or b""
-        self._enough = tuple([-(-one.limit.requests // NEAR_LIMIT) for one in shown])
+        self._enough = _enough(tuple([one.limit.requests for one in shown]))
         self._expires_from = inf if expires_at is None else expires_at - expiry_ms
         self.admission = Admission(allow, access.client, [(one.scope, one.limit) for one in shown])
         self.times = telemetry.times_of_admissions(access.proxy)
@@ -161,6 +183,7 @@ class _Prepared:
         asked = (access.method, route.template, access.path, access.target)
         self.used = used(*asked, body=access.body)
         self.noted_until = UnixMs(0)
+        self.receipts_of = -1
 
     def is_special(self, states: list[int], now: int) -> bool:
         """Whether more is told of an admission: a counter near its limit, a token that expires."""
@@ -174,6 +197,12 @@ class _Prepared:
     def outcome(self, charged: Charged) -> Outcome:
         """What is decided where this was charged."""
         return conclude(self.judged.judgement, charged, self.route, self.record)
+
+
+@lru_cache(256)
+def _enough(limits: tuple[int, ...]) -> tuple[int, ...]:
+    """Below how many that are left more is told; one object for all with the same limits."""
+    return tuple([-(-requests // NEAR_LIMIT) for requests in limits])
 
 
 class WarmPath:
@@ -203,8 +232,8 @@ class WarmPath:
             expiry_ms: how long before its expiry a token is said to expire, in milliseconds.
             plain: answers the plain way.
             finish: observes and renders what is decided here, but is no plain admission.
-            settled: told that all are decided that share a call: sends what is admitted, then
-                has `note` called.
+            settled: told that all have their results that share a call: has `settle` called, sends
+                what is admitted, then has `note` called.
         """
         self._rules = rules
         self._telemetry = telemetry
@@ -217,7 +246,8 @@ class WarmPath:
         self._settled = settled
         self._store: DecisionStore | None = None
         self._charging: Charging | None = None
-        self._admitted: list[tuple[Underway, str, Result]] = []
+        self.charged: list[tuple[Underway, Result]] = []
+        self.admitted: list[Admitted] = []
 
     def use(self, store: Store) -> None:
         """Decide by this store from now on, if it charges a claim in one call."""
@@ -244,33 +274,29 @@ class WarmPath:
         start = time.perf_counter()
         store, charging = self._store, self._charging
         request_id = look.request_id if remembered.takes_id else None
-        prepared = None if store is None else self._prepared(remembered, store)
-        if charging is None or prepared is None:
+        if store is None or charging is None:
             return self.plain(remembered, request_id, asker, start)
-        key = None if request_id is None else request_id.encode("ascii") + prepared.repeat_tail
-        charge = Underway(self, charging, remembered, prepared, asker, request_id, start)
-        self._telemetry.looked_up("hit")
-        charged = charging.begin(prepared.claim, key, charge)
-        if charged is not None:  # a refusal that stands
-            charge.finish(prepared.outcome(charged))
-        return None
-
-    def _prepared(self, remembered: Remembered, store: DecisionStore) -> _Prepared | None:
-        """What was prepared, if it still holds, or is prepared now; None: the plain way."""
         prepared: _Prepared | None = remembered.prepared
         if prepared is None or not store.holds(
             prepared.instance, prepared.record, prepared.claim.places
         ):
             prepared = remembered.prepared = self._prepare(remembered, store)
-        if prepared is not None and prepared.changes and not holds(prepared.judged, store.now()):
-            return None
-        return prepared
+        if prepared is None or (prepared.changes and not holds(prepared.judged, store.now())):
+            return self.plain(remembered, request_id, asker, start)
+        key = None if request_id is None else request_id.encode("ascii") + prepared.repeat_tail
+        charge = Underway(self, charging, remembered, prepared, asker, request_id, start)
+        self._telemetry.looked_up("hit")
+        charged = charging.begin(prepared.packed, key, charge)
+        if charged is not None:  # a refusal that stands
+            charge.finish(prepared.outcome(charged))
+        return None
 
     def _prepare(self, remembered: Remembered, store: DecisionStore) -> _Prepared | None:
-        access = remembered.access
+        """What is the same for this as long as the state is; None: it goes the plain way."""
+        access, charging = remembered.access, self._charging
         assert isinstance(access.credential, Credential)  # noqa: S101  # others are not remembered
         instance, record = store.current(), store.held(access.credential)
-        if instance is None or record is None:
+        if charging is None or instance is None or record is None:
             return None
         route = find_route(self._rules.policy, access)
         if isinstance(route, Judgement):
@@ -284,66 +310,103 @@ class WarmPath:
             return None
         if record.rotated_until is not None:  # its answers say so, which no memo does
             return None
-        allow, expiry_ms = judged.judgement.verdict, self._expiry_ms
+        packed = charging.packed(judged.claim)
         return _Prepared(
-            *(access, route, instance, record, judged, allow, self._telemetry), expiry_ms=expiry_ms
+            *(access, route, instance, record, judged, judged.judgement.verdict, packed),
+            self._telemetry,
+            expiry_ms=self._expiry_ms,
         )
 
-    def charged(self, charge: "Underway", result: Result) -> Reply | None:
-        """The answer to what was charged; None: the asker has it, or will have it."""
-        prepared = charge.prepared
-        if charge.charging.admitted(prepared.claim, result):
-            now, numbers = result
-            states = numbers[2:]
-            if not prepared.is_special(states, now):
+    def settle(self) -> None:
+        """Answer all that share a call, which has just ended."""
+        charged, self.charged = self.charged, []
+        if not charged:
+            return
+        first, (now, _) = charged[0]  # and all the others are of the same call
+        charging, last = first.charging, last_of_admissions()
+        refused = charging.heard(now)
+        for charge, result in charged:
+            try:
+                prepared, numbers = charge.prepared, result[1]
+                states = numbers[2:]
+                if numbers[0] not in ADMITS or prepared.is_special(states, now):
+                    self._settle_by_read(charge, result)
+                    continue
+                if refused:
+                    charging.forget_refusals(prepared.claim.counters)
                 decision_id = self._decision_ids()
-                charge.asker.admitted_later(prepared.admission.fields(decision_id, states, now))
-                self._admitted.append((charge, decision_id, result))
-                return None
-        charged = charge.charging.read(prepared.claim, result)
+                fields = prepared.admission.fields(decision_id, states, now)
+                charge.asker.admitted_later(fields, last)
+                self.admitted.append((charge, decision_id, result))
+            except Exception as error:  # noqa: BLE001  # whatever it is, the peer waits
+                charge.fail(error)
+
+    def _settle_by_read(self, charge: "Underway", result: Result) -> None:
+        """Answer what is no plain admission."""
+        charged = charge.charging.read(charge.prepared.claim, result)
         if isinstance(charged, Stale):
             charge.asker.run(
                 self.plain(charge.remembered, charge.request_id, charge.asker, charge.start)
             )
-            return None
-        return self.finished(charge, prepared.outcome(charged))
+        else:
+            charge.asker.answered_later(self.finished(charge, charge.prepared.outcome(charged)))
 
     def note(self) -> None:
         """Count and log what was admitted since the last time, and note what it has used."""
-        admitted, self._admitted = self._admitted, []
+        admitted, self.admitted = self.admitted, []
         end = time.perf_counter()
-        uses, receipts = self._uses, self._receipts
+        uses = self._uses
         lines: list[Line] = []
-        for charge, decision_id, result in admitted:
+        for charge, decision_id, (now, _) in admitted:
             try:
-                prepared, now = charge.prepared, result[0]
-                token, template = prepared.record.token, prepared.route.template
+                prepared = charge.prepared
                 seconds = end - charge.start
                 prepared.times.add(seconds)
                 if prepared.line is not None:
                     lines.append((prepared.line, decision_id, charge.request_id, seconds))
                 if uses is not None:
-                    uses.used(token, now, charge.remembered.access.client, template)
+                    uses.used(prepared.token, now, prepared.client, prepared.template)
                     if now >= prepared.noted_until:
-                        prepared.noted_until = uses.note(token, now, prepared.used)
-                if receipts is not None and (weight := receipts.weight(token, template)):
-                    self._keep_receipt(charge, result, decision_id, weight)
+                        prepared.noted_until = uses.note(prepared.token, now, prepared.used)
             except Exception as defect:  # noqa: BLE001  # its answer is given
-                _tell("an admission is not noted", defect)
-        if not lines:
-            return
-        try:
-            self._telemetry.write(lines)
-        except Exception as defect:  # noqa: BLE001  # as above
-            _tell("admissions have no line", defect)
+                tell("an admission is not noted", defect)
+        if lines:
+            try:
+                self._telemetry.write(lines)
+            except Exception as defect:  # noqa: BLE001  # as above
+                tell("admissions have no line", defect)
+        if self._receipts is not None:
+            self._keep_receipts(self._receipts, admitted)
+
+    def _keep_receipts(self, receipts: ReceiptWriter, admitted: "list[Admitted]") -> None:
+        """Keep the receipts of those admissions whose turn it is."""
+        hour = receipts.hour
+        for charge, decision_id, result in admitted:
+            prepared = charge.prepared
+            if prepared.receipts_of == hour:
+                weight = receipts.weight_of_share()
+            else:
+                prepared.receipts_of = hour
+                weight = receipts.weight(prepared.token, prepared.template)
+            if not weight:
+                continue
+            try:
+                self._keep_receipt(receipts, charge, decision_id, result, weight)
+            except Exception as defect:  # noqa: BLE001  # as above
+                tell("an admission has no receipt", defect)
 
     def _keep_receipt(
-        self, charge: "Underway", result: Result, decision_id: str, weight: float
+        self,
+        receipts: ReceiptWriter,
+        charge: "Underway",
+        decision_id: str,
+        result: Result,
+        weight: float,
     ) -> None:
         """Keep the receipt of this admission."""
-        prepared, receipts = charge.prepared, self._receipts
+        prepared = charge.prepared
         charged = charge.charging.read(prepared.claim, result)
-        assert receipts is not None and isinstance(charged, Charged)  # noqa: S101, PT018
+        assert isinstance(charged, Charged)  # noqa: S101  # it is an admission
         access = charge.remembered.asked(charge.request_id)
         outcome = prepared.outcome(charged)
         receipts.keep(
@@ -368,6 +431,10 @@ class WarmPath:
     ) -> Coroutine[Any, Any, Reply]:
         """The plain way, for a request that nothing is prepared for, or whose state has changed."""
         return self._plain(remembered.endpoint, remembered.asked(request_id), asker.peer, start)
+
+
+Admitted = tuple["Underway", str, Result]
+"""What was admitted by its charge, the decision's id, and what Redis has said of it."""
 
 
 class Underway:
@@ -411,26 +478,20 @@ class Underway:
         """Nothing: whatever goes wrong is told to who asks."""
 
     def set_result(self, result: Result) -> None:
-        """Redis has answered."""
+        """Redis has answered; the path goes on once all have their results that share the call."""
         self._done = True
-        try:
-            reply = self._path.charged(self, result)
-        except Exception as error:  # noqa: BLE001  # whatever it is, the peer waits
-            self._fail(error)
-        else:
-            if reply is not None:
-                self.asker.answered_later(reply)
+        self._path.charged.append((self, result))
 
     def set_exception(self, error: Exception) -> None:
         """It has not."""
         self._done = True
         if not isinstance(error, StoreError):
-            self._fail(error)
+            self.fail(error)
             return
         try:
             reply = self._path.unavailable(self, error)
         except Exception as defect:  # noqa: BLE001  # whatever it is, the peer waits
-            self._fail(defect)
+            self.fail(defect)
         else:
             self.asker.answered_later(reply)
 
@@ -438,21 +499,22 @@ class Underway:
         """Nobody asks it any more."""
         if not self._done:
             self._done = True
-            self._fail(asyncio.CancelledError())
+            self.fail(asyncio.CancelledError())
 
     def finish(self, outcome: Outcome) -> None:
         """What is known without asking."""
         self._done = True
         self.asker.answered_later(self._path.finished(self, outcome))
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Whatever it is, who asks is told."""
         try:
             self.asker.failed_later(error)
         except Exception as defect:  # noqa: BLE001  # others share its call and must be answered
-            _tell("no answer", defect)
+            tell("no answer", defect)
 
 
-def _tell(what: str, defect: Exception) -> None:
+def tell(what: str, defect: Exception) -> None:
     """Have a defect logged that nobody can be answered with."""
     loop = asyncio.get_running_loop()
     loop.call_exception_handler({"message": what, "exception": defect})

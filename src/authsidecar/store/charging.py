@@ -25,9 +25,16 @@ PACKED: Final = 8192
 _HASH: Final = " field"
 """Stands in the place of a nonce where a field of a hash is to be proven."""
 
+Pieces = tuple[bytes, bytes, Part]
+"""A claim with a repeat key: the KEYS before that one's digest, those after it, and its whole."""
+
 _STATUS_STALE: Final = 0
+_STATUS_ADMITTED: Final = 1
 _STATUS_REFUSED: Final = 2
 _STATUS_REPEATED: Final = 3
+
+ADMITS: Final = frozenset({_STATUS_ADMITTED, _STATUS_REPEATED})
+"""What the first number of a result is that admits its claim; `Charging.read` reads any other."""
 
 
 class Charging:
@@ -51,6 +58,7 @@ class Charging:
                 bit 1 the second, and so on.
         """
         self._calls = calls
+        self._enqueue = None if isinstance(calls, ClusterCalls) else calls.enqueue
         self._keys = keys
         self._clock = clock
         self._outdated = outdated
@@ -70,36 +78,39 @@ class Charging:
         if isinstance(self._calls, ChargeCalls):
             self._calls.settled = settled
 
-    def begin(self, claim: Claim, repeat_key: bytes | None, waiter: Waiter) -> Charged | None:
+    def packed(self, claim: Claim) -> "PackedClaim":
+        """An authenticated request's claim, to be begun as often as it is asked."""
+        return PackedClaim(claim, self._packed(claim, None, charging=True))
+
+    def begin(
+        self, packed: "PackedClaim", repeat_key: bytes | None, waiter: Waiter
+    ) -> Charged | None:
         """Charge a claim of an authenticated request without waiting; not on a cluster.
 
         Args:
-            claim: what is to be charged.
+            packed: what is to be charged.
             repeat_key: identifies a client request that the proxy may ask about again.
             waiter: gets the result, to be given to `read`; a StoreError if there is none.
 
         Returns:
             The answer, if it is known without asking; then the waiter gets nothing.
         """
+        claim, part = packed.claim, packed.part
         if repeat_key is None or not claim.counters:  # nothing is counted: nothing is a repeat
             if self._refusals.seen and (quota := self._standing(claim)) is not None:
                 return Charged(False, (quota,), self._clock.now())
-            part = self._remembered(claim)
         else:
-            part = self.part(claim, repeat_key, peek=False)
-        assert isinstance(self._calls, ChargeCalls)  # noqa: S101  # not on a cluster
-        self._calls.enqueue(waiter, part)
+            if packed.pieces is None:
+                packed.pieces = self._pieces(claim)
+            part = _marked(packed.pieces, repeat_key)
+        assert self._enqueue is not None  # noqa: S101  # not on a cluster
+        self._enqueue(waiter, part)
         return None
 
-    def admitted(self, claim: Claim, result: Result) -> bool:
-        """Whether a result admits its claim; if not, `read` says what it is instead."""
-        now, numbers = result
-        if numbers[0] == _STATUS_STALE or numbers[0] == _STATUS_REFUSED:
-            return False
+    def heard(self, now: UnixMs) -> bool:
+        """Redis has just said that it is this time; whether any refusal is remembered."""
         self._clock.set(now)
-        if self._refusals.seen:
-            self._forget_refusals(claim.counters)
-        return True
+        return bool(self._refusals.seen)
 
     def read(self, claim: Claim, result: Result) -> Charged | Stale:
         """What a result says of its claim."""
@@ -156,7 +167,7 @@ class Charging:
         self._clock.set(now)
         if status == _STATUS_STALE:
             self._outdated(claim, stale)
-            self._forget_refusals(counters)  # it is judged again, and must ask again
+            self.forget_refusals(counters)  # it is judged again, and must ask again
             return None
         quotas = tuple(
             [
@@ -169,10 +180,11 @@ class Charging:
                 if quota.remaining == 0:
                     self._refusals.note(counter, quota, now)
         else:
-            self._forget_refusals(counters)
+            self.forget_refusals(counters)
         return status, quotas, now
 
-    def _forget_refusals(self, counters: tuple[Charge, ...]) -> None:
+    def forget_refusals(self, counters: tuple[Charge, ...]) -> None:
+        """Redis has just admitted these, whatever it said of them before."""
         if self._refusals.seen:
             for counter in counters:
                 self._refusals.clear(counter)
@@ -196,15 +208,13 @@ class Charging:
             return self._packed(claim, repeat_key, charging=True)
         if repeat_key is None:
             return self._remembered(claim)
-        before, after, (key, keys, args, _, packed_args) = self._repeatable(claim)
-        packed_keys = before + repeat_digest(repeat_key).encode("ascii") + after
-        return Part(key, keys, args, packed_keys, packed_args)
+        return _marked(self._repeatable(claim), repeat_key)
 
     def _plain(self, claim: Claim) -> Part:
         return self._packed(claim, None, charging=True)
 
-    def _pieces(self, claim: Claim) -> tuple[bytes, bytes, Part]:
-        """A token's claim with a repeat key: the KEYS before its digest, those after it, all."""
+    def _pieces(self, claim: Claim) -> Pieces:
+        """A token's claim with any repeat key."""
         assert claim.record is not None  # noqa: S101  # it is a token's
         some = b""
         whole = self._packed(claim, some, charging=True)
@@ -242,6 +252,34 @@ class Charging:
             keys.append(names.counter(counter))
             form += [counter.limit.requests, counter.limit.window_ms]
         return Part.of(keys, [json.dumps(form, separators=(",", ":")), *proofs])
+
+
+class PackedClaim:
+    """A claim of an authenticated request as it is sent again and again.
+
+    Attributes:
+        claim: what is charged.
+        part: its part of a script call where nothing tells a repeat.
+        pieces: what that is made of where something does; None: it was not needed yet.
+    """
+
+    __slots__ = ("claim", "part", "pieces")
+
+    def __init__(self, claim: Claim, part: Part) -> None:
+        self.claim = claim
+        self.part = part
+        self.pieces: Pieces | None = None
+
+
+_made: Final = tuple.__new__
+
+
+def _marked(pieces: Pieces, repeat_key: bytes) -> Part:
+    """A token's claim with a repeat key, as it is sent."""
+    before, after, (key, keys, args, _, packed_args) = pieces
+    packed_keys = before + repeat_digest(repeat_key).encode("ascii") + after
+    # A named tuple's own constructor takes three times as long.
+    return _made(Part, (key, keys, args, packed_keys, packed_args))
 
 
 def _by_slot(claim: Claim) -> tuple[Claim, ...]:

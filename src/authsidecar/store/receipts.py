@@ -81,7 +81,11 @@ class ReceiptOptions:
 
 
 class ReceiptWriter:
-    """What one process has still to write of what it decided."""
+    """What one process has still to write of what it decided.
+
+    Attributes:
+        hour: changes when there is a first of the hour again.
+    """
 
     def __init__(
         self,
@@ -106,7 +110,7 @@ class ReceiptWriter:
         self.made_under = made_under
         self._queue: deque[Decided] = deque()
         self._firsts: set[tuple[TokenId, str | None]] = set()
-        self._hour = 0
+        self.hour = 0
         self._weight = 1 / options.share if options.share else 0.0
         self._skip = self._skipped()
         self._second = 0.0
@@ -165,6 +169,10 @@ class ReceiptWriter:
             if first not in self._firsts and len(self._firsts) < FIRSTS:
                 self._firsts.add(first)
                 return 1
+        return self.weight_of_share()
+
+    def weight_of_share(self) -> float:
+        """The same of one that is not its token's first of the hour on its route."""
         if self._skip:
             self._skip -= 1
             return 0
@@ -272,8 +280,8 @@ class ReceiptWriter:
         while True:
             await asyncio.sleep(EVERY_S)
             hour = int(time.time() // HOUR_S)
-            if hour != self._hour:
-                self._hour = hour
+            if hour != self.hour:
+                self.hour = hour
                 self._firsts.clear()
             await self.write()
             if time.monotonic() >= self._trim_at:
