@@ -110,6 +110,8 @@ class Charging:
     def heard(self, now: UnixMs) -> bool:
         """Redis has just said that it is this time; whether any refusal is remembered."""
         self._clock.set(now)
+        if self._refusals.seen:
+            self._refusals.forget_old(now)
         return bool(self._refusals.seen)
 
     def read(self, claim: Claim, result: Result) -> Charged | Stale:
@@ -185,13 +187,13 @@ class Charging:
 
     def forget_refusals(self, counters: tuple[Charge, ...]) -> None:
         """Redis has just admitted these, whatever it said of them before."""
-        if self._refusals.seen:
+        if self._refusals.seen and self._refusals.touches(counters):
             for counter in counters:
                 self._refusals.clear(counter)
 
     def _standing(self, claim: Claim) -> Quota | None:
         """A refusal of one of its counters that stands without asking Redis."""
-        if not self._refusals.seen:
+        if not self._refusals.seen or not self._refusals.touches(claim.counters):
             return None
         now = self._clock.now()
         for counter in claim.counters:

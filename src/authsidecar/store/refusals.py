@@ -7,6 +7,7 @@ and within RECHECK_MS by whoever is.
 """
 
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Final
 
 from authsidecar.decision.model import Quota
@@ -18,6 +19,9 @@ FLOOD: Final = 3
 
 RECHECK_MS: Final = 250
 """How long a refusal may be repeated without asking, in milliseconds."""
+
+FORGET_MS: Final = 10_000
+"""After how long a refusal is forgotten that nobody has met again, in milliseconds."""
 
 KEYS: Final = 10_000
 """How many counters are remembered at the most; the longest unseen goes first."""
@@ -53,6 +57,18 @@ class Refusals:
         if len(self.seen) > self._keys:
             self.seen.popitem(last=False)
 
+    def touches(self, counters: Collection[Charge]) -> bool:
+        """Whether any of these was refused lately."""
+        return not self.seen.keys().isdisjoint(counters)
+
+    def forget_old(self, now: UnixMs) -> None:
+        """Forget what nobody has met again: as long as any is remembered, all requests look."""
+        while self.seen:
+            counter, (_, since, _) = next(iter(self.seen.items()))
+            if 0 <= now - since < FORGET_MS:
+                break
+            del self.seen[counter]
+
     def clear(self, counter: Charge) -> None:
         """Redis has admitted this counter just now."""
         self.seen.pop(counter, None)
@@ -71,5 +87,6 @@ class Refusals:
             return None
         if now >= since + RECHECK_MS:
             self.seen[counter] = (FLOOD, now, quota)
+            self.seen.move_to_end(counter)
             return None
         return quota

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from authsidecar.decision.model import Limit, Quota
 from authsidecar.decision.ratelimit.charges import Charge
-from authsidecar.store.refusals import FLOOD, RECHECK_MS, Refusals
+from authsidecar.store.refusals import FLOOD, FORGET_MS, RECHECK_MS, Refusals
 from authsidecar.times import UnixMs
 
 FAR = 1_000_000
@@ -60,6 +60,28 @@ def test_a_flood_that_was_asked_about_stands_from_then() -> None:
         refusals.note(KEY, full(), UnixMs(asked))
         assert refusals.standing(KEY, UnixMs(asked + RECHECK_MS - 1)) == full()
         assert refusals.standing(KEY, UnixMs(asked + RECHECK_MS)) is None
+
+
+def test_what_nobody_meets_again_is_forgotten() -> None:
+    """Else one refusal has all requests look for theirs, until a restart."""
+    refusals = flooded(full())
+    refusals.note(counter("8"), full(), UnixMs(100))
+    assert refusals.touches((counter("9"), KEY))
+    assert not refusals.touches((counter("9"),))
+    refusals.forget_old(UnixMs(FORGET_MS - 1))
+    assert len(refusals.seen) == 2
+    assert refusals.standing(KEY, UnixMs(FORGET_MS - 1)) is None, "one asks, it is met again"
+    refusals.forget_old(UnixMs(FORGET_MS + 100))
+    assert list(refusals.seen) == [KEY]
+    refusals.forget_old(UnixMs(2 * FORGET_MS))
+    assert not refusals.seen
+
+
+def test_a_clock_that_was_set_back_keeps_no_refusal() -> None:
+    """Its time would never be over."""
+    refusals = flooded(full(), at=1000)
+    refusals.forget_old(UnixMs(999))
+    assert not refusals.seen
 
 
 def test_an_admission_of_a_counter_that_nobody_refused_is_nothing() -> None:
