@@ -223,11 +223,12 @@ def contestants(servers: Servers, source: Path | None) -> dict[str, Contestant]:
     allowed = requests.allowed()
     default = servers.sidecar("default")
     quiet = servers.sidecar("quiet", LOG__DECISIONS="none")
-    asked = {
-        "empty": (servers.other("empty"), allowed, 200),
+    asked = {"empty": (servers.other("empty"), allowed, 200)}
+    if missing() is None:
+        asked["nginx-lua"] = (servers.other("nginx-lua"), allowed, 200)
+    asked |= {  # what ratios are taken of is asked one soon after the other
         "allow": (default, allowed, 200),
         "allow-quiet": (quiet, allowed, 200),
-        "never-seen": (default, requests.never_seen(), 200),
         "restricted": (default, requests.restricted(), 200),
         "counted": (default, requests.restricted(requests.COUNTED), 200),
         "limited": (servers.sidecar("limited", **EVERY_LIMIT), allowed, 200),
@@ -242,13 +243,12 @@ def contestants(servers: Servers, source: Path | None) -> dict[str, Contestant]:
         "bad-token": (default, requests.strangers(), 429),
         "naive": (servers.other("naive"), allowed, 200),
         "limits": (servers.other("limits"), allowed, 200),
+        "never-seen": (default, requests.never_seen(), 200),
     }
     if source is not None:
         before = servers.sidecar("before", source)
-        asked["before"] = (before, allowed, 200)
         asked["before-never-seen"] = (before, requests.never_seen(), 200)
-    if missing() is None:
-        asked["nginx-lua"] = (servers.other("nginx-lua"), allowed, 200)
+        asked["before"] = (before, allowed, 200)
     found = {name: Contestant.of(*row) for name, row in asked.items()}
     for one in found.values():
         one.warm_up()
@@ -458,8 +458,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="about 40 seconds, for CI")
     parser.add_argument("--growth", action="store_true", help="tokens, allowlist, routes as well")
-    parser.add_argument("--rounds", type=int, help="at 32 connections; 5, or 2 if quick")
-    parser.add_argument("--seconds", type=float, help="of a round; 2, or 1 if quick")
+    parser.add_argument("--rounds", type=int, help="at 32 connections; 9, or 2 if quick")
+    parser.add_argument("--seconds", type=float, help="of a round; 1")
     parser.add_argument("--most-tokens", type=int, default=1_000_000, help="of --growth")
     parser.add_argument("--json", type=Path, help="where the result is written")
     parser.add_argument("--before", metavar="COMMIT", help="an earlier commit takes part, too")
@@ -471,11 +471,11 @@ def main() -> None:
         "console's live view open and closed",
     )
     arguments = parser.parse_args()
-    number = arguments.rounds or (2 if arguments.quick else 5)
-    seconds = arguments.seconds or (1 if arguments.quick else 2)
-    others = (1, min(seconds, 1)) if arguments.quick else (min(number, 3), seconds)
+    number = arguments.rounds or (2 if arguments.quick else 9)
+    seconds = arguments.seconds or 1
+    others = (1, seconds) if arguments.quick else (min(number, 5), seconds)
     cores.leave(2 if arguments.only == "workers" else 1)
-    plan = {1: others, MAIN: (number, seconds), 256: others, 1000: (others[0], seconds + 1)}
+    plan = {1: others, MAIN: (number, seconds), 256: others, 1000: (others[0], seconds + 2)}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         directory = Path(name)
         source = before.source(arguments.before, directory) if arguments.before else None
