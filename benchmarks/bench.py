@@ -223,6 +223,7 @@ def contestants(servers: Servers, source: Path | None) -> dict[str, Contestant]:
     allowed = requests.allowed()
     default = servers.sidecar("default")
     quiet = servers.sidecar("quiet", LOG__DECISIONS="none")
+    mixed = servers.sidecar("mixed")  # else the two before would not be asked alike
     asked = {"empty": (servers.other("empty"), allowed, 200)}
     if missing() is None:
         asked["nginx-lua"] = (servers.other("nginx-lua"), allowed, 200)
@@ -230,7 +231,6 @@ def contestants(servers: Servers, source: Path | None) -> dict[str, Contestant]:
         "allow": (default, allowed, 200),
         "allow-quiet": (quiet, allowed, 200),
         "restricted": (default, requests.restricted(), 200),
-        "counted": (default, requests.restricted(requests.COUNTED), 200),
         "limited": (servers.sidecar("limited", **EVERY_LIMIT), allowed, 200),
         "isolated": (
             servers.sidecar("isolated", SYNC__TEAM_ISOLATION="true"),
@@ -240,10 +240,11 @@ def contestants(servers: Servers, source: Path | None) -> dict[str, Contestant]:
         "aiohttp": (servers.sidecar("aiohttp", LISTEN__SERVER="aiohttp"), allowed, 200),
         "flood": (default, requests.flood(), 429),
         "flood-quiet": (quiet, requests.flood(), 429),
-        "bad-token": (default, requests.strangers(), 429),
+        "counted": (mixed, requests.restricted(requests.COUNTED), 200),
+        "bad-token": (mixed, requests.strangers(), 429),
         "naive": (servers.other("naive"), allowed, 200),
         "limits": (servers.other("limits"), allowed, 200),
-        "never-seen": (default, requests.never_seen(), 200),
+        "never-seen": (mixed, requests.never_seen(), 200),
     }
     if source is not None:
         before = servers.sidecar("before", source)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -69,17 +69,14 @@ class DecisionLine:
             "ms": round(seconds * 1000, 3),
         }
 
-    def text(self, time: str, decision_id: str, request_id: str | None, seconds: float) -> str:
-        """The same as JSON, with the time that it is written at."""
+    def own(self, decision_id: str, request_id: str | None, seconds: float) -> str:
+        """The same as a part of a JSON object, from within the id's quotes on: for `texts`."""
         if not self._middle:
             self._render()
         known = None if request_id is None else _plain(request_id)
         quoted = "null" if known is None else f'"{known}"'
         # Formatted, not rounded first: that costs as much as the rest of the line.
-        return (
-            f'{{"time": "{time}{_START}{decision_id}{self._middle}{quoted}{self._end}'
-            f"{seconds * 1000:.3f}}}"
-        )
+        return f"{decision_id}{self._middle}{quoted}{self._end}{seconds * 1000:.3f}"
 
     def _render(self) -> None:
         """Render what is shared, as json.dumps does `fields`."""
@@ -101,6 +98,18 @@ class DecisionLine:
         else:
             team = "null" if record.team is None else record.team
             self._end = f', "user": {record.user}, "team": {team}, "token": {record.token}, "ms": '
+
+
+def texts(time: str, own: Sequence[str]) -> str:
+    """Lines of decisions as JSON objects, with line ends between them.
+
+    Args:
+        time: when they are written.
+        own: what each has of its own, by `DecisionLine.own`; at least one.
+    """
+    start = f'{{"time": "{time}{_START}'
+    between = f"}}\n{start}"
+    return f"{start}{between.join(own)}}}"
 
 
 _START: Final = '", "level": "info", "event": "decision", "decision_id": "'

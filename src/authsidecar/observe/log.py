@@ -85,29 +85,28 @@ class Log:
         if writer is None:
             self._write_here(self._rendered(level, event, fields))
         elif writer.room(urgent=level in _URGENT):  # a line without room is not rendered either
-            writer.put([self._rendered(level, event, fields)])
+            writer.put(self._rendered(level, event, fields))
 
     def room(self, lines: int) -> int:
         """How many of so many lines would be kept; the others count as dropped and need no text."""
         return lines if self._writer is None else self._writer.room(lines, urgent=False)
 
-    def put(self, lines: list[str]) -> None:
-        """Have lines written that there is room for, whatever the threshold."""
-        if self._writer is not None:
-            self._writer.put(lines)
-            return
-        for line in lines:
-            self._write_here(line)
+    def put(self, text: str, lines: int) -> None:
+        """Have so many lines written that there is room for, whatever the threshold."""
+        if self._writer is None:
+            self._write_here(text)
+        else:
+            self._writer.put(text, lines)
 
     def flush(self) -> None:
         """Wait until all is written, for a second at most: for the end of a process."""
         if self._writer is not None:
             self._writer.flush()
 
-    def _write_here(self, line: str) -> None:
+    def _write_here(self, text: str) -> None:
         if self._stream is not None:
             with suppress(OSError, ValueError):  # closed, or full: nobody's reader, and no error
-                self._stream.write(f"{line}\n")
+                self._stream.write(f"{text}\n")
                 self._stream.flush()
 
     def _of_dropped(self, count: int) -> str:

@@ -75,13 +75,13 @@ class Writer:
                 self.dropped += lines - kept
         return kept
 
-    def put(self, lines: list[str]) -> None:
-        """Have lines written; never waits."""
+    def put(self, text: str, lines: int = 1) -> None:
+        """Have a line written, or so many with line ends between them; never waits."""
         if self._thread is None:
             self._start()
         with self._lock:  # the thread that writes never holds it
-            self._put += len(lines)
-        self._queue.put((len(lines), "\n".join(lines)))
+            self._put += lines
+        self._queue.put((lines, text))
 
     def flush(self, patience_s: float = STOP_S) -> None:
         """Wait until what was put is written, for so many seconds; once in vain is enough."""

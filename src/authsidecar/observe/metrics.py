@@ -33,7 +33,7 @@ from authsidecar.decision.model import (
 )
 from authsidecar.decision.proxies.forward_auth import UNTRUSTED_PEER
 from authsidecar.observe.batch_histogram import BatchHistogram
-from authsidecar.observe.decision_line import DecisionLine, decided
+from authsidecar.observe.decision_line import DecisionLine, decided, texts
 from authsidecar.observe.log import Log
 from authsidecar.observe.log_pace import LogPace
 from authsidecar.observe.process import Process
@@ -520,8 +520,8 @@ class Telemetry:
             for line, decision_id, request_id, seconds in lines:
                 self._line(line.fields(decision_id, request_id, seconds))
         elif kept := lines[: log.room(len(lines))]:
-            now = log.now()
-            log.put([line.text(now, one, request, seconds) for line, one, request, seconds in kept])
+            own = [line.own(one, request, seconds) for line, one, request, seconds in kept]
+            log.put(texts(log.now(), own), len(own))
 
     def _line(self, fields: Mapping[str, object]) -> None:
         self._log.line("info", "decision", fields)

@@ -56,7 +56,7 @@ def offered(writer: Writer, count: int, *, urgent: bool = False) -> int:
     taken = 0
     for number in range(count):
         if writer.room(urgent=urgent):
-            writer.put([f"{'urgent' if urgent else 'line'} {number} {LONG}"])
+            writer.put(f"{'urgent' if urgent else 'line'} {number} {LONG}")
             taken += 1
     return taken
 
@@ -65,7 +65,7 @@ def test_what_is_put_is_written_in_order(pipe: Pipe) -> None:
     """Many lines go out in few writes, whole, and flush waits for them."""
     writer = Writer(pipe.write_end, told)
     for number in range(300):
-        writer.put([f"line {number}"])
+        writer.put(f"line {number}")
     writer.flush()
     assert pipe.read() == "".join(f"line {number}\n" for number in range(300))
     assert writer.dropped == 0
@@ -86,7 +86,7 @@ def test_lines_that_come_together_have_the_room_that_is_left(pipe: Pipe) -> None
     assert writer.dropped == 7
     for first in range(0, 300, 3):
         assert writer.room(3, urgent=False) == 3
-        writer.put([f"line {number}" for number in range(first, first + 3)])
+        writer.put("\n".join([f"line {number}" for number in range(first, first + 3)]), 3)
     writer.flush()
     lines = pipe.read().splitlines()
     assert [line for line in lines if line != told(7)] == [f"line {n}" for n in range(300)]
@@ -102,7 +102,7 @@ def test_many_lines_in_one_piece_take_their_room(
     monkeypatch.setattr(writer, "_start", lambda: None)  # nobody takes anything
     for _ in range(WAITING_LINES // 100):
         assert writer.room(100, urgent=False) == 100
-        writer.put([LONG] * 100)
+        writer.put("\n".join([LONG] * 100), 100)
     assert writer.room(3, urgent=False) == 0
     assert writer.dropped == 3
     assert writer.room(URGENT_LINES + 1, urgent=True) == URGENT_LINES
@@ -157,7 +157,7 @@ def test_a_write_that_fails_is_tried_again(
 
     monkeypatch.setattr(log_writer, "os", SimpleNamespace(write=write))
     writer = Writer(pipe.write_end, told)
-    writer.put(["a line that is longer than ten"])
+    writer.put("a line that is longer than ten")
     writer.flush(30)
     assert pipe.read() == "a line that is longer than ten\n"
     assert tries == 6
@@ -166,17 +166,17 @@ def test_a_write_that_fails_is_tried_again(
 def test_a_child_writes_its_own_lines_alone(pipe: Pipe) -> None:
     """After a fork: a new thread, and nothing of the parent's twice."""
     writer = Writer(pipe.write_end, told)
-    writer.put(["before"])
+    writer.put("before")
     writer.flush()
     child = os.fork()
     if child == 0:
         signal.alarm(20)
-        writer.put(["from the child"])
+        writer.put("from the child")
         writer.flush()
         os._exit(writer.dropped)
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == 0
-    writer.put(["after"])
+    writer.put("after")
     writer.flush()
     assert pipe.read().splitlines() == ["before", "from the child", "after"]
 
@@ -211,7 +211,7 @@ def test_a_closed_standard_error_is_nobodys_reader(monkeypatch: pytest.MonkeyPat
 def test_an_idle_writer_costs_nothing(pipe: Pipe) -> None:
     """It sleeps until a line comes."""
     writer = Writer(pipe.write_end, told)
-    writer.put(["line"])
+    writer.put("line")
     writer.flush()
     before = time.process_time()
     time.sleep(0.5)
