@@ -80,7 +80,7 @@ def canonicalise(target: bytes) -> str | Deny:
 def _canonicalise(target: bytes) -> str | Deny:
     raw, _, query = target.partition(b"?")
     path = _path(raw)
-    if isinstance(path, Deny):
+    if isinstance(path, Deny) or not query:
         return path
     if not _QUERY.fullmatch(query):
         return Deny(AMBIGUOUS_TARGET, "a refused byte in the query")
