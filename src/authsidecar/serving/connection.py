@@ -534,8 +534,9 @@ class QuickConnection(BaseProtocol):
         if self._requests or self._ending or self._connections.draining:
             self._answered(Reply(200, fields))
         else:  # as nearly always
+            data = encoded_admission(fields, last)
             self._answering = None
-            self._connections.unsent.append((self, encoded_admission(fields, last), False))
+            self._connections.unsent.append((self, data, False))
         if self._buffer_paused:
             self._go_on()
 
