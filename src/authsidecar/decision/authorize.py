@@ -218,9 +218,11 @@ def holds(judged: "Judged", now: UnixMs) -> bool:
     record = judged.case.record
     if record.expires_at is not None and now > record.expires_at:
         return False
-    return not judged.timed or all(
-        refusal_now(restriction, now) is None for restriction in record.restrictions.values()
-    )
+    if judged.timed:
+        for restriction in record.restrictions.values():
+            if refusal_now(restriction, now) is not None:
+                return False
+    return True
 
 
 async def authorize(

@@ -38,7 +38,11 @@ ADMITS: Final = frozenset({_STATUS_ADMITTED, _STATUS_REPEATED})
 
 
 class Charging:
-    """Charges claims, and repeats refusals that need no asking."""
+    """Charges claims, and repeats refusals that need no asking.
+
+    Attributes:
+        packed: gives an authenticated request's claim to be begun as often as it is asked.
+    """
 
     def __init__(
         self,
@@ -65,8 +69,7 @@ class Charging:
         self._clustered = isinstance(calls, ClusterCalls)
         self._refusals = Refusals()
         # A claim is the same object as long as nothing that it was made of has changed.
-        self._remembered = lru_cache(PACKED)(self._plain)
-        self._repeatable = lru_cache(PACKED)(self._pieces)
+        self.packed = lru_cache(PACKED)(self._packed_claim)
         self._slots = lru_cache(PACKED)(_by_slot)
 
     def now(self) -> UnixMs:
@@ -77,10 +80,6 @@ class Charging:
         """Call this once all have their answers who share a call; not on a cluster."""
         if isinstance(self._calls, ChargeCalls):
             self._calls.settled = settled
-
-    def packed(self, claim: Claim) -> "PackedClaim":
-        """An authenticated request's claim, to be begun as often as it is asked."""
-        return PackedClaim(claim, self._packed(claim, None, charging=True))
 
     def begin(
         self, packed: "PackedClaim", repeat_key: bytes | None, waiter: Waiter
@@ -100,9 +99,7 @@ class Charging:
             if self._refusals.seen and (quota := self._standing(claim)) is not None:
                 return Charged(False, (quota,), self._clock.now())
         else:
-            if packed.pieces is None:
-                packed.pieces = self._pieces(claim)
-            part = _marked(packed.pieces, repeat_key)
+            part = self._marked(packed, repeat_key)
         assert self._enqueue is not None  # noqa: S101  # not on a cluster
         self._enqueue(waiter, part)
         return None
@@ -208,12 +205,20 @@ class Charging:
         # The claims of refused strangers come once each, and would push out all others.
         if claim.record is None:
             return self._packed(claim, repeat_key, charging=True)
-        if repeat_key is None:
-            return self._remembered(claim)
-        return _marked(self._repeatable(claim), repeat_key)
+        packed = self.packed(claim)
+        return packed.part if repeat_key is None else self._marked(packed, repeat_key)
 
-    def _plain(self, claim: Claim) -> Part:
-        return self._packed(claim, None, charging=True)
+    def _packed_claim(self, claim: Claim) -> "PackedClaim":
+        return PackedClaim(claim, self._packed(claim, None, charging=True))
+
+    def _marked(self, packed: "PackedClaim", repeat_key: bytes) -> Part:
+        """A token's claim with a repeat key, as it is sent."""
+        if packed.pieces is None:
+            packed.pieces = self._pieces(packed.claim)
+        before, after, (key, keys, args, _, packed_args) = packed.pieces
+        packed_keys = before + repeat_digest(repeat_key).encode("ascii") + after
+        # A named tuple's own constructor takes three times as long.
+        return _made(Part, (key, keys, args, packed_keys, packed_args))
 
     def _pieces(self, claim: Claim) -> Pieces:
         """A token's claim with any repeat key."""
@@ -274,14 +279,6 @@ class PackedClaim:
 
 
 _made: Final = tuple.__new__
-
-
-def _marked(pieces: Pieces, repeat_key: bytes) -> Part:
-    """A token's claim with a repeat key, as it is sent."""
-    before, after, (key, keys, args, _, packed_args) = pieces
-    packed_keys = before + repeat_digest(repeat_key).encode("ascii") + after
-    # A named tuple's own constructor takes three times as long.
-    return _made(Part, (key, keys, args, packed_keys, packed_args))
 
 
 def _by_slot(claim: Claim) -> tuple[Claim, ...]:
