@@ -59,7 +59,10 @@ class TracedPath(WarmPath):
     def settle(self) -> None:
         """As the warm path, after one trip."""
         for charge, _ in self.charged:
-            _trace_of(charge.asker).trip(_TRIP)
+            try:
+                _trace_of(charge.asker).trip(_TRIP)
+            except Exception as defect:  # noqa: BLE001  # its answer does not depend on that
+                tell("a trip is not traced", defect)
         super().settle()
         self._untraced.settle()
 

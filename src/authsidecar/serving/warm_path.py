@@ -323,8 +323,13 @@ class WarmPath:
         if not charged:
             return
         first, (now, _) = charged[0]  # and all the others are of the same call
-        charging, last = first.charging, last_of_admissions()
-        refused = charging.heard(now)
+        charging = first.charging
+        try:
+            refused, last = charging.heard(now), last_of_admissions()
+        except Exception as error:  # noqa: BLE001  # whatever it is, the peers wait
+            for charge, _ in charged:
+                charge.fail(error)
+            return
         for charge, result in charged:
             try:
                 prepared, numbers = charge.prepared, result[1]

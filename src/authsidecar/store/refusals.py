@@ -62,10 +62,13 @@ class Refusals:
         return not self.seen.keys().isdisjoint(counters)
 
     def forget_old(self, now: UnixMs) -> None:
-        """Forget what nobody has met again: as long as any is remembered, all requests look."""
+        """Forget what nobody has met again: as long as any is remembered, all requests look.
+
+        What was met may be a little later than this: Redis has said its time before it was read.
+        """
         while self.seen:
             counter, (_, since, _) = next(iter(self.seen.items()))
-            if 0 <= now - since < FORGET_MS:
+            if abs(now - since) < FORGET_MS:
                 break
             del self.seen[counter]
 

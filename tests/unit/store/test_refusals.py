@@ -79,8 +79,10 @@ def test_what_nobody_meets_again_is_forgotten() -> None:
 
 def test_a_clock_that_was_set_back_keeps_no_refusal() -> None:
     """Its time would never be over."""
-    refusals = flooded(full(), at=1000)
-    refusals.forget_old(UnixMs(999))
+    refusals = flooded(full(), at=FORGET_MS)
+    refusals.forget_old(UnixMs(FORGET_MS - 1))
+    assert refusals.seen, "this is only what Redis said a moment ago"
+    refusals.forget_old(UnixMs(0))
     assert not refusals.seen
 
 
