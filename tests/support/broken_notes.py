@@ -1,6 +1,7 @@
-"""`python -m tests.support.broken_notes serve`: a sidecar with two defects.
+"""`python -m tests.support.broken_notes serve`: a sidecar with three defects.
 
-Of the admissions that it answers from its memo the first can't be noted, and the next gets no line.
+Of the requests that its memo knows the first can't be answered, the second can't be noted, and the
+next gets no line.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ from typing import Any
 from authsidecar.cli import main
 from authsidecar.observe.metrics import Line, Telemetry
 from authsidecar.observe.tallies import Times
-from authsidecar.serving import warm_path
+from authsidecar.serving import encoding, warm_path
 
 PREPARED = warm_path._Prepared.__init__
 WRITE = Telemetry.write
 ADMISSIONS = count()
 LINES = count()
+SETTLED = count()
 PLAIN = 2
 """So many are answered the plain way before the memo knows them."""
 
@@ -45,7 +47,14 @@ def prepare(prepared: Any, *arguments: Any, **options: Any) -> None:
     prepared.times = Broken(prepared.times)
 
 
+def last_of_admissions() -> str:
+    if next(SETTLED) == 0:
+        raise ZeroDivisionError("Bearer 1|a-secret")
+    return encoding.last_of_admissions()
+
+
 if __name__ == "__main__":
+    warm_path.last_of_admissions = last_of_admissions  # type: ignore[attr-defined]
     Telemetry.write = write  # type: ignore[method-assign]
     warm_path._Prepared.__init__ = prepare  # type: ignore[method-assign]
     main()
